@@ -1,0 +1,43 @@
+# Everything runs in .venv, which is made here; needs git, make and Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart smoke test lint format clean
+
+quickstart: .venv/.installed
+	$(BIN)/prl run --config experiments/quickstart.py --workdir runs/quickstart
+
+smoke: .venv/.installed
+	$(BIN)/prl run --config experiments/quickstart.py:smoke --workdir runs/smoke
+
+test: .venv/.installed-dev
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 -m "not slow_multi"
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find prl_jax tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "prl_jax needs Python 3.11 or newer, and there is no '$(PYTHON)' on PATH. Name one: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "prl_jax needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Making .venv with $$($(PYTHON) --version 2>&1)"
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "Could not make .venv; on Debian and Ubuntu install the package python3-venv." >&2; exit 1; }
+
+# The stamps make a second run skip pip; they are older than pyproject.toml when dependencies have changed.
+.venv/.installed: pyproject.toml setup.py | $(BIN)/python
+	@echo "Installing prl_jax and what it needs into .venv (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml setup.py | $(BIN)/python
+	@echo "Installing prl_jax with its test tools into .venv (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ .venv/.installed

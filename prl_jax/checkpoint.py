@@ -1,0 +1,124 @@
+"""Orbax checkpoints of flat, named arrays: they outlive any module framework.
+
+A checkpoint has three items: `model` (the trained parameters, alone, for whoever only uses the model), `train`
+(everything else that the next step depends on) and `data` (the state of the data iterator, JSON).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from prl_jax.errors import UserError
+
+Tree = TypeVar("Tree")
+
+
+def flatten(tree: Any) -> dict[str, jax.Array]:
+    """Leaves of a pytree by their dotted path, `blocks.attention.q`."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def unflatten(like: Tree, arrays: dict[str, jax.Array]) -> Tree:
+    """The inverse of `flatten` for a tree with the structure of `like`."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    return jax.tree.unflatten(structure, [arrays[_name(path)] for path, _ in paths])
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    # An NNX variable adds ".value" to the path of its array; the name of a parameter should not tell.
+    names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+    return ".".join(name for name in names if name != "value") or "value"
+
+
+class Checkpoints:
+    """The checkpoints of one stage.
+
+    A save is atomic: it is written beside and renamed, so that a process killed at any moment leaves the previous
+    checkpoint whole.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 1, read_only: bool = False):
+        self.directory = directory
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=False,
+        )
+        if read_only and not directory.is_dir():
+            raise UserError(f"{directory}: no such checkpoint directory; train the stage first")
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """Step of the newest whole checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, *, model: Any, train: Any, data: dict[str, Any]) -> None:
+        """Writes a checkpoint unless `step` is there. A disk that takes no more is a `UserError`."""
+        if step == self.latest():
+            return
+        args = ocp.args.Composite(
+            model=ocp.args.StandardSave(flatten(model)),
+            train=ocp.args.StandardSave(flatten(train)),
+            data=ocp.args.JsonSave(data),
+        )
+        try:
+            self._manager.save(step, args=args)
+        except Exception as error:  # Orbax and TensorStore raise OSError, ValueError and their own kinds alike.
+            raise UserError(
+                f"{self.directory}: cannot save step {step} ({_first_line(error)}); the checkpoint before it is kept; "
+                "free some disk space and run the same command again"
+            ) from error
+
+    def restore(self, *, model: Tree, train: Any) -> tuple[Tree, Any, dict[str, Any]]:
+        """The newest checkpoint, onto the shapes and shardings of the given trees (arrays or abstract)."""
+        with self._readable() as step:
+            args = ocp.args.Composite(
+                model=ocp.args.StandardRestore(_abstract(model)),
+                train=ocp.args.StandardRestore(_abstract(train)),
+                data=ocp.args.JsonRestore(),
+            )
+            out = self._manager.restore(step, args=args)
+        return unflatten(model, out.model), unflatten(train, out.train), dict(out.data)
+
+    def restore_model(self, like: Tree) -> Tree:
+        """Only the parameters of the newest checkpoint."""
+        with self._readable() as step:
+            args = ocp.args.Composite(model=ocp.args.StandardRestore(_abstract(like)))
+            out = self._manager.restore(step, args=args)
+        return unflatten(like, out.model)
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[int]:
+        step = self.latest()
+        if step is None:
+            raise UserError(f"{self.directory}: holds no checkpoint; train the stage first")
+        try:
+            yield step
+        except Exception as error:
+            raise UserError(
+                f"{self.directory}/{step}: the checkpoint cannot be read ({_first_line(error)}); delete this folder to "
+                "continue from the one before it, or train the stage anew"
+            ) from error
+
+
+def _abstract(tree: Any) -> dict[str, Any]:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), flatten(tree))
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:200] + " ..."

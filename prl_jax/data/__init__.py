@@ -1,0 +1,1 @@
+"""Preference records, their sources and the batches made of them."""

@@ -1,0 +1,78 @@
+"""JSON Lines files, plain or gzipped. Imports no jax."""
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prl_jax.errors import UserError
+
+
+def read_jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Rows of a `.jsonl` or `.jsonl.gz` file, each with the place it came from ("file.jsonl:12"). Blank lines are
+    skipped.
+
+    Raises:
+      UserError: for a missing or unreadable file, a `.gz` that is not gzip, or a line that is no JSON object.
+    """
+    path = Path(path)
+    rows = []
+    for number, line in enumerate(_read(path).split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        rows.append((where, _parse(line, where)))
+    return rows
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows, gzipped if `path` ends in `.gz`; the file appears whole or not at all.
+
+    Raises:
+      UserError: when the file cannot be written (no such folder, full disk).
+    """
+    path = Path(path)
+    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "surrogatepass")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        if path.suffix == ".gz":
+            data = gzip.compress(data, mtime=0)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a whole gzip file ({error}): drop the .gz ending or fetch it again") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror or error}") from error
+    return data
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text (byte {error.start + 1} of the line)") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: malformed JSON: {error.msg} (column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise UserError(f"{where}: malformed JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return row

@@ -1,0 +1,127 @@
+"""From records to numpy rows of one static length.
+
+Each encoder gives one row (no batch axis) of a type in `prl_jax.types` and tells whether something was cut off;
+`stack_rows` makes the batch. Masks and segments come from lengths, never from comparing tokens with the pad token.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from prl_jax.data.records import PreferenceRecord, SFTRecord
+from prl_jax.errors import UserError
+from prl_jax.text.chat import Prompt, encode_prompt, truncate_left
+from prl_jax.text.judging import ON_LONG, JudgeRow, JudgeTemplate, encode_judge_row
+from prl_jax.text.padding import pad_rows
+from prl_jax.text.tokenizer import Tokenizer
+from prl_jax.types import PreferenceBatch, SFTBatch, TokenRows
+
+
+def token_row(
+    ids: Sequence[int], length: int, *, pad_id: int, positions: Sequence[int] | None = None, side: str = "right"
+) -> TokenRows:
+    """One padded row: `[length]` int32 arrays; `side` ("right" or "left") is where the padding goes.
+
+    Raises:
+      ValueError: when the ids do not fit.
+    """
+    rows = pad_rows([ids], length, pad_id=pad_id, positions=None if positions is None else [positions], side=side)
+    return TokenRows(*(array[0] for array in rows))
+
+
+def encode_sft(tokenizer: Tokenizer, record: SFTRecord, *, max_prompt: int, max_response: int) -> tuple[SFTBatch, bool]:
+    """A demonstration as one row of `max_prompt + max_response` tokens, and whether anything was cut.
+
+    A long prompt loses its left end; a long response its right end, end-of-response token included, so that nothing
+    teaches the model to stop there. The mask marks targets that are response tokens, that token included.
+    """
+    prompt, cut = truncate_left(encode_prompt(tokenizer, record.prompt), max_prompt)
+    response = [*tokenizer.encode(record.response), tokenizer.eos_id]
+    truncated = cut or len(response) > max_response
+    response = response[:max_response]
+    length = max_prompt + max_response
+    ids = prompt + response
+    rows = token_row(ids, length, pad_id=tokenizer.pad_id)
+    targets = np.full((length,), tokenizer.pad_id, np.int32)
+    targets[: len(ids) - 1] = ids[1:]
+    at = np.arange(length)
+    mask = (at >= len(prompt) - 1) & (at < len(ids) - 1)
+    return SFTBatch(rows, targets, mask), truncated
+
+
+def encode_scalar_pair(
+    tokenizer: Tokenizer, record: PreferenceRecord, *, max_prompt: int, max_response: int
+) -> tuple[PreferenceBatch, bool]:
+    """A pair for a scalar reward model: one row a response, right-padded to `max_prompt + max_response`, and whether
+    anything was cut.
+
+    The last valid token of each row is the end-of-response token, of a cut response too: the score is read there.
+    """
+    prompt, truncated = truncate_left(encode_prompt(tokenizer, record.prompt), max_prompt)
+    rows = []
+    for text in (record.chosen, record.rejected):
+        content = tokenizer.encode(text)
+        truncated = truncated or len(content) > max_response - 1
+        ids = [*prompt, *content[: max_response - 1], tokenizer.eos_id]
+        rows.append(token_row(ids, max_prompt + max_response, pad_id=tokenizer.pad_id))
+    return _pair(rows[0], rows[1], record), truncated
+
+
+def encode_generative_pair(
+    tokenizer: Tokenizer, template: JudgeTemplate, record: PreferenceRecord, *, max_length: int
+) -> tuple[PreferenceBatch, bool]:
+    """A pair for a generative judge: `first` in the order (chosen, rejected), `second` in the order (rejected, chosen),
+    right-padded to `max_length`, and whether anything was cut."""
+
+    def order(one: str, two: str) -> JudgeRow:
+        return encode_judge_row(tokenizer, template, record.prompt, one, two, max_length=max_length)
+
+    judged = (order(record.chosen, record.rejected), order(record.rejected, record.chosen))
+    rows = [token_row(row.ids, max_length, pad_id=tokenizer.pad_id, positions=row.positions) for row in judged]
+    return _pair(rows[0], rows[1], record), any(row.truncated for row in judged)
+
+
+def encode_prompts(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], *, max_prompt: int, on_long: str = "truncate"
+) -> tuple[Int32[np.ndarray, "N P"], Bool[np.ndarray, "N P"], int]:
+    """Prompts for generation: left-padded tokens, their mask, and how many were cut (on the left).
+
+    Raises:
+      UserError: for a prompt longer than `max_prompt` tokens, with `on_long="error"`.
+    """
+    if on_long not in ON_LONG:
+        raise ValueError(f"on_long={on_long!r}, expected one of {ON_LONG}")
+    tokens = np.full((len(prompts), max_prompt), tokenizer.pad_id, np.int32)
+    mask = np.zeros((len(prompts), max_prompt), bool)
+    n_truncated = 0
+    for i, prompt in enumerate(prompts):
+        whole = encode_prompt(tokenizer, prompt)
+        ids, cut = truncate_left(whole, max_prompt)
+        if cut and on_long == "error":
+            raise UserError(
+                f"prompt {i + 1} of {len(prompts)} is {len(whole)} tokens long, but the context holds {max_prompt}: "
+                "shorten it or use a model with a longer context"
+            )
+        n_truncated += cut
+        start = max_prompt - len(ids)
+        tokens[i, start:] = ids
+        mask[i, start:] = True
+    return tokens, mask, n_truncated
+
+
+def stack_rows(rows: Sequence[Any]) -> Any:
+    """Rows of one structure (any pytree of arrays) as one batch with a leading axis.
+
+    Raises:
+      ValueError: for no rows at all, or rows of different structures or shapes.
+    """
+    if not rows:
+        raise ValueError("no rows to stack")
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+
+def _pair(first: TokenRows, second: TokenRows, record: PreferenceRecord) -> PreferenceBatch:
+    return PreferenceBatch(first, second, np.asarray(record.label, np.float32), np.asarray(1.0, np.float32))

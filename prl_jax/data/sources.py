@@ -1,0 +1,157 @@
+"""Where records come from: JSONL files, TFDS builders, the built-in gold tasks. Imports no jax."""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prl_jax.data.jsonl import read_jsonl
+from prl_jax.data.records import PreferenceRecord, Record, parse_preference, parse_prompt, parse_sft
+from prl_jax.errors import UserError
+
+KINDS = ("gold", "jsonl", "tfds")
+_PARSERS: Mapping[str, Callable[[Mapping[str, Any], str], Record]] = {
+    "preference": parse_preference,
+    "sft": parse_sft,
+    "prompt": parse_prompt,
+}
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """One data set.
+
+    Attributes:
+      kind: "gold" (built-in tasks), "jsonl" or "tfds".
+      path: of the JSONL file, or the name (or directory) of a TFDS data set. `$NAME` stands for an environment
+        variable, `{split}` for the split.
+      split: "train", "validation" or "test"; a JSONL file has just one, which `{split}` may name.
+      builder_args: keywords of the builder of gold tasks or of the TFDS builder.
+      limit: at most so many records, the first ones; 0 means all.
+    """
+
+    kind: str
+    path: str = ""
+    split: str = "train"
+    builder_args: Mapping[str, Any] = field(default_factory=dict)
+    limit: int = 0
+
+
+def load_records(spec: SourceSpec, what: str, *, data_dir: Path) -> Sequence[Record]:
+    """The records of a source.
+
+    Args:
+      spec: the source.
+      what: "preference", "sft" or "prompt".
+      data_dir: where TFDS data sets are prepared.
+
+    Raises:
+      UserError: for an unknown kind, a missing or malformed file, an unset variable, or a data set without records.
+    """
+    if what not in _PARSERS:
+        raise ValueError(f"what={what!r}, expected one of {', '.join(_PARSERS)}")
+    if spec.kind not in KINDS:
+        raise UserError(f'unknown data source kind "{spec.kind}": expected one of {", ".join(KINDS)}')
+    if spec.limit < 0:
+        raise UserError(f"data source limit {spec.limit}: expected 0 (all) or a positive number")
+    if spec.kind == "gold":
+        records = _gold(spec, what, data_dir)
+    elif not spec.path:
+        raise UserError(f'data source of kind "{spec.kind}" has no path')
+    elif spec.kind == "jsonl":
+        records = _jsonl(spec, what)
+    else:
+        records = _tfds(spec, what, data_dir)
+    if not len(records):
+        raise UserError(f"{spec.path or spec.kind}: the data set is empty (expected at least one {what} record)")
+    return records
+
+
+def drop_identical(records: Sequence[PreferenceRecord]) -> tuple[list[PreferenceRecord], int]:
+    """The pairs whose responses differ, and how many were dropped because theirs do not."""
+    kept = [record for record in records if record.chosen != record.rejected]
+    return kept, len(records) - len(kept)
+
+
+def expand_path(path: str) -> str:
+    """`path` with `$NAME` and `${NAME}` replaced from the environment, and `~`.
+
+    Raises:
+      UserError: for a variable that is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        found = os.environ.get(name, "")
+        if not found:
+            raise UserError(f"{path}: environment variable {name} is not set (expected the folder that holds the data)")
+        return found
+
+    return os.path.expanduser(re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, path))
+
+
+def _jsonl(spec: SourceSpec, what: str) -> Sequence[Record]:
+    rows = read_jsonl(Path(expand_path(spec.path.replace("{split}", spec.split))))
+    parse = _PARSERS[what]
+    return [parse(row, where) for where, row in (rows[: spec.limit] if spec.limit else rows)]
+
+
+def _gold(spec: SourceSpec, what: str, data_dir: Path) -> Sequence[Record]:
+    from prl_jax.data.gold import gold_records
+
+    records = gold_records(what, spec.split, data_dir=data_dir, **spec.builder_args)
+    return records[: spec.limit] if spec.limit else records
+
+
+def _tfds(spec: SourceSpec, what: str, data_dir: Path) -> Sequence[Record]:
+    """Rows of a prepared TFDS data set, read through `as_data_source` (array_record, no TensorFlow)."""
+    import tensorflow_datasets as tfds
+
+    path = expand_path(spec.path)
+    try:
+        if Path(path).is_dir():
+            builder = tfds.builder_from_directory(path)
+        else:
+            builder = tfds.builder(path, data_dir=str(data_dir), **spec.builder_args)
+        splits = list(builder.info.splits or {})
+    except Exception as error:  # unknown names, versions and configs raise many kinds
+        raise UserError(f"{path}: cannot open the TFDS data set: {_first_line(error)}") from error
+    if not splits:
+        raise UserError(f"{path}: the TFDS data set is not prepared in {data_dir}: run its download_and_prepare first")
+    name = spec.split.split("[")[0]
+    if name not in splits:
+        raise UserError(f'{path}: no split "{name}" (expected one of {", ".join(splits)})')
+    try:
+        source = builder.as_data_source(split=spec.split)
+    except Exception as error:
+        raise UserError(f"{path}: cannot read split {spec.split}: {_first_line(error)}") from error
+    size = min(len(source), spec.limit) if spec.limit else len(source)
+    parse = _PARSERS[what]
+    return [parse(_plain(source[i]), f"{path}/{spec.split}:{i + 1}") for i in range(size)]
+
+
+def _plain(value: Any) -> Any:
+    """What TFDS hands out, as plain Python: bytes become text, arrays lists, a dict of role and content
+    columns a list of turns."""
+    if isinstance(value, Mapping):
+        plain = {key: _plain(item) for key, item in value.items()}
+        if set(plain) == {"role", "content"} and isinstance(plain["role"], list):
+            return [{"role": r, "content": c} for r, c in zip(plain["role"], plain["content"], strict=True)]
+        return plain
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).split("\n")), "")[:200] or type(error).__name__

@@ -1,0 +1,24 @@
+"""Measures judges and policies from their numbers; trains nothing."""
+
+from prl_jax.evaluation.judging import (
+    expected_calibration_error,
+    judge_metrics,
+    longer_first,
+    order_consistency,
+    position_bias,
+    reliability_bins,
+    symmetric_probability,
+)
+from prl_jax.evaluation.win_rate import bootstrap_interval, win_rate_summary
+
+__all__ = [
+    "bootstrap_interval",
+    "expected_calibration_error",
+    "judge_metrics",
+    "longer_first",
+    "order_consistency",
+    "position_bias",
+    "reliability_bins",
+    "symmetric_probability",
+    "win_rate_summary",
+]

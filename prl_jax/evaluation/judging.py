@@ -1,0 +1,171 @@
+"""How good a judge is on labelled pairs: accuracy, calibration, position bias. NumPy, float64.
+
+Everywhere `p_12` is P(slot 1 wins) with response 1 in slot 1, and `p_21` is P(slot 1 wins) with the two exchanged, so
+that an unbiased judge has `p_21 = 1 - p_12`. The judge's answer is the symmetric probability `(p_12 + 1 - p_21) / 2`
+that response 1 is better. A label is the probability that response 1 is better: 1, 0, 0.5 for a tie.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+from jaxtyping import Bool, Float, Num
+
+BINS = 10
+_TINY = 1e-12  # the log loss takes no probability for smaller than this
+
+
+class ReliabilityBin(TypedDict):
+    """Predictions whose confidence lies in `[low, high)` (the last bin includes 1).
+
+    `confidence` and `frequency` are the bin's mean predicted and mean observed probability of the predicted side, both
+    None in an empty bin; `count` is the number of pairs.
+    """
+
+    low: float
+    high: float
+    confidence: float | None
+    frequency: float | None
+    count: int
+
+
+def symmetric_probability(p_12: Float[np.ndarray, "N"], p_21: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    """P(response 1 is better) `[N]` float64, averaged over both orders: `(p_12 + 1 - p_21) / 2`."""
+    return (p_12.astype(np.float64) + 1.0 - p_21.astype(np.float64)) / 2.0
+
+
+def judge_metrics(
+    p_12: Float[np.ndarray, "N"],
+    p_21: Float[np.ndarray, "N"],
+    label: Num[np.ndarray, "N"],
+    *,
+    soft: Num[np.ndarray, "N"] | None = None,
+    tie: Bool[np.ndarray, "N"] | None = None,
+    longer: Num[np.ndarray, "N"] | None = None,
+) -> dict[str, float | int | None]:
+    """All metrics of a judge on `N` pairs.
+
+    Args:
+      p_12: `[N]` P(slot 1 wins), response 1 in slot 1.
+      p_21: `[N]` P(slot 1 wins), response 2 in slot 1.
+      label: `[N]` 1 where response 1 is better, 0 where response 2 is, 0.5 for a tie.
+      soft: `[N]` P(response 1 is better) where annotators or the exact task give more than a verdict; NaN where they
+        do not. There, and without `soft`, the label stands in.
+      tie: `[N]` pairs without a better response; default: where the label is 0.5.
+      longer: `[N]` 1 where response 1 is the longer one, 0 where response 2 is, 0.5 if neither (`longer_first`).
+
+    Returns:
+      n: number of pairs.
+      accuracy: share of pairs, ties left out, whose better response gets more than 0.5; exactly 0.5 counts 0.5.
+      longer_wins: the accuracy, ties left out, of always picking the longer response; None without `longer`.
+      ece: expected calibration error over 10 equal bins of `max(p, 1 - p)` on [0.5, 1], against the (soft) label
+        probability of the predicted side; all pairs.
+      brier: mean of `(p - soft)^2`; all pairs.
+      log_loss: mean cross-entropy in nats of `p` against the soft label; all pairs.
+      order_consistency: share of pairs where both orders name the same winner (see `order_consistency`).
+      ties: number of ties.
+      A metric with nothing to count (no pairs, or only ties) is None.
+    """
+    p = symmetric_probability(p_12, p_21)
+    label = label.astype(np.float64)
+    tie = label == 0.5 if tie is None else tie
+    target = _soft_target(label, soft, tie)
+    decided = ~tie
+    cross_entropy = -(target * np.log(np.maximum(p, _TINY)) + (1.0 - target) * np.log(np.maximum(1.0 - p, _TINY)))
+    return {
+        "n": len(p),
+        "accuracy": _mean(_agreement(p, label)[decided]),
+        "longer_wins": None if longer is None else _mean(_agreement(longer.astype(np.float64), label)[decided]),
+        "ece": expected_calibration_error(p, target) if len(p) else None,
+        "brier": _mean((p - target) ** 2),
+        "log_loss": _mean(cross_entropy),
+        "order_consistency": order_consistency(p_12, p_21) if len(p) else None,
+        "ties": int(tie.sum()),
+    }
+
+
+def reliability_bins(
+    p: Float[np.ndarray, "N"], target: Num[np.ndarray, "N"], *, bins: int = BINS
+) -> list[ReliabilityBin]:
+    """Predicted against observed probability of the predicted side, in equal bins of confidence on [0.5, 1].
+
+    Args:
+      p: `[N]` P(response 1 is better).
+      target: `[N]` soft label, the probability that response 1 is better.
+      bins: number of bins.
+
+    A pair with `p` of exactly 0.5 predicts neither side: its observed probability is 0.5, as its accuracy is.
+    """
+    p, target = p.astype(np.float64), target.astype(np.float64)
+    confidence = np.maximum(p, 1.0 - p)
+    observed = np.select([p > 0.5, p < 0.5], [target, 1.0 - target], 0.5)
+    edges = np.linspace(0.5, 1.0, bins + 1)
+    index = np.digitize(confidence, edges[1:-1])
+    rows: list[ReliabilityBin] = []
+    for b in range(bins):
+        inside = index == b
+        rows.append(
+            {
+                "low": float(edges[b]),
+                "high": float(edges[b + 1]),
+                "confidence": _mean(confidence[inside]),
+                "frequency": _mean(observed[inside]),
+                "count": int(inside.sum()),
+            }
+        )
+    return rows
+
+
+def expected_calibration_error(p: Float[np.ndarray, "N"], target: Num[np.ndarray, "N"], *, bins: int = BINS) -> float:
+    """Mean over pairs of `|confidence - frequency|` of the pair's bin (see `reliability_bins`)."""
+    rows = reliability_bins(p, target, bins=bins)
+    gaps = [
+        row["count"] * abs(row["confidence"] - row["frequency"])
+        for row in rows
+        if row["confidence"] is not None and row["frequency"] is not None
+    ]
+    return sum(gaps) / len(p)
+
+
+def order_consistency(p_12: Float[np.ndarray, "N"], p_21: Float[np.ndarray, "N"]) -> float:
+    """Share of pairs where both orders name the same winner.
+
+    The order (1, 2) names response 1 where `p_12 > 0.5`, response 2 where `p_12 < 0.5`; the order (2, 1) names
+    response 1 where `p_21 < 0.5`, response 2 where `p_21 > 0.5`. Exactly 0.5 names neither, and is consistent only with
+    an exact 0.5 in the other order. A scalar judge has 1 by construction; a judge that always prefers the same slot 0.
+    """
+    return float(np.mean(np.sign(p_12.astype(np.float64) - 0.5) == np.sign(0.5 - p_21.astype(np.float64))))
+
+
+def position_bias(p_12: Float[np.ndarray, "N"], p_21: Float[np.ndarray, "N"]) -> float:
+    """`mean(p_12 + p_21 - 1)`: 0 without bias, positive where slot 1 is favoured, negative where slot 2 is."""
+    return float(np.mean(p_12.astype(np.float64) + p_21.astype(np.float64) - 1.0))
+
+
+def longer_first(first: str, second: str) -> float:
+    """1 if the first response is the longer one, 0 if the second is, 0.5 if neither.
+
+    Longer means more words (split at whitespace); between equal numbers of words, more characters.
+    """
+    a, b = (len(first.split()), len(first)), (len(second.split()), len(second))
+    return 0.5 if a == b else float(a > b)
+
+
+def _soft_target(
+    label: Float[np.ndarray, "N"], soft: Num[np.ndarray, "N"] | None, tie: Bool[np.ndarray, "N"]
+) -> Float[np.ndarray, "N"]:
+    target = np.where(tie, 0.5, label)
+    if soft is None:
+        return target
+    soft = soft.astype(np.float64)
+    return np.where(np.isnan(soft), target, soft)
+
+
+def _agreement(p: Float[np.ndarray, "N"], label: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    """1 where `p` and the label lie on the same side of 0.5, 0 where on opposite sides, 0.5 where either is 0.5."""
+    return 0.5 + 0.5 * np.sign(p - 0.5) * np.sign(label - 0.5)
+
+
+def _mean(values: Float[np.ndarray, "N"]) -> float | None:
+    return float(np.mean(values)) if len(values) else None

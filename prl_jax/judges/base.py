@@ -1,0 +1,78 @@
+"""The protocol that every judge follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from prl_jax.text.chat import Prompt
+from prl_jax.types import TokenRows
+
+
+class Judged(NamedTuple):
+    """Judgements of `N` pairs, as logits of "slot 1 wins", float32.
+
+    Attributes:
+      z_12: `[N]`, response 1 in slot 1.
+      z_21: `[N]`, the two exchanged.
+    """
+
+    z_12: Float[np.ndarray, "N"]
+    z_21: Float[np.ndarray, "N"]
+
+    @property
+    def p_12(self) -> Float[np.ndarray, "N"]:
+        """`[N]` P(slot 1 wins) with response 1 in slot 1."""
+        return _sigmoid(self.z_12)
+
+    @property
+    def p_21(self) -> Float[np.ndarray, "N"]:
+        """`[N]` P(slot 1 wins) with response 2 in slot 1."""
+        return _sigmoid(self.z_21)
+
+    @property
+    def p_first(self) -> Float[np.ndarray, "N"]:
+        """`[N]` P(response 1 is better), averaged over both orders: `(p_12 + 1 - p_21) / 2`."""
+        return (self.p_12 + 1.0 - self.p_21) / 2.0
+
+
+class Judge(Protocol):
+    """`(prompt, response 1, response 2) -> P(response 1 is better)`, for both orders of `N` pairs at once."""
+
+    def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged: ...
+
+
+def judge_pairs(judge: Judge, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
+    """Asks a judge, but for pairs with identical responses, which are even by definition (probability 0.5)."""
+    different = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
+    z_12, z_21 = np.zeros(len(prompts), np.float32), np.zeros(len(prompts), np.float32)
+    if different:
+        judged = judge(*([column[i] for i in different] for column in (prompts, first, second)))
+        z_12[different], z_21[different] = judged
+    return Judged(z_12, z_21)
+
+
+def in_batches(
+    forward: Callable[[TokenRows], jax.Array], rows: TokenRows, batch_size: int
+) -> Float[np.ndarray, "N *rest"]:
+    """Runs a jitted function over numpy rows in batches of one shape; the last one is filled up with its first row."""
+    count = len(rows.tokens)
+    parts = []
+    for start in range(0, count, batch_size):
+        index = np.minimum(np.arange(start, start + batch_size), count - 1)
+        parts.append(forward(TokenRows(*(x[index] for x in rows))))
+    return np.concatenate([np.asarray(part) for part in parts])[:count]
+
+
+def _sigmoid(z: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    return (0.5 * (1.0 + np.tanh(0.5 * z))).astype(np.float32)
+
+
+def check_lengths(*columns: Sequence[Any]) -> None:
+    """Raises ValueError unless all columns have the same length."""
+    if len({len(column) for column in columns}) > 1:
+        raise ValueError(f"a judge got columns of {[len(column) for column in columns]} rows, expected the same number")

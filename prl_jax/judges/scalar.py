@@ -1,0 +1,53 @@
+"""A Bradley-Terry model as a judge: `P = sigmoid(r_1 - r_2)`, free of any order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from prl_jax.judges.base import Judged, check_lengths, in_batches
+from prl_jax.models import ScalarModel
+from prl_jax.text.chat import Prompt, encode_prompt, encode_response, truncate_left
+from prl_jax.text.padding import pad_rows
+from prl_jax.text.tokenizer import Tokenizer
+from prl_jax.types import TokenRows
+
+
+class ScalarJudge:
+    """Scores each response on its own.
+
+    Args:
+      model: a decoder with a scalar head.
+      tokenizer: of the model.
+      max_length: static length of a row; longer prompts lose their beginning.
+      batch_size: rows of one forward pass.
+    """
+
+    def __init__(self, model: ScalarModel, tokenizer: Tokenizer, *, max_length: int, batch_size: int = 256):
+        self.model, self.tokenizer = model, tokenizer
+        self.max_length, self.batch_size = max_length, batch_size
+
+    def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Float[np.ndarray, "N"]:
+        """`[N]` float32 rewards."""
+        check_lengths(prompts, responses)
+        ids = [self._row(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        rows = pad_rows(ids, self.max_length, pad_id=self.tokenizer.pad_id)
+        return in_batches(lambda batch: _score(self.model, batch), rows, self.batch_size)
+
+    def _row(self, prompt: Prompt, response: str) -> list[int]:
+        answer = encode_response(self.tokenizer, response)[: self.max_length - 1]
+        question, _ = truncate_left(encode_prompt(self.tokenizer, prompt), self.max_length - len(answer))
+        return question + answer
+
+    def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
+        scores = self.scores([*prompts, *prompts], [*first, *second])
+        gap = scores[: len(prompts)] - scores[len(prompts) :]
+        return Judged(gap, -gap)
+
+
+@jax.jit
+def _score(model: ScalarModel, rows: TokenRows) -> Float[Array, "B"]:
+    return model.score(rows)

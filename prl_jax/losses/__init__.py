@@ -1,0 +1,8 @@
+"""Pure math: arrays in, sums and denominators out. Nothing here knows a model or a config."""
+
+from prl_jax.losses.advantages import gae, kl_estimate, length_adaptive_lambda, token_rewards
+from prl_jax.losses.logprobs import chunked_cross_entropy, chunked_logprobs
+from prl_jax.losses.pairwise_ppo import pairwise_policy_loss, pairwise_rl_reward, win_rate
+from prl_jax.losses.ppo import entropy_loss, ppo_policy_loss, ppo_value_loss, reduce_tokens
+from prl_jax.losses.preference import bt_loss, pairwise_genrm_full_loss, pairwise_genrm_loss, symmetrise, verdict_prob
+from prl_jax.masked import masked_whiten

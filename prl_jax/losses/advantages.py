@@ -1,0 +1,129 @@
+"""Rewards a token, KL estimates and generalised advantage estimation.
+
+Responses are right-padded: a row's mask is true on its first `length` tokens.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from prl_jax.masked import EXP_LIMIT, bounded_exp, check_option, check_shapes
+
+KL_KINDS = ("k1", "k2", "k3")
+
+
+def kl_estimate(
+    logp: Float[Array, "B T"],
+    logp_ref: Float[Array, "B T"],
+    kind: str = "k1",
+    *,
+    mask: Bool[Array, "B T"] | None = None,
+) -> Float[Array, "B T"]:
+    """Estimate a token of KL(policy || reference) from a sample of the policy.
+
+    With `d = logp_ref - logp`: k1 `-d` (unbiased, either sign), k2 `d^2 / 2` (its gradient is the KL's), k3
+    `exp(d) - 1 - d` (unbiased, never negative). Beyond `d = 20` k3 follows its tangent, so that it stays finite.
+
+    Args:
+      logp, logp_ref: `[B, T]` log-probabilities of the sampled tokens. The reference gets no gradient.
+      kind: 'k1', 'k2' or 'k3'. k1 belongs into a reward, k2 or k3 into a loss.
+      mask: `[B, T]`; where false the result is 0.
+
+    Source: J. Schulman, "Approximating KL divergence" (2020).
+    """
+    check_shapes(2, logp=logp, logp_ref=logp_ref)
+    check_option("kind", kind, KL_KINDS)
+    d = jax.lax.stop_gradient(logp_ref.astype(jnp.float32)) - logp.astype(jnp.float32)
+    if mask is not None:
+        check_shapes(2, logp=logp, mask=mask)
+        d = jnp.where(mask, d, 0.0)
+    if kind == "k1":
+        return -d
+    if kind == "k2":
+        return 0.5 * jnp.square(d)
+    # expm1 keeps the digits that exp(d) - 1 loses near 0.
+    return jnp.where(d > EXP_LIMIT, bounded_exp(d) - 1.0, jnp.expm1(jnp.minimum(d, EXP_LIMIT))) - d
+
+
+def token_rewards(
+    score: Float[Array, "B"], kl: Float[Array, "B T"], mask: Bool[Array, "B T"], beta: float | Float[Array, ""]
+) -> Float[Array, "B T"]:
+    """`-beta kl` a token, plus the score on the last response token; float32, 0 where the mask is false.
+
+    Args:
+      score: `[B]` reward of each response.
+      kl: `[B, T]` KL estimate a token (k1 of the sampling policy to the reference).
+      mask: `[B, T]` response tokens, the stop token included. The last true one gets the score; an empty row gets none.
+      beta: KL coefficient.
+    """
+    check_shapes(2, kl=kl, mask=mask)
+    check_shapes(1, **{"first tokens": kl[:, 0], "score": score})
+    length = jnp.sum(mask, axis=1)
+    last = jnp.arange(mask.shape[1]) == length[:, None] - 1
+    penalty = jnp.where(mask, -beta * kl.astype(jnp.float32), 0.0)
+    return penalty + jnp.where(last, score.astype(jnp.float32)[:, None], 0.0)
+
+
+def gae(
+    rewards: Float[Array, "B T"],
+    values: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    bootstrap: Float[Array, "B"] | float | int = 0.0,
+    gamma: float = 1.0,
+    lam_actor: Float[Array, "B"] | float | int = 0.95,
+    lam_critic: Float[Array, "B"] | float | int = 1.0,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Generalised advantage estimates for the policy and returns for the critic, each with its own lambda.
+
+    With `delta_t = r_t + gamma V_{t+1} - V_t`, where V after the last token is `bootstrap`:
+    `A_t = delta_t + gamma lam A_{t+1}`, and `return_t = A_t(lam_critic) + V_t`.
+
+    Args:
+      rewards, values: `[B, T]`.
+      mask: `[B, T]`, right-padded.
+      bootstrap: `[B]` or a number, the value after the last token: 0 after a real end.
+      gamma: discount.
+      lam_actor, lam_critic: `[B]` or numbers in [0, 1].
+
+    Returns:
+      Advantages and returns, `[B, T]` float32, 0 where the mask is false, without gradient.
+
+    Source: Schulman et al. (arXiv 1506.02438), equation 16; two lambdas after VC-PPO (arXiv 2503.01491).
+    """
+    check_shapes(2, rewards=rewards, values=values, mask=mask)
+    rewards, values = (jnp.where(mask, x.astype(jnp.float32), 0.0) for x in (rewards, values))
+    bootstrap, lam_actor, lam_critic = (
+        _per_row(name, x, rewards)
+        for name, x in (("bootstrap", bootstrap), ("lam_actor", lam_actor), ("lam_critic", lam_critic))
+    )
+    inside = jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
+    following = jnp.where(inside, jnp.pad(values[:, 1:], ((0, 0), (0, 1))), bootstrap[:, None])
+    delta = jnp.where(mask, rewards + gamma * following - values, 0.0)
+    decay = gamma * jnp.stack([lam_actor, lam_critic])
+
+    def step(later: Float[Array, "2 B"], now: tuple[Float[Array, "B"], Bool[Array, "B"]]):
+        delta_t, mask_t = now
+        advantage = jnp.where(mask_t, delta_t + decay * later, 0.0)
+        return advantage, advantage
+
+    _, both = jax.lax.scan(step, jnp.zeros_like(decay), (delta.T, mask.T), reverse=True)
+    actor, critic = both[:, 0].T, both[:, 1].T
+    return jax.lax.stop_gradient(actor), jax.lax.stop_gradient(jnp.where(mask, critic + values, 0.0))
+
+
+def length_adaptive_lambda(lengths: Int[Array, "B"], alpha: float = 0.05) -> Float[Array, "B"]:
+    """`1 - 1 / (alpha length)`, at least 0: the longer the response, the less its end is discounted.
+
+    Source: VAPO (arXiv 2504.05118).
+    """
+    return jnp.maximum(1.0 - 1.0 / (alpha * jnp.maximum(lengths.astype(jnp.float32), 1.0)), 0.0)
+
+
+def _per_row(name: str, x: Float[Array, "..."] | float | int, like: Float[Array, "B T"]) -> Float[Array, "B"]:
+    """A number for all rows, or one a row."""
+    if isinstance(x, (int, float)) or x.ndim == 0:
+        return jnp.full(like.shape[:1], x, jnp.float32)
+    check_shapes(1, **{"rows": like[:, 0], name: x})
+    return x.astype(jnp.float32)

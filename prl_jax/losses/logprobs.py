@@ -1,0 +1,235 @@
+"""Log-probabilities from hidden states and the output embedding, in chunks.
+
+The logits of a batch, `[B, T, V]` float32, are the largest array of a training step. Here a chunk of positions at a
+time turns into logits, is reduced to a few numbers a token and is recomputed in the backward pass.
+
+Chunks run along T and keep the batch axis, so that a batch that is sharded over devices stays sharded in every chunk.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from prl_jax.masked import check_shapes, masked_count
+from prl_jax.types import LossOutput
+
+# Tokens a chunk when the caller names none: at least so many, and as many as keep the logits within the budget.
+CPU_TOKENS, CPU_LOGITS = 256, 2**21
+ACCELERATOR_TOKENS, ACCELERATOR_LOGITS = 1024, 2**26
+LEAST_POSITIONS = 16
+
+
+def chunked_logprobs(
+    hidden: Float[Array, "B T D"],
+    out_embed: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Log-probability of each target and entropy of the distribution it came from, never holding `[B, T, V]`.
+
+    Args:
+      hidden: `[B, T, D]`; its dtype is that of the matmuls, which accumulate in float32.
+      out_embed: `[D, V]` output embedding.
+      targets: `[B, T]` ids in [0, V) where `mask`, anything elsewhere.
+      mask: `[B, T]`; where false both results are 0 and no gradient flows.
+      temperature: divides the logits, after soft-capping.
+      softcap: replaces logits z by `softcap tanh(z / softcap)`.
+      chunk: tokens of the global batch a chunk; by default chosen from the vocabulary's size and the platform.
+
+    Returns:
+      logp, entropy: `[B, T]` float32, in nats. Both have gradients to `hidden` and `out_embed` (reverse mode).
+    """
+    check_inputs(hidden, out_embed, targets, mask)
+    hidden, targets = jnp.where(mask[..., None], hidden, 0), jnp.where(mask, targets, 0)
+    count = chunk_count(targets.shape, out_embed.shape[1], chunk)
+    logp, entropy = _logprobs(hidden, out_embed, targets, temperature, softcap, count)
+    return jnp.where(mask, logp, 0.0), jnp.where(mask, entropy, 0.0)
+
+
+def chunked_cross_entropy(
+    hidden: Float[Array, "B T D"],
+    out_embed: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> LossOutput:
+    """Next-token cross-entropy: minus the sum of what `chunked_logprobs` returns, over the number of tokens.
+
+    A plain sum has gradients known before the backward pass, so that they come out of the forward pass: three matmuls
+    where `chunked_logprobs` needs four. Arguments as there.
+    """
+    check_inputs(hidden, out_embed, targets, mask)
+    hidden, targets = jnp.where(mask[..., None], hidden, 0), jnp.where(mask, targets, 0)
+    count = chunk_count(targets.shape, out_embed.shape[1], chunk)
+    total = _cross_entropy(hidden, out_embed, targets, mask, temperature, softcap, count)
+    return LossOutput(total, masked_count(mask))
+
+
+def check_inputs(
+    hidden: Float[Array, "B T D"], out_embed: Float[Array, "D V"], targets: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> None:
+    """Raises ValueError unless the four belong together."""
+    check_shapes(2, targets=targets, mask=mask)
+    check_shapes(2, out_embed=out_embed)
+    expected = (*targets.shape, out_embed.shape[0])
+    if hidden.shape != expected:
+        raise ValueError(
+            f"hidden: expected shape {expected} (targets and rows of out_embed), given {tuple(hidden.shape)}"
+        )
+
+
+def chunk_count(shape: tuple[int, ...], vocab: int, chunk: int | None) -> int:
+    """Number of chunks into which the positions of `[B, T]` tokens are cut."""
+    rows, length = max(shape[0], 1), max(shape[1], 1)
+    if chunk is None:
+        on_cpu = jax.default_backend() == "cpu"
+        least, logits = (CPU_TOKENS, CPU_LOGITS) if on_cpu else (ACCELERATOR_TOKENS, ACCELERATOR_LOGITS)
+        positions = max(max(least, logits // vocab) // rows, LEAST_POSITIONS)
+    elif chunk < 1:
+        raise ValueError(f"chunk: expected at least 1 token, given {chunk}")
+    else:
+        positions = max(chunk // rows, 1)
+    return -(-length // min(positions, length))
+
+
+def _split(x: Shaped[Array, "B T ..."], count: int) -> Shaped[Array, "N B C ..."]:
+    """Cuts T into `count` chunks of equal length, the last one padded with zeros."""
+    size = -(-x.shape[1] // count)
+    padding = [(0, 0)] * x.ndim
+    padding[1] = (0, size * count - x.shape[1])
+    x = jnp.pad(x, padding)
+    return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
+
+
+def _join(x: Shaped[Array, "N B C ..."], length: int) -> Shaped[Array, "B T ..."]:
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :length]
+
+
+def _logits(
+    hidden: Float[Array, "B C D"], out_embed: Float[Array, "D V"], temperature: float, softcap: float | None
+) -> Float[Array, "B C V"]:
+    z = jnp.einsum("bcd,dv->bcv", hidden, out_embed.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if softcap is not None:
+        z = softcap * jnp.tanh(z / softcap)
+    return z / temperature if temperature != 1.0 else z
+
+
+def _hidden_and_embedding_grads(
+    d_logits: Float[Array, "B C V"],
+    logits: Float[Array, "B C V"],
+    hidden: Float[Array, "B C D"],
+    out_embed: Float[Array, "D V"],
+    temperature: float,
+    softcap: float | None,
+) -> tuple[Float[Array, "B C D"], Float[Array, "D V"]]:
+    """Gradients to the two factors of the logits: hidden's in its dtype, the embedding's in float32."""
+    if softcap is not None:
+        d_logits = d_logits * (1.0 - jnp.square(logits * (temperature / softcap)))
+    if temperature != 1.0:
+        d_logits = d_logits / temperature
+    # The barrier keeps XLA from computing these exponentials anew in each matmul.
+    d_logits = jax.lax.optimization_barrier(d_logits.astype(hidden.dtype))
+    embed = out_embed.astype(hidden.dtype)
+    d_hidden = jnp.einsum("bcv,dv->bcd", d_logits, embed, preferred_element_type=jnp.float32)
+    d_embed = jnp.einsum("bcd,bcv->dv", hidden, d_logits, preferred_element_type=jnp.float32)
+    return d_hidden.astype(hidden.dtype), d_embed
+
+
+def _statistics(
+    logits: Float[Array, "B C V"], targets: Int[Array, "B C"]
+) -> tuple[Float[Array, "B C"], Float[Array, "B C"], Float[Array, "B C"]]:
+    """Log-probability of the target, entropy, log-sum-exp. All relative to the maximum: exact for large logits."""
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    exps = jax.lax.optimization_barrier(jnp.exp(logits - top))
+    total = jnp.sum(exps, axis=-1)
+    log_total = jnp.log(total)
+    entropy = log_total - jnp.sum(exps * (logits - top), axis=-1) / total
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    return (chosen - top)[..., 0] - log_total, entropy, log_total + top[..., 0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _logprobs(hidden, out_embed, targets, temperature, softcap, count):
+    outputs, _ = _logprobs_forward(hidden, out_embed, targets, temperature, softcap, count)
+    return outputs
+
+
+def _logprobs_forward(hidden, out_embed, targets, temperature, softcap, count):
+    def one(_, xs):
+        hidden, targets = xs
+        logits = jax.lax.optimization_barrier(_logits(hidden, out_embed, temperature, softcap))
+        return None, _statistics(logits, targets)
+
+    _, stats = jax.lax.scan(one, None, (_split(hidden, count), _split(targets, count)), unroll=count == 1)
+    logp, entropy, log_norm = (_join(x, targets.shape[1]) for x in stats)
+    return (logp, entropy), (hidden, out_embed, targets, entropy, log_norm)
+
+
+def _logprobs_backward(temperature, softcap, count, residuals, cotangents):
+    hidden, out_embed, targets, entropy, log_norm = residuals
+    tokens = (hidden, targets, entropy, log_norm, *cotangents)
+
+    def one(d_embed, xs):
+        hidden, targets, entropy, log_norm, d_logp, d_entropy = xs
+        logits = jax.lax.optimization_barrier(_logits(hidden, out_embed, temperature, softcap))
+        log_probs = logits - log_norm[..., None]
+        # d logp_y / d l_j = 1[j = y] - p_j  and  d H / d l_j = -p_j (log p_j + H)
+        slope = d_logp[..., None] + d_entropy[..., None] * (log_probs + entropy[..., None])
+        chosen = targets[..., None] == jnp.arange(logits.shape[-1])
+        d_logits = jnp.where(chosen, d_logp[..., None], 0.0) - jnp.exp(log_probs) * slope
+        d_hidden, d_embed_chunk = _hidden_and_embedding_grads(d_logits, logits, hidden, out_embed, temperature, softcap)
+        return d_embed + d_embed_chunk, d_hidden
+
+    start = jnp.zeros(out_embed.shape, jnp.float32)
+    d_embed, d_hidden = jax.lax.scan(one, start, tuple(_split(x, count) for x in tokens), unroll=count == 1)
+    return _join(d_hidden, hidden.shape[1]), d_embed.astype(out_embed.dtype), None
+
+
+_logprobs.defvjp(_logprobs_forward, _logprobs_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _cross_entropy(hidden, out_embed, targets, mask, temperature, softcap, count):
+    (logp, _), _ = _logprobs_forward(hidden, out_embed, targets, temperature, softcap, count)
+    return -jnp.sum(jnp.where(mask, logp, 0.0))
+
+
+def _cross_entropy_forward(hidden, out_embed, targets, mask, temperature, softcap, count):
+    def one(carry, xs):
+        total, d_embed = carry
+        hidden, targets, mask = xs
+        logits = jax.lax.optimization_barrier(_logits(hidden, out_embed, temperature, softcap))
+        top = jnp.max(logits, axis=-1, keepdims=True)
+        exps = jax.lax.optimization_barrier(jnp.exp(logits - top))
+        norm = jnp.sum(exps, axis=-1, keepdims=True)
+        logp = (jnp.take_along_axis(logits, targets[..., None], axis=-1) - top - jnp.log(norm))[..., 0]
+        chosen = targets[..., None] == jnp.arange(logits.shape[-1])
+        d_logits = jnp.where(mask[..., None], exps / norm - jnp.where(chosen, 1.0, 0.0), 0.0)
+        d_hidden, d_embed_chunk = _hidden_and_embedding_grads(d_logits, logits, hidden, out_embed, temperature, softcap)
+        return (total - jnp.sum(jnp.where(mask, logp, 0.0)), d_embed + d_embed_chunk), d_hidden
+
+    start = (jnp.zeros((), jnp.float32), jnp.zeros(out_embed.shape, jnp.float32))
+    xs = tuple(_split(x, count) for x in (hidden, targets, mask))
+    (total, d_embed), d_hidden = jax.lax.scan(one, start, xs, unroll=count == 1)
+    # An empty array carries the embedding's dtype to the backward pass.
+    return total, (_join(d_hidden, hidden.shape[1]), d_embed, jnp.zeros(0, out_embed.dtype))
+
+
+def _cross_entropy_backward(temperature, softcap, count, residuals, cotangent):
+    d_hidden, d_embed, like = residuals
+    return (cotangent * d_hidden).astype(d_hidden.dtype), (cotangent * d_embed).astype(like.dtype), None, None
+
+
+_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)

@@ -1,0 +1,127 @@
+"""From win probabilities to rewards and policy updates.
+
+Source: Pairwise-RL (arXiv 2504.04950), whose objective is not published; the joint clip is that of P3O
+(arXiv 2310.00212).
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from prl_jax.losses.preference import symmetrise
+from prl_jax.masked import check_option, check_shapes, keep_rows, masked_mean, row_weights
+from prl_jax.types import LossOutput
+
+REWARD_MAPS = ("id", "centred", "logit", "log")
+
+
+def pairwise_rl_reward(
+    z_ya: Float[Array, "B M"],
+    z_ay: Float[Array, "B M"],
+    mask: Bool[Array, "B M"],
+    *,
+    space: str = "prob",
+    f: str = "id",
+    floor: float = 1e-4,
+) -> Float[Array, "B"]:
+    """Reward of each response: the mean over its opponents of `f(P(it beats the opponent))`.
+
+    Args:
+      z_ya: `[B, M]` judge logits with the response shown first and opponent m second.
+      z_ay: `[B, M]` judge logits with opponent m shown first and the response second.
+      mask: `[B, M]`, which opponents count. Without any the reward is 0.
+      space: how the two orders are merged, see `symmetrise`.
+      f: 'id' p; 'centred' p - 1/2; 'logit' log(p / (1 - p)); 'log' log p.
+      floor: 'logit' and 'log' clip p to [floor, 1 - floor] first.
+
+    Returns:
+      `[B]` float32. With one opponent, `f='id'` and a Bradley-Terry judge this is PAR (arXiv 2502.18770).
+    """
+    check_shapes(2, z_ya=z_ya, z_ay=z_ay, mask=mask)
+    check_option("f", f, REWARD_MAPS)
+    p = symmetrise(jnp.where(mask, z_ya, 0.0), jnp.where(mask, z_ay, 0.0), space)
+    if f == "centred":
+        p = p - 0.5
+    elif f in ("logit", "log"):
+        p = jnp.clip(p, floor, 1.0 - floor)
+        p = jnp.log(p) - jnp.log1p(-p) if f == "logit" else jnp.log(p)
+    return masked_mean(p, mask, -1)
+
+
+def pairwise_policy_loss(
+    l1: Float[Array, "B"],
+    l2: Float[Array, "B"],
+    l1_old: Float[Array, "B"],
+    l2_old: Float[Array, "B"],
+    win: Float[Array, "B"],
+    *,
+    beta: float = 0.05,
+    eps: float = 0.2,
+    c: float = 10.0,
+    weight: Float[Array, "B"] | Bool[Array, "B"] | None = None,
+) -> LossOutput:
+    """Policy update from two responses of a prompt and the probability that the first beats the second.
+
+    P3O's joint form with win probabilities for rewards. Judged against each other, response 1 earns `p` and response 2
+    `1 - p`, so that the reward gap is `2 p - 1` and no critic or calibrated score is needed. With `z = l1 - l2`:
+
+      q = (2 p - 1) - beta z,   w = clip(exp((l1 - l1_old) + (l2 - l2_old)), 1/c, c)     (both without gradient)
+      L = max(-q w z, -q w clip(z, z_old - eps, z_old + eps)) / 2
+
+    On-policy its gradient is that of `(beta z - (2 p - 1))^2 / (4 beta)`: the log-ratio gap regresses on the win
+    probability gap, and stops at `z = (2 p - 1) / beta`.
+
+    Args:
+      l1, l2: `[B]` log-ratios of the responses, `sum_t (logp - logp_ref)`, under the policy that is trained.
+      l1_old, l2_old: `[B]` the same under the policy that sampled; no gradient.
+      win: `[B]` symmetrised probability that response 1 beats response 2; no gradient.
+      beta: KL coefficient.
+      eps: clip range of the log-ratio gap.
+      c: bound > 1 of the importance weight.
+      weight: `[B]` float or bool; rows of weight 0 may hold anything.
+
+    Returns:
+      LossOutput whose denominator is the sum of weights. aux: 'clip_fraction', 'importance' (mean of w).
+    """
+    check_shapes(1, l1=l1, l2=l2, l1_old=l1_old, l2_old=l2_old, win=win)
+    if c < 1.0:
+        raise ValueError(f"c: expected a number of at least 1, given {c}")
+    weight = row_weights(weight, l1)
+    l1, l2, l1_old, l2_old, win = (keep_rows(x, weight) for x in (l1, l2, l1_old, l2_old, win))
+    l1_old, l2_old, win = jax.lax.stop_gradient((l1_old, l2_old, win))
+    z, z_old = l1 - l2, l1_old - l2_old
+    q = 2.0 * win - 1.0 - beta * z
+    # Clipping the exponent is clipping the ratio, without an overflow.
+    importance = jnp.exp(jnp.clip((l1 - l1_old) + (l2 - l2_old), -math.log(c), math.log(c)))
+    q, importance = jax.lax.stop_gradient((q, importance))
+    plain = -q * importance * z
+    clipped = -q * importance * jnp.clip(z, z_old - eps, z_old + eps)
+    loss = 0.5 * jnp.maximum(plain, clipped)
+    total = jnp.sum(weight)
+    aux = {
+        "clip_fraction": (jnp.sum(weight * (clipped > plain)), total),
+        "importance": (jnp.sum(weight * importance), total),
+    }
+    return LossOutput(jnp.sum(weight * loss), total, aux)
+
+
+def win_rate(P: Float[Array, "B G G"], mask: Bool[Array, "B G G"]) -> Float[Array, "B G"]:
+    """Mean win probability of each response against the others of its group.
+
+    Args:
+      P: `[B, G, G]`, `P[b, i, j]` the probability that response i beats response j. The diagonal is ignored.
+      mask: `[B, G, G]`, which pairs were judged.
+
+    Returns:
+      `[B, G]` float32; 0 for a response without opponents.
+
+    Source: Pref-GRPO (arXiv 2508.20751), with probabilities for votes.
+    """
+    check_shapes(3, P=P, mask=mask)
+    if P.shape[1] != P.shape[2]:
+        raise ValueError(f"P: expected shape (B, G, G), given {tuple(P.shape)}")
+    return masked_mean(P, mask & ~jnp.eye(P.shape[1], dtype=bool), -1)

@@ -1,0 +1,118 @@
+"""Masked reductions, and the checks and guards that every loss opens with.
+
+A mask is a boolean array of the shape of what it masks. Whatever stands where it is false, NaN included, reaches
+neither the value nor the gradient. Every result is float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Real, Shaped
+
+Axis = int | tuple[int, ...] | None
+
+# exp(20) is 4.9e8: far outside anything a healthy ratio reaches, far inside float32.
+EXP_LIMIT = 20.0
+
+
+def check_shapes(rank: int | None = None, **arrays: Shaped[Array, "..."]) -> None:
+    """Raises ValueError unless all arrays have one shape, of `rank` axes where a rank is given.
+
+    Without it `[B, 1] - [B]` would silently become `[B, B]`.
+    """
+    names = list(arrays)
+    first = arrays[names[0]]
+    if rank is not None and first.ndim != rank:
+        raise ValueError(f"{names[0]}: expected {rank} axes, given shape {tuple(first.shape)}")
+    for name in names[1:]:
+        if arrays[name].shape != first.shape:
+            raise ValueError(
+                f"{name}: expected shape {tuple(first.shape)} (as {names[0]}), given {tuple(arrays[name].shape)}"
+            )
+
+
+def check_option(argument: str, given: str, options: Iterable[str]) -> None:
+    """Raises ValueError that names the options unless `given` is one of them."""
+    known = list(options)
+    if given not in known:
+        raise ValueError(f"{argument}: expected one of {', '.join(map(repr, known))}, given {given!r}")
+
+
+def bounded_exp(x: Float[Array, "..."], limit: float = EXP_LIMIT) -> Float[Array, "..."]:
+    """`exp(x)` up to `limit` and its tangent beyond, so that values and gradients stay finite.
+
+    Unlike clipping it keeps the gradient, and thus the direction of the update, where the ratio has exploded.
+    """
+    return jnp.exp(jnp.minimum(x, limit)) * (1.0 + jnp.maximum(x - limit, 0.0))
+
+
+def masked_sum(x: Real[Array, "..."], mask: Bool[Array, "..."], axis: Axis = None) -> Float[Array, "..."]:
+    """Sum of `x` where `mask`."""
+    check_shapes(x=x, mask=mask)
+    return jnp.sum(jnp.where(mask, x.astype(jnp.float32), 0.0), axis=axis)
+
+
+def masked_count(mask: Bool[Array, "..."], axis: Axis = None) -> Float[Array, "..."]:
+    """Number of true elements, float32."""
+    return jnp.sum(mask.astype(jnp.float32), axis=axis)
+
+
+def masked_mean(x: Real[Array, "..."], mask: Bool[Array, "..."], axis: Axis = None) -> Float[Array, "..."]:
+    """Mean of `x` where `mask`; 0 where the mask is empty."""
+    return masked_sum(x, mask, axis) / jnp.maximum(masked_count(mask, axis), 1.0)
+
+
+def masked_var(
+    x: Real[Array, "..."], mask: Bool[Array, "..."], axis: Axis = None, ddof: int = 0
+) -> Float[Array, "..."]:
+    """Variance of `x` where `mask`, over `count - ddof`; 0 where at most `ddof` elements are counted."""
+    check_shapes(x=x, mask=mask)
+    x = jnp.where(mask, x.astype(jnp.float32), 0.0)
+    size = jnp.sum(mask.astype(jnp.float32), axis=axis, keepdims=True)
+    mean = jnp.sum(x, axis=axis, keepdims=True) / jnp.maximum(size, 1.0)
+    squares = masked_sum(jnp.square(x - mean), mask, axis)
+    count = masked_count(mask, axis)
+    return jnp.where(count > ddof, squares / jnp.maximum(count - ddof, 1.0), 0.0)
+
+
+def masked_whiten(
+    x: Float[Array, "..."], mask: Bool[Array, "..."], shift_mean: bool = True, eps: float = 1e-8, ddof: int = 0
+) -> Float[Array, "..."]:
+    """`(x - mean) / (std + eps)` over all elements where `mask`, 0 elsewhere, without gradient.
+
+    Under `jax.jit` the mean and the variance are those of the global array, however it is sharded.
+
+    Args:
+      x: any shape, such as advantages `[B, T]`.
+      mask: bool, the shape of `x`.
+      shift_mean: whether the mean stays removed; otherwise it is added back after scaling.
+      eps: added to the standard deviation, outside the root.
+      ddof: 0 for the population's deviation, 1 for the sample's.
+    """
+    x = jax.lax.stop_gradient(x.astype(jnp.float32))
+    mean = masked_mean(x, mask)
+    std = jnp.sqrt(masked_var(x, mask, ddof=ddof))
+    # Equal values differ from their mean by rounding alone, which dividing by a tiny deviation would blow up.
+    rounding = 1e-6 * jnp.max(jnp.where(mask, jnp.abs(x), 0.0), initial=0.0)
+    scaled = jnp.where(std > rounding, (x - mean) / (std + eps), 0.0)
+    return jnp.where(mask, scaled if shift_mean else scaled + mean, 0.0)
+
+
+def row_weights(
+    weight: Float[Array, "..."] | Bool[Array, "..."] | None, like: Float[Array, "B ..."]
+) -> Float[Array, "B"]:
+    """Float32 weights of rows: ones where none are given."""
+    if weight is None:
+        return jnp.ones(like.shape[0], jnp.float32)
+    if weight.shape != like.shape[:1]:
+        raise ValueError(f"weight: expected shape {like.shape[:1]}, given {tuple(weight.shape)}")
+    return weight.astype(jnp.float32)
+
+
+def keep_rows(x: Float[Array, "B ..."], weight: Float[Array, "B"]) -> Float[Array, "B ..."]:
+    """`x` in float32, 0 in the rows whose weight is 0, so that what fills a batch cannot leak NaN."""
+    kept = (weight > 0).reshape((-1,) + (1,) * (x.ndim - 1))
+    return jnp.where(kept, x.astype(jnp.float32), 0.0)

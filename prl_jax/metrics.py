@@ -1,0 +1,339 @@
+"""What a run tells while it runs: `metrics.jsonl`, TensorBoard events, one progress line on the console."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, runtime_checkable
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2, summary_pb2
+
+from prl_jax.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+_EVENTS_FLUSH_SECONDS = 5.0
+_RATE_WINDOW = 20
+
+
+class MetricsWriter:
+    """Appends metrics of one stage to `metrics.jsonl` and to TensorBoard event files, in the same directory.
+
+    Each line is one JSON object, `{"step": int, "<name>": float, ...}`, handed to the operating system before `write`
+    returns, so that a killed process loses no finished line. Values that JSON cannot hold (NaN, infinities) are `null`
+    there and stay what they are in the event files.
+
+    No step stands twice: a run that resumes from the checkpoint of `resume_step` first drops the lines after it.
+
+    Errors: `UserError` when the files cannot be written (a full disk, a read-only directory).
+    """
+
+    def __init__(self, directory: Path, *, resume_step: int | None):
+        """Opens the files.
+
+        Args:
+          directory: created when missing.
+          resume_step: the step of the checkpoint that the run continues from; lines with a greater step are dropped.
+            None starts from scratch: whatever an earlier attempt left is dropped.
+        """
+        self.path = directory / METRICS_FILE
+        purge_step = 0 if resume_step is None else resume_step + 1
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if resume_step is None:
+                self.path.unlink(missing_ok=True)
+            elif self.path.exists():
+                _drop_steps(self.path, purge_step)
+            # Unbuffered: a line is with the operating system once `write` returns; closing has nothing left to fail.
+            self._lines = open(self.path, "ab", buffering=0)
+            self._events = _EventFile(directory, purge_step)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Writes one line.
+
+        Args:
+          step: the number of steps that are done; later calls give greater numbers.
+          metrics: name -> number (a Python float, or anything `float()` takes, such as a 0-d array).
+        """
+        values = {name: float(value) for name, value in metrics.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        line = json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n"
+        try:
+            _write_all(self._lines, line.encode())
+            self._events.write(int(step), values)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def flush(self) -> None:
+        """Brings the event files up to date; call it when a checkpoint is saved."""
+        try:
+            self._events.flush()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def close(self) -> None:
+        """Closes the files; a second call does nothing."""
+        try:
+            self._lines.close()
+            self._events.close()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except UserError:
+            if error is None:  # else the first error is the one to report
+                raise
+
+
+class JsonlLog:
+    """Appends rows with a `step` to a JSONL file, under the same promises as `MetricsWriter`.
+
+    Errors: `UserError` when the file cannot be written.
+    """
+
+    def __init__(self, path: Path, *, resume_step: int | None):
+        """Opens the file and drops rows after `resume_step`, or all rows when it is None."""
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_steps(path, 0 if resume_step is None else resume_step + 1)
+            self._lines = open(path, "ab", buffering=0)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes rows, each with an integer `step`."""
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        try:
+            _write_all(self._lines, text.encode())
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def __enter__(self) -> JsonlLog:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._lines.close()
+
+
+class _EventFile:
+    """TensorBoard scalars, written by the caller's thread.
+
+    `tensorboardX.SummaryWriter` hands events to a thread through a bounded queue; when that thread dies of a full disk,
+    the next `add_scalar` blocks for ever. Writing here instead lets the error reach the caller.
+    """
+
+    def __init__(self, directory: Path, purge_step: int):
+        # The running number keeps two openings within one second (the name's resolution) apart.
+        number = sum(1 for _ in directory.glob("events.out.tfevents.*"))
+        self._writer: EventsWriter | None = EventsWriter(str(directory / "events"), f".{os.getpid()}.{number}")
+        self._flushed = time.monotonic()
+        # TensorBoard hides events of earlier files from this step on.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add(event_pb2.Event(step=purge_step, session_log=start))
+        self.flush()
+
+    def _add(self, event: event_pb2.Event) -> None:
+        event.wall_time = time.time()
+        if self._writer is not None:
+            self._writer.write_event(event)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        scalars = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=scalars)))
+        if time.monotonic() - self._flushed > _EVENTS_FLUSH_SECONDS:  # each flush is an fsync
+            self.flush()
+
+    def flush(self) -> None:
+        self._flushed = time.monotonic()
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Reads `metrics.jsonl`.
+
+    A last line that a killed process left half-written is ignored.
+
+    Returns:
+      One dict a line: `step` (int) and name -> float, or None where the value was not finite.
+
+    Errors: `UserError` when the file is missing or another line is not a JSON object with a `step`.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the metrics ({error.strerror}); expected a stage directory") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = _parse_line(line)
+        if row is not None:
+            rows.append(row)
+        elif number < len(lines):  # only the very last piece has no newline after it
+            raise UserError(f'{path}:{number}: not a metrics line; expected {{"step": int, ...}}; remove the line')
+    return rows
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _drop_steps(path: Path, first_dropped: int) -> None:
+    """Atomically rewrites the file without lines of `first_dropped` or a later step and without a half line."""
+    kept = [row for row in read_metrics(path) if row["step"] < first_dropped]
+    text = "".join(json.dumps(row) + "\n" for row in kept).encode()
+    if text == path.read_bytes():
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _write_all(file: Any, data: bytes) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path}: cannot write ({error.strerror}); make room or permit writing, then run the command again"
+    )
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Where progress goes: a text file such as `sys.stderr`."""
+
+    def write(self, text: str, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool: ...
+
+
+class Progress:
+    """One line of progress: stage, step, rate, time left, metrics.
+
+    On a terminal the line is rewritten in place. Elsewhere (a log file, CI) a line of its own is printed for the first
+    update, then at most once every `interval` seconds, and for the last update when the progress is closed.
+
+        reward_model    340/900  12.4 step/s  ETA 0:45  loss 0.512  accuracy 0.744
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        total: int,
+        *,
+        stream: Stream,
+        clock: Callable[[], float] = time.monotonic,
+        unit: str = "step",
+        interval: float = 5.0,
+        width: int | None = None,
+    ):
+        """Prints nothing yet.
+
+        Args:
+          stage: shown first.
+          total: steps of the whole stage, those before a resumed checkpoint included.
+          stream: where to write; a terminal when its `isatty()` says so.
+          clock: seconds, monotonic.
+          unit: what a step is called in the rate.
+          interval: seconds between lines where the stream is no terminal.
+          width: columns to cut the line at on a terminal; None asks the terminal.
+        """
+        self._stage, self._total, self._unit = stage, total, unit
+        self._stream, self._clock, self._interval = stream, clock, interval
+        self._terminal = stream.isatty()
+        self._width = width or shutil.get_terminal_size().columns
+        self._times: collections.deque[tuple[float, int]] = collections.deque(maxlen=_RATE_WINDOW)
+        self._printed_at: float | None = None
+        self._pending = ""  # the newest line when it has not been printed
+        self._metrics: dict[str, float] = {}
+        self._open = True
+
+    def update(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
+        """Shows that `step` steps are done. Metrics that are not given keep their last value."""
+        now = self._clock()
+        self._times.append((now, step))
+        self._metrics.update({name: float(value) for name, value in (metrics or {}).items()})
+        self._pending = self._line(step)
+        if self._terminal:
+            # \x1b[K clears what a longer line before left behind.
+            self._stream.write("\r" + self._pending[: max(self._width - 1, 1)] + "\x1b[K")
+            self._stream.flush()
+            self._pending = ""
+        elif self._printed_at is None or now - self._printed_at >= self._interval:
+            self._print_pending(now)
+
+    def close(self) -> None:
+        """Ends the line, after the newest state where it has not been printed; a second call does nothing."""
+        if not self._open:
+            return
+        self._open = False
+        if self._terminal and self._times:
+            self._stream.write("\n")
+            self._stream.flush()
+        elif self._pending:
+            self._print_pending(self._clock())
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _print_pending(self, now: float) -> None:
+        self._stream.write(self._pending + "\n")
+        self._stream.flush()
+        self._printed_at, self._pending = now, ""
+
+    def _line(self, step: int) -> str:
+        width = len(str(self._total))
+        parts = [f"{self._stage:<16} {step:>{width}}/{self._total}"]
+        # The window starts at the first update, so that compilation before it does not count as slow steps.
+        (start, first), (end, last) = self._times[0], self._times[-1]
+        if end > start and last > first:
+            rate = (last - first) / (end - start)
+            parts += [f"{rate:.3g} {self._unit}/s", f"ETA {format_seconds((self._total - step) / rate)}"]
+        parts += [f"{name.replace('_', ' ')} {value:.3f}" for name, value in self._metrics.items()]
+        return "  ".join(parts)
+
+
+def format_seconds(seconds: float) -> str:
+    """`75.0 -> "1:15"`, `3700.0 -> "1:01:40"`."""
+    minutes, rest = divmod(max(round(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

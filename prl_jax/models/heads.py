@@ -1,0 +1,61 @@
+"""Decoders that give a number a token: critics and Bradley-Terry reward models."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from prl_jax.models.config import DecoderConfig
+from prl_jax.models.decoder import Decoder
+from prl_jax.types import TokenRows
+
+
+class ScalarHead(nnx.Module):
+    """A linear map to one float32 number, zero at the start but for its bias."""
+
+    def __init__(self, width: int, bias: float = 0.0):
+        self.weight = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.full((), bias, jnp.float32))
+
+    def __call__(self, hidden: Float[Array, "... D"]) -> Float[Array, "..."]:
+        return hidden.astype(jnp.float32) @ self.weight[...] + self.bias[...]
+
+
+class ScalarModel(nnx.Module):
+    """A decoder with a scalar head in place of the output embedding."""
+
+    def __init__(self, decoder: Decoder, *, bias: float = 0.0):
+        self.decoder = decoder
+        self.scalar = ScalarHead(decoder.config.width, bias)
+
+    @property
+    def config(self) -> DecoderConfig:
+        return self.decoder.config
+
+    def values(self, rows: TokenRows) -> Float[Array, "B T"]:
+        """A float32 number a token (a critic's values)."""
+        return self.scalar(self.decoder.hidden(*rows))
+
+    def score(self, rows: TokenRows) -> Float[Array, "B"]:
+        """The number at the last valid token of each row (a reward), float32."""
+        return self.scalar(last_hidden(self.decoder, rows))
+
+
+def verdict_log_probs(model: Decoder, rows: TokenRows, verdicts: tuple[int, int]) -> Float[Array, "B 2"]:
+    """Log-probabilities of two tokens behind the last valid token of each row, over the whole vocabulary, float32."""
+    log_probs = jax.nn.log_softmax(model.logits(last_hidden(model, rows)), axis=-1)
+    return log_probs[:, jnp.array(verdicts)]
+
+
+def last_hidden(model: Decoder, rows: TokenRows) -> Float[Array, "B D"]:
+    """The final hidden state at the last valid token of each row."""
+    hidden = model.hidden(*rows)
+    return jnp.take_along_axis(hidden, last_index(rows.segments)[:, None, None], axis=1)[:, 0]
+
+
+def last_index(segments: Int[Array, "B T"]) -> Int[Array, "B"]:
+    """Index of the last valid token of each row, told by the mask and never by the pad token."""
+    length = segments.shape[1]
+    return length - 1 - jnp.argmax(segments[:, ::-1] > 0, axis=1)

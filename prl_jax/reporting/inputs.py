@@ -1,0 +1,182 @@
+"""Reads what a run left in its workdir. Files that are not there (yet) are noted, not fatal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prl_jax.errors import UserError
+from prl_jax.metrics import METRICS_FILE, read_metrics
+
+KINDS = ("sft", "reward_model", "anchors", "ppo", "evaluation")  # in the order of a pipeline
+# Controls except newline and tab; what turns or hides text around it; halves of surrogate pairs.
+_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageFiles:
+    """One stage directory. `kind` is one of `KINDS`, or "" where it cannot be told."""
+
+    name: str
+    kind: str
+    metrics: Sequence[Mapping[str, Any]]
+    samples: Sequence[Mapping[str, Any]]
+    result: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """One workdir. `missing` names, for the reader, what was not found."""
+
+    path: Path
+    label: str
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    stages: Sequence[StageFiles]
+    missing: Sequence[str]
+
+    def of_kind(self, kind: str) -> list[StageFiles]:
+        return [stage for stage in self.stages if stage.kind == kind]
+
+
+def read_runs(workdirs: Sequence[Path]) -> list[RunFiles]:
+    """Reads workdirs; labels are their folder names, or their paths where names repeat."""
+    names = [path.resolve().name for path in workdirs]
+    return [
+        read_run(path, label=name if names.count(name) == 1 else str(path))
+        for path, name in zip(workdirs, names, strict=True)
+    ]
+
+
+def read_run(path: Path, *, label: str) -> RunFiles:
+    """Reads one workdir.
+
+    Errors: `UserError` for a path that is no workdir, and for a malformed file.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such workdir; expected a directory that `prl run` has written")
+    config, summary = _read_object(path / "config.json"), _read_object(path / "summary.json")
+    stages = [_read_stage(folder) for folder in sorted(path.iterdir()) if _is_stage(folder)]
+    if not (config or summary or stages):
+        raise UserError(
+            f"{path}: holds no config.json, summary.json or stage directory; expected a workdir of `prl run`"
+        )
+    order = _stage_order(config)
+    stages.sort(key=lambda stage: (order.get(stage.name, len(order)), _kind_rank(stage.kind), stage.name))
+    missing = [f"{name} is missing" for name in ("config.json", "summary.json") if not (path / name).exists()]
+    for stage in stages:
+        if not stage.result:
+            missing.append(f"{stage.name}/result.json is missing: the stage is not finished")
+        if stage.kind in ("sft", "reward_model", "ppo") and not stage.metrics:
+            missing.append(f"{stage.name}/{METRICS_FILE} is missing or empty")
+    if not stages:
+        missing.append("no stage directory was found")
+    return RunFiles(path, visible(label), config, summary, stages, [visible(line) for line in missing])
+
+
+def visible(text: str) -> str:
+    """The text with harmful characters made visible.
+
+    Newlines and tabs stay. Other control characters become their pictures (U+2400 and on), lone surrogates U+FFFD,
+    characters that hide or reorder text a notation such as `<U+202E>`.
+    """
+
+    def picture(match: re.Match[str]) -> str:
+        code = ord(match.group())
+        if code < 0x20:
+            return chr(0x2400 + code)
+        if 0xD800 <= code <= 0xDFFF:
+            return "\ufffd"
+        return "\u2421" if code == 0x7F else f"<U+{code:04X}>"
+
+    return _HARMFUL.sub(picture, text)
+
+
+def clean(value: Any) -> Any:
+    """A JSON value with every string in it, keys included, made `visible`."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {visible(str(key)): clean(item) for key, item in value.items()}
+    return [clean(item) for item in value] if isinstance(value, list) else value
+
+
+def number(row: Mapping[str, Any], key: str) -> float | None:
+    """A finite number of a row, None where there is none."""
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < float("inf") else None
+
+
+def _is_stage(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (METRICS_FILE, "samples.jsonl", "result.json"))
+
+
+def _read_stage(folder: Path) -> StageFiles:
+    result = _read_object(folder / "result.json")
+    # Not cleaned: the report shows numbers of names that it knows, never a name from here.
+    metrics = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
+    kind = str(result.get("kind", "")) or _guess_kind(metrics)
+    return StageFiles(visible(folder.name), kind, metrics, _read_rows(folder / "samples.jsonl"), result)
+
+
+def _guess_kind(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """The kind of a stage that has not finished, from what it measures."""
+    names = {name for row in metrics for name in row}
+    if "clip_fraction" in names or "reward" in names:
+        return "ppo"
+    if "margin" in names or "order_consistency" in names:
+        return "reward_model"
+    return "sft" if "loss" in names else ""
+
+
+def _kind_rank(kind: str) -> int:
+    return KINDS.index(kind) if kind in KINDS else len(KINDS)
+
+
+def _stage_order(config: Mapping[str, Any]) -> dict[str, int]:
+    """Stage name -> position in the config's list `stages`, where it has one."""
+    inner = config.get("config")
+    listed = (inner if isinstance(inner, Mapping) else config).get("stages")
+    if not isinstance(listed, list | dict):
+        return {}
+    names = [item.get("name", "") if isinstance(item, Mapping) else item for item in listed]
+    return {str(name): position for position, name in enumerate(names)}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    value = _parse(path.read_bytes(), str(path))
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object; run `prl run` again or remove the file")
+    return clean(value)
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file; a half-written last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for index, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_parse(line, f"{path}:{index}"))
+        except UserError:
+            if index < len(lines):
+                raise
+    return [clean(row) for row in rows if isinstance(row, dict)]
+
+
+def _parse(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise UserError(f"{where}: malformed JSON ({visible(str(error))}); remove it or run `prl run` again") from error

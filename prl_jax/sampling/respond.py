@@ -1,0 +1,87 @@
+"""From prompts as text to responses as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool, Int, PRNGKeyArray
+
+from prl_jax.errors import UserError
+from prl_jax.models import Decoder
+from prl_jax.sampling.decode import SamplingConfig, generate, row_keys
+from prl_jax.sharding import put_batch
+from prl_jax.text.chat import Prompt, encode_prompt, truncate_left
+from prl_jax.text.padding import pad_rows
+from prl_jax.text.tokenizer import Tokenizer
+from prl_jax.types import Rollout
+
+
+class EncodedPrompts(NamedTuple):
+    """Left-padded prompts.
+
+    Attributes:
+      tokens: `[N, P]` int32.
+      mask: `[N, P]` bool.
+      truncated: how many lost their beginning.
+    """
+
+    tokens: Int[np.ndarray, "N P"]
+    mask: Bool[np.ndarray, "N P"]
+    truncated: int
+
+
+def encode_prompts(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], *, length: int, on_long: str = "truncate"
+) -> EncodedPrompts:
+    """Encodes prompts to `length` tokens; longer ones lose their beginning, or raise with `on_long="error"`."""
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    for i, ids in enumerate(encoded):
+        if on_long == "error" and len(ids) > length:
+            raise UserError(
+                f"prompt {i + 1} has {len(ids)} tokens, the model's context leaves room for {length}; shorten the prompt"
+            )
+    cut = [truncate_left(ids, length) for ids in encoded]
+    rows = pad_rows([ids for ids, _ in cut], length, pad_id=tokenizer.pad_id, side="left")
+    return EncodedPrompts(rows.tokens, rows.segments > 0, sum(was for _, was in cut))
+
+
+def decode_responses(tokenizer: Tokenizer, rollout: Rollout) -> list[str]:
+    """Texts of the valid response tokens; the stop token is special and leaves no text."""
+    return [
+        tokenizer.decode(ids[valid].tolist())
+        for ids, valid in zip(np.asarray(rollout.response), np.asarray(rollout.mask), strict=True)
+    ]
+
+
+def respond(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    config: SamplingConfig,
+    key: PRNGKeyArray,
+    max_prompt: int,
+    batch_size: int,
+    mesh: Mesh,
+    on_long: str = "truncate",
+) -> tuple[list[str], Rollout]:
+    """A response to every prompt, in batches of one static shape.
+
+    Row i draws from `fold_in(key, i)`, so the batch size changes nothing.
+
+    Returns:
+      The texts, and the rollout of all `N` rows as numpy arrays.
+    """
+    encoded = encode_prompts(tokenizer, prompts, length=max_prompt, on_long=on_long)
+    count, parts = len(prompts), []
+    for start in range(0, count, batch_size):
+        index = np.minimum(np.arange(start, start + batch_size), count - 1)
+        tokens, mask = put_batch((encoded.tokens[index], encoded.mask[index]), mesh)
+        rollout = generate(model, tokens, mask, row_keys(key, start, batch_size), config=config)
+        parts.append(jax.device_get(rollout))
+    rollout = Rollout(*(np.concatenate(columns)[:count] for columns in zip(*parts, strict=True)))
+    return decode_responses(tokenizer, rollout), rollout

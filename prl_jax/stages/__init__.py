@@ -1,0 +1,1 @@
+"""Stages: what each trains or evaluates, from which inputs to which files."""

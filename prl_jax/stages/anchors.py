@@ -1,0 +1,104 @@
+"""Anchors: prompts -> one or more responses each that the policy is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from prl_jax.data.jsonl import read_jsonl, write_jsonl
+from prl_jax.data.records import PromptRecord
+from prl_jax.errors import UserError
+from prl_jax.judges import Judge, ScalarJudge, judge_pairs
+from prl_jax.sampling import SamplingConfig, respond
+from prl_jax.stages.artifacts import load_judge, load_policy
+from prl_jax.stages.context import StageContext
+
+ANCHORS_FILE = "anchors.jsonl"
+CHOICES = ("best_of_n", "reference")
+
+
+def run(context: StageContext) -> dict[str, float]:
+    """Writes `anchors.jsonl`, rows of `id, prompt, anchors`, and returns a few numbers about them."""
+    section = context.section
+    records = context.records(section.prompts, "prompt")
+    if section.choice == "reference":
+        chosen = [[_reference(record)] for record in records]
+    elif section.choice == "best_of_n":
+        chosen = _best_of_n(context, records)
+    else:
+        raise UserError(f"{context.name}.choice={section.choice!r}, expected one of {CHOICES}")
+    rows = [
+        {"id": record.id, "prompt": [turn._asdict() for turn in record.prompt], "anchors": texts}
+        for record, texts in zip(records, chosen, strict=True)
+    ]
+    write_jsonl(context.directory / ANCHORS_FILE, rows)
+    lengths = [len(text) for texts in chosen for text in texts]
+    return {"prompts": float(len(rows)), "anchors": float(len(lengths)), "characters": float(np.mean(lengths))}
+
+
+def read_anchors(directory, records: Sequence[PromptRecord]) -> list[list[str]]:
+    """The anchors of each record, by its id; a record without one is a `UserError`."""
+    path = directory / ANCHORS_FILE
+    known = {row["id"]: row["anchors"] for _, row in read_jsonl(path)}
+    missing = [record.id for record in records if record.id not in known]
+    if missing:
+        raise UserError(
+            f"{path}: no anchor for prompt {missing[0]!r} and {len(missing) - 1} more; "
+            "the anchors stage and this one must read the same prompts"
+        )
+    return [known[record.id] for record in records]
+
+
+def _reference(record: PromptRecord) -> str:
+    if record.reference is None:
+        raise UserError(f"prompt {record.id!r} has no reference answer; use choice='best_of_n' or another source")
+    return record.reference
+
+
+def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> list[list[str]]:
+    """The `keep` best of `samples` responses of a policy to every prompt, as a judge ranks them."""
+    section, count = context.section, context.section.samples
+    if not 1 <= section.keep <= count:
+        raise UserError(f"{context.name}.keep={section.keep}, expected between 1 and samples={count}")
+    card, policy, tokenizer = load_policy(context.stage(section.policy), context.mesh)
+    judge = load_judge(context.stage(section.judge), context.mesh, batch_size=section.batch_size)
+    sampling = SamplingConfig(
+        card.max_response, (tokenizer.eos_id,), tokenizer.pad_id, temperature=section.temperature
+    )
+    prompts = [record.prompt for record in records]
+    columns, shown = [], context.progress(count + 1)
+    with shown:
+        for i in range(count):
+            texts, _ = respond(
+                policy,
+                tokenizer,
+                prompts,
+                config=sampling,
+                key=jax.random.fold_in(context.key, i),
+                max_prompt=card.max_prompt,
+                batch_size=section.batch_size,
+                mesh=context.mesh,
+            )
+            columns.append(texts)
+            shown.update(i + 1)
+        scores = rank_scores(judge, prompts, columns)
+        shown.update(count + 1)
+    # A stable order, so that equal scores keep the order of sampling.
+    order = np.argsort(-scores, axis=0, kind="stable")[: section.keep]
+    return [[columns[k][i] for k in order[:, i]] for i in range(len(records))]
+
+
+def rank_scores(judge: Judge, prompts: Sequence, columns: Sequence[Sequence[str]]) -> np.ndarray:
+    """`[K, N]` scores of the K-th response to each of N prompts: a scalar judge's, or the mean win probability against
+    the prompt's other responses (round robin, both orders)."""
+    if isinstance(judge, ScalarJudge):
+        return np.stack([judge.scores(prompts, column) for column in columns])
+    wins = np.zeros((len(columns), len(prompts)))
+    for i in range(len(columns)):
+        for j in range(i):
+            p = judge_pairs(judge, prompts, columns[i], columns[j]).p_first
+            wins[i] += p
+            wins[j] += 1.0 - p
+    return wins / max(len(columns) - 1, 1)

@@ -1,0 +1,116 @@
+"""Stage directories as models: what `--model DIR` and `init_from` read."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from prl_jax.checkpoint import Checkpoints
+from prl_jax.errors import UserError
+from prl_jax.judges import GenerativeJudge, Judge, ScalarJudge
+from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel
+from prl_jax.sharding import tree_shardings
+from prl_jax.stages.workdir import write_json
+from prl_jax.text.judging import JudgeTemplate
+from prl_jax.text.tokenizer import Tokenizer, load_tokenizer
+
+MODEL_FILE, TOKENIZER_DIR, CHECKPOINTS_DIR = "model.json", "tokenizer", "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """What a stage directory says of its model.
+
+    Attributes:
+      kind: "policy", "scalar_judge" or "generative_judge".
+      decoder: fields of `DecoderConfig`.
+      max_prompt, max_response: tokens that the model was trained for; a judge that reads pairs has `max_prompt` for
+        the whole row.
+      template: fields of `JudgeTemplate`, of a generative judge.
+    """
+
+    kind: str
+    decoder: dict[str, Any]
+    max_prompt: int
+    max_response: int
+    template: dict[str, Any] | None = None
+
+    @property
+    def config(self) -> DecoderConfig:
+        return DecoderConfig.from_dict(self.decoder)
+
+
+def save_card(directory: Path, card: ModelCard, tokenizer: Tokenizer) -> None:
+    """Writes model.json and the tokenizer."""
+    tokenizer.save(directory / TOKENIZER_DIR)
+    write_json(directory / MODEL_FILE, dataclasses.asdict(card))
+
+
+def read_card(directory: Path) -> ModelCard:
+    """Reads model.json; a directory without one is a `UserError`."""
+    path = directory / MODEL_FILE
+    if not path.is_file():
+        raise UserError(
+            f"{directory}: not a model directory (no {MODEL_FILE}); give a stage of a workdir, such as WORKDIR/sft"
+        )
+    try:
+        return ModelCard(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); train the stage anew") from error
+
+
+def load_model(directory: Path, mesh: Mesh) -> tuple[ModelCard, Decoder | ScalarModel, Tokenizer]:
+    """The model of a stage directory, on the mesh."""
+    card = read_card(directory)
+    like = abstract_model(functools.partial(_make, card), mesh)
+    with Checkpoints(directory / CHECKPOINTS_DIR, read_only=True) as checkpoints:
+        model = checkpoints.restore_model(like)
+    return card, model, load_tokenizer(directory / TOKENIZER_DIR)
+
+
+def _make(card: ModelCard) -> Decoder | ScalarModel:
+    decoder = Decoder(card.config, key=jax.random.key(0))
+    return ScalarModel(decoder) if card.kind == "scalar_judge" else decoder
+
+
+def abstract_model(make: Callable[[], Any], mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of a model, without its arrays."""
+    shapes = jax.eval_shape(make)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        tree_shardings(shapes, mesh, LOGICAL_AXES),
+    )
+
+
+def load_decoder(directory: Path, mesh: Mesh) -> Decoder:
+    """The decoder of a stage directory of any kind."""
+    _, model, _ = load_model(directory, mesh)
+    return model.decoder if isinstance(model, ScalarModel) else model
+
+
+def load_policy(directory: Path, mesh: Mesh) -> tuple[ModelCard, Decoder, Tokenizer]:
+    """A policy; a judge's directory is a `UserError`."""
+    card, model, tokenizer = load_model(directory, mesh)
+    if card.kind != "policy":
+        raise UserError(f"{directory}: holds a {card.kind}, expected a policy (an sft or ppo stage)")
+    assert isinstance(model, Decoder)
+    return card, model, tokenizer
+
+
+def load_judge(directory: Path, mesh: Mesh, *, batch_size: int = 256) -> Judge:
+    """A judge of either kind; a policy's directory is a `UserError`."""
+    card, model, tokenizer = load_model(directory, mesh)
+    if isinstance(model, ScalarModel):
+        return ScalarJudge(model, tokenizer, max_length=card.max_prompt + card.max_response, batch_size=batch_size)
+    if card.kind != "generative_judge" or card.template is None:
+        raise UserError(f"{directory}: holds a {card.kind}, expected a judge (a bradley_terry or generative stage)")
+    template = JudgeTemplate(**{**card.template, "verdicts": tuple(card.template["verdicts"])})
+    return GenerativeJudge(model, tokenizer, template, max_length=card.max_prompt, batch_size=batch_size)

@@ -1,0 +1,135 @@
+"""What every stage is given, and the few things that they do alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from prl_jax.data.records import Record
+from prl_jax.data.sources import SourceSpec, load_records
+from prl_jax.errors import UserError
+from prl_jax.metrics import Progress
+from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig
+from prl_jax.optim import make_optimizer
+from prl_jax.sharding import sharded_init
+from prl_jax.stages.artifacts import load_decoder
+from prl_jax.stages.durations import to_steps
+from prl_jax.stages.workdir import Workdir
+from prl_jax.text.tokenizer import BPETokenizer, ByteTokenizer, HFTokenizer, Tokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class StageContext:
+    """A stage's surroundings.
+
+    Attributes:
+      name: of the stage, its section and its folder.
+      config: the whole config.
+      workdir: the run's folder.
+      mesh: devices.
+    """
+
+    name: str
+    config: ConfigDict
+    workdir: Workdir
+    mesh: Mesh
+
+    @property
+    def section(self) -> ConfigDict:
+        """The stage's own part of the config."""
+        return self.config[self.name]
+
+    @property
+    def directory(self) -> Path:
+        return self.workdir.stage(self.name)
+
+    @property
+    def key(self) -> jax.Array:
+        """The stage's random key: from the seed and the stage's name."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(self.name.encode()))
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of the stage's data order."""
+        return (zlib.crc32(self.name.encode()) + self.config.seed) % 2**31
+
+    def stage(self, name: str) -> Path:
+        """Folder of another stage of this run."""
+        if name not in self.config.stages:
+            raise UserError(f"{self.name}: needs stage {name!r}, which is not among the stages {tuple(self.config.stages)}")
+        return self.workdir.stage(name)
+
+    def records(self, source: ConfigDict, what: str) -> Sequence[Record]:
+        """Records of a source section."""
+        spec = SourceSpec(
+            kind=source.kind,
+            path=source.path,
+            split=source.split,
+            builder_args=self.gold_arguments() if source.kind == "gold" else {},
+            limit=source.limit and source.limit + source.skip,
+        )
+        records = load_records(spec, what, data_dir=self.workdir.path / "data")[source.skip :]
+        if not records:
+            raise UserError(f"{self.name}: skip={source.skip} leaves no record of {source.path or source.kind}")
+        return records
+
+    def gold_arguments(self) -> dict[str, Any]:
+        """Arguments of the built-in tasks; an empty tuple leaves the builder's default."""
+        return {name: value for name, value in self.config.gold.to_dict().items() if value != ()}
+
+    def progress(self, total: int) -> Progress:
+        """A progress line on standard error."""
+        stream = sys.stderr if self.config.logging.progress else _Silent()
+        return Progress(self.name, total, stream=stream)
+
+    def optimizer(self, section: ConfigDict, total: int, key: str) -> Any:
+        """The optimizer of a section, for a stage of `total` steps."""
+        values = section.to_dict()
+        warmup = to_steps(values.pop("warmup"), key=f"{self.name}.{key}.warmup", total=total)
+        return make_optimizer(**values, warmup_steps=warmup, total_steps=total)
+
+
+class _Silent:
+    """A stream that swallows everything."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+    def isatty(self) -> bool:
+        return False
+
+
+def run_tokenizer(config: ConfigDict, context: StageContext) -> Tokenizer:
+    """The run's tokenizer: made once, kept in the workdir."""
+    section, directory = config.tokenizer, context.workdir.path / "tokenizer"
+    if section.kind == "byte":
+        return ByteTokenizer()
+    if section.kind == "huggingface":
+        return HFTokenizer(Path(section.path))
+    if section.kind != "bpe":
+        raise UserError(f"tokenizer.kind={section.kind!r}, expected 'byte', 'bpe' or 'huggingface'")
+    if not directory.is_dir():
+        records = context.records(section.data, "preference")
+        texts = [t for r in records for t in (*(turn.content for turn in r.prompt), r.chosen, r.rejected)]
+        BPETokenizer.train(texts, section.vocab_size).save(directory)
+    return load_tokenizer(directory)
+
+
+def initial_decoder(context: StageContext, tokenizer: Tokenizer) -> Decoder:
+    """The decoder that a stage starts from: that of `init_from`, or a new one of the config's size."""
+    section = context.section
+    if section.init_from:
+        return load_decoder(context.stage(section.init_from), context.mesh)
+    config = DecoderConfig.from_dict(context.config.model.to_dict(), vocab_size=tokenizer.vocab_size)
+    return sharded_init(lambda: Decoder(config, key=context.key), context.mesh, LOGICAL_AXES)

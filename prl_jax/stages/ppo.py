@@ -1,0 +1,318 @@
+"""PPO: a policy, a judge and prompts -> a better policy."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prl_jax.checkpoint import Checkpoints
+from prl_jax.data.pipeline import batch_iterator
+from prl_jax.data.records import PromptRecord
+from prl_jax.errors import UserError
+from prl_jax.judges import Judge, ScalarJudge
+from prl_jax.metrics import JsonlLog, MetricsWriter
+from prl_jax.models import LOGICAL_AXES, Decoder, ScalarModel
+from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, row_keys
+from prl_jax.sharding import put_batch, sharded_init
+from prl_jax.stages.anchors import read_anchors
+from prl_jax.stages.artifacts import CHECKPOINTS_DIR, ModelCard, load_policy, save_card
+from prl_jax.stages.context import StageContext
+from prl_jax.stages.durations import to_steps
+from prl_jax.stages.win_rate import named_judge, policy_win_rate
+from prl_jax.text.chat import Prompt
+from prl_jax.text.tokenizer import Tokenizer
+from prl_jax.training.loop import LoopConfig, run_loop
+from prl_jax.training.opponents import Comparisons, compare
+from prl_jax.training.ppo import (
+    CriticContext,
+    PPOConfig,
+    PPOState,
+    adapt_kl,
+    initial_state,
+    make_update,
+    prepare,
+    run_update,
+)
+from prl_jax.training.rollout import Experience
+from prl_jax.training.state import create_state
+from prl_jax.types import Rollout
+
+SAMPLES_A_STEP = 4  # rows of samples.jsonl
+
+
+class Setup(NamedTuple):
+    """What an iteration needs beside its state."""
+
+    context: StageContext
+    config: PPOConfig
+    card: ModelCard
+    tokenizer: Tokenizer
+    sampling: SamplingConfig
+    judge: Judge
+    records: Sequence[PromptRecord]
+    anchors: Sequence[Sequence[str]]
+    reference: Decoder
+
+
+class Step(NamedTuple):
+    """One batch of rollouts with what was thought of it."""
+
+    prompts: list[Prompt]
+    responses: list[str]
+    anchors: list[Sequence[str]]
+    comparisons: Comparisons | None
+    score: np.ndarray
+    rollout: Rollout
+
+
+def run(context: StageContext) -> dict[str, float]:
+    """Trains and returns the last metrics."""
+    section, name = context.section, context.name
+    setup, state, optimizers = _setup(context)
+    total = to_steps(section.duration, key=f"{name}.duration", batch_size=section.prompts_per_step,
+                     examples=len(setup.records))  # fmt: skip
+    warmup = to_steps(section.critic_warmup, key=f"{name}.critic_warmup", total=total)
+    steps = lambda key: to_steps(section[key], key=f"{name}.{key}", total=total)  # noqa: E731
+    every = to_steps(section.evaluation.every, key=f"{name}.evaluation.every", total=total)
+    loop = LoopConfig(total, steps("log_every"), steps("save_every"), every)
+    updates = {
+        trains: make_update(setup.config, *optimizers, train_policy=trains) for trains in (False, True)
+    }
+    iterator = batch_iterator(
+        range(len(setup.records)), np.asarray, batch_size=section.prompts_per_step, seed=context.data_seed
+    )
+    save_card(context.directory, setup.card, setup.tokenizer)
+    evaluate = policy_win_rate(
+        context,
+        setup.reference,
+        setup.tokenizer,
+        setup.sampling,
+        max_prompt=setup.card.max_prompt,
+        section=section.evaluation,
+    )
+    last: dict[str, float] = {}
+    with Checkpoints(context.directory / CHECKPOINTS_DIR) as checkpoints:
+        first = checkpoints.latest() or 0
+        if first:
+            model, rest, data = checkpoints.restore(model=state.policy.model, train=_rest(state))
+            state = _whole(state, model, rest)
+            iterator.set_state(data["iterator"])
+        resume = first or None
+        with (
+            MetricsWriter(context.directory, resume_step=resume) as writer,
+            JsonlLog(context.directory / "samples.jsonl", resume_step=resume) as samples,
+            context.progress(total) as shown,
+        ):
+
+            def step(state: PPOState, n: int) -> tuple[PPOState, Mapping[str, jax.Array]]:
+                state, metrics, done, experience = iteration(setup, updates[n > warmup], state, next(iterator), n)
+                if loop.log_every and n % loop.log_every == 0:
+                    samples.write(sample_rows(n, done, experience))
+                return state, metrics
+
+            def write(n: int, values: Mapping[str, float]) -> None:
+                last.update(values)
+                writer.write(n, values)
+
+            run_loop(
+                name,
+                state,
+                first,
+                loop,
+                step=step,
+                on_step=lambda n, values: shown.update(n, _shown(values)),
+                write=write,
+                save=lambda n, state: checkpoints.save(
+                    n, model=state.policy.model, train=_rest(state), data={"iterator": iterator.get_state()}
+                ),
+                evaluate=lambda state, n: evaluate(state.policy.model),
+            )
+    return last
+
+
+def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:
+    """Loads everything that the stage reads and makes its first state."""
+    section, name = context.section, context.name
+    card, policy, tokenizer = load_policy(context.stage(section.policy), context.mesh)
+    config = PPOConfig(**section.algorithm.to_dict(), temperature=section.temperature)
+    rows = section.prompts_per_step * section.group_size
+    if rows % (config.minibatches * config.accumulate):
+        raise UserError(
+            f"{name}: {rows} rows a step (prompts_per_step * group_size) do not divide into "
+            f"{config.minibatches} minibatches of {config.accumulate} microbatches"
+        )
+    sampling = SamplingConfig(
+        card.max_response,
+        (tokenizer.eos_id,),
+        tokenizer.pad_id,
+        temperature=section.temperature,
+        top_k=section.top_k,
+        top_p=section.top_p,
+    )
+    if sampling.truncates:
+        raise UserError(
+            f"{name}: top_k={section.top_k}, top_p={section.top_p}: PPO's ratio needs the log-probs of the distribution "
+            "that was sampled; set top_k=0 and top_p=1"
+        )
+    judge = named_judge(context, section.judge)
+    if section.reward == "score" and not isinstance(judge, ScalarJudge):
+        raise UserError(f"{name}: reward='score' needs a bradley_terry judge, {section.judge!r} is none")
+    if section.reward not in ("score", "pairwise"):
+        raise UserError(f"{name}.reward={section.reward!r}, expected 'pairwise' or 'score'")
+    records = context.records(section.prompts, "prompt")
+    anchors = read_anchors(context.stage(section.anchors), records) if section.anchors else [()] * len(records)
+    if not section.anchors and (section.critic_sees_anchor or _needs_anchor(section)):
+        raise UserError(f"{name}: needs anchors; name the anchors stage in {name}.anchors")
+    total = to_steps(section.duration, key=f"{name}.duration", batch_size=section.prompts_per_step,
+                     examples=len(records)) * config.epochs * config.minibatches  # fmt: skip
+    optimizers = (
+        context.optimizer(section.policy_optimizer, total, "policy_optimizer"),
+        context.optimizer(section.critic_optimizer, total, "critic_optimizer"),
+    )
+    copy = lambda tree: jax.tree.map(jnp.copy, tree)  # noqa: E731  (the update donates its state)
+    critic = sharded_init(lambda: ScalarModel(policy, bias=section.value_init), context.mesh, LOGICAL_AXES)
+    state = initial_state(
+        create_state(copy(policy), optimizers[0], context.mesh, LOGICAL_AXES),
+        create_state(copy(critic), optimizers[1], context.mesh, LOGICAL_AXES),
+        config,
+    )
+    setup = Setup(context, config, card, tokenizer, sampling, judge, records, anchors, policy)
+    return setup, state, optimizers
+
+
+def _needs_anchor(section: Any) -> bool:
+    return section.reward == "pairwise" and section.opponents == "anchor"
+
+
+def iteration(
+    setup: Setup, update: Any, state: PPOState, index: np.ndarray, n: int
+) -> tuple[PPOState, dict[str, jax.Array], Step, Experience]:
+    """One step: sample, judge, freeze, update."""
+    key = jax.random.fold_in(setup.context.key, n)
+    done = roll_out(setup, state.policy.model, index, n)
+    experience, before = prepare(
+        state,
+        setup.reference,
+        Rollout(*put_batch(tuple(done.rollout), setup.context.mesh)),
+        critic_context(setup, done),
+        jnp.asarray(done.score),
+        config=setup.config,
+    )
+    state, metrics = run_update(update, state, experience, jax.random.fold_in(key, 1), setup.config)
+    state = adapt_kl(state, before["kl"], len(done.responses), setup.config)
+    metrics = {**metrics, **before, "kl_coef": state.kl_coef, "reward": jnp.asarray(done.score.mean())}
+    if done.comparisons is not None:
+        metrics |= _judge_metrics(setup.context.section.opponents, done.comparisons)
+    return state, metrics, done, experience
+
+
+def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
+    """Samples `group_size` responses to each prompt of the step and scores them."""
+    section, context = setup.context.section, setup.context
+    records = [setup.records[i] for i in np.repeat(index, section.group_size)]
+    anchors = [setup.anchors[i] for i in np.repeat(index, section.group_size)]
+    prompts = [record.prompt for record in records]
+    encoded = encode_prompts(setup.tokenizer, prompts, length=setup.card.max_prompt)
+    tokens, mask = put_batch((encoded.tokens, encoded.mask), context.mesh)
+    keys = row_keys(jax.random.fold_in(jax.random.fold_in(context.key, n), 0), 0, len(prompts))
+    rollout = jax.device_get(generate(policy, tokens, mask, keys, config=setup.sampling))
+    responses = decode_responses(setup.tokenizer, rollout)
+    if section.reward == "score":
+        assert isinstance(setup.judge, ScalarJudge)
+        return Step(prompts, responses, anchors, None, setup.judge.scores(prompts, responses), rollout)
+    comparisons = compare(
+        setup.judge,
+        section.opponents,
+        prompts,
+        responses,
+        group_size=section.group_size,
+        anchors=anchors,
+        form=section.reward_form,
+    )
+    return Step(prompts, responses, anchors, comparisons, comparisons.reward, rollout)
+
+
+def critic_context(setup: Setup, done: Step) -> CriticContext:
+    """What the critic reads before the response: the prompt, or the first anchor and the prompt."""
+    mesh = setup.context.mesh
+    if not setup.context.section.critic_sees_anchor:
+        return CriticContext(*put_batch((done.rollout.prompt, done.rollout.prompt_mask), mesh))
+    encode = functools.partial(_with_anchor, setup.tokenizer)
+    length = setup.card.max_prompt + setup.card.max_response
+    encoded = encode_prompts(setup.tokenizer, done.prompts, length=setup.card.max_prompt)
+    rows = [encode(row[0], t[m]) for row, t, m in zip(done.anchors, encoded.tokens, encoded.mask, strict=True)]
+    tokens = np.full((len(rows), length), setup.tokenizer.pad_id, np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, length - min(len(row), length) :] = row[-length:]
+    mask = np.arange(length)[None] >= length - np.minimum([len(row) for row in rows], length)[:, None]
+    return CriticContext(*put_batch((tokens, mask), mesh))
+
+
+def _with_anchor(tokenizer: Tokenizer, anchor: str, prompt: np.ndarray) -> list[int]:
+    marker = tokenizer.special("reference")
+    lead = tokenizer.encode("Reference: ") if marker is None else [marker]
+    return [*lead, *tokenizer.encode(anchor), *prompt.tolist()]
+
+
+def _judge_metrics(opponents: str, comparisons: Comparisons) -> dict[str, jax.Array]:
+    """How the judge saw the step: win probability, and how often the two orders name different winners."""
+    mask = comparisons.mask
+    disagree = (np.sign(comparisons.z_ya) == np.sign(comparisons.z_ay)) & mask
+    wins = {"win_rate_anchor": comparisons.reward.mean()} if opponents == "anchor" else {}
+    values = {**wins, "order_disagreement": disagree.sum() / mask.sum()}
+    return {k: jnp.asarray(v, jnp.float32) for k, v in values.items()}
+
+
+def sample_rows(n: int, done: Step, experience: Experience) -> list[dict[str, Any]]:
+    """A few rows of the step as a person reads them."""
+    logp = np.asarray(jnp.sum(experience.logp_old, axis=1))
+    kl = logp - np.asarray(jnp.sum(experience.logp_ref, axis=1))
+    rows = []
+    for i in range(min(SAMPLES_A_STEP, len(done.responses))):
+        judged = done.comparisons
+        rows.append(
+            {
+                "step": n,
+                "prompt": "\n".join(turn.content for turn in done.prompts[i]),
+                "response": done.responses[i],
+                "anchor": done.anchors[i][0] if done.anchors[i] else None,
+                "p_12": None if judged is None else float(jax.nn.sigmoid(judged.z_ya[i, 0])),
+                "p_21": None if judged is None else float(jax.nn.sigmoid(judged.z_ay[i, 0])),
+                "reward": float(done.score[i]),
+                "logp": float(logp[i]),
+                "kl": float(kl[i]),
+            }
+        )
+    return rows
+
+
+def _rest(state: PPOState) -> Any:
+    """What a checkpoint holds beside the policy's parameters."""
+    return {
+        "policy_opt_state": state.policy.opt_state,
+        "policy_step": state.policy.step,
+        "critic": state.critic.model,
+        "critic_opt_state": state.critic.opt_state,
+        "critic_step": state.critic.step,
+        "kl_coef": state.kl_coef,
+    }
+
+
+def _whole(state: PPOState, model: Decoder, rest: Mapping[str, Any]) -> PPOState:
+    policy = state.policy._replace(model=model, opt_state=rest["policy_opt_state"], step=rest["policy_step"])
+    critic = state.critic._replace(
+        model=rest["critic"], opt_state=rest["critic_opt_state"], step=rest["critic_step"]
+    )
+    return PPOState(policy, critic, rest["kl_coef"])
+
+
+def _shown(values: Mapping[str, float]) -> dict[str, float]:
+    keys = ("reward", "kl", "entropy", "loss", "win_rate")
+    return {key: values[key] for key in keys if key in values}
+
+

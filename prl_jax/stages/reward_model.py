@@ -1,0 +1,79 @@
+"""Reward models: preference pairs -> a judge, scalar or generative."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from prl_jax.data.records import PreferenceRecord
+from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair
+from prl_jax.data.sources import drop_identical
+from prl_jax.models import LOGICAL_AXES, ScalarModel
+from prl_jax.sharding import sharded_init
+from prl_jax.stages import supervised
+from prl_jax.stages.artifacts import ModelCard
+from prl_jax.stages.context import StageContext, initial_decoder, run_tokenizer
+from prl_jax.text.judging import JudgeTemplate, verdict_ids
+from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
+from prl_jax.types import PreferenceBatch
+
+
+def run_bradley_terry(context: StageContext) -> dict[str, float]:
+    """Trains a scalar judge and returns the last metrics."""
+    section = context.section
+    tokenizer = run_tokenizer(context.config, context)
+    decoder = initial_decoder(context, tokenizer)
+    model = sharded_init(lambda: ScalarModel(decoder), context.mesh, LOGICAL_AXES)
+    card = ModelCard("scalar_judge", dataclasses.asdict(decoder.config), section.max_prompt, section.max_response)
+    encode = functools.partial(
+        encode_scalar_pair, tokenizer, max_prompt=section.max_prompt, max_response=section.max_response
+    )
+    objective = bradley_terry_objective(label_smoothing=section.label_smoothing, center=section.center)
+    return _train(context, card, tokenizer, model, objective, encode)
+
+
+def run_generative(context: StageContext) -> dict[str, float]:
+    """Trains a generative pairwise judge and returns the last metrics."""
+    section = context.section
+    tokenizer = run_tokenizer(context.config, context)
+    template = JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
+    verdicts = verdict_ids(tokenizer, template)
+    decoder = initial_decoder(context, tokenizer)
+    card = ModelCard("generative_judge", dataclasses.asdict(decoder.config), section.max_length, 1, dataclasses.asdict(template))
+    encode = functools.partial(encode_generative_pair, tokenizer, template, max_length=section.max_length)
+    objective = generative_objective(verdicts, form=section.form, w_ce=section.w_ce, w_cons=section.w_cons)
+    return _train(context, card, tokenizer, decoder, objective, encode)
+
+
+def _train(
+    context: StageContext,
+    card: ModelCard,
+    tokenizer: Any,
+    model: nnx.Module,
+    objective: Any,
+    encode: Callable[[PreferenceRecord], tuple[PreferenceBatch, bool]],
+) -> dict[str, float]:
+    section = context.section
+    records, skipped = drop_identical(context.records(section.data, "preference"))
+    validation, _ = drop_identical(context.records(section.validation, "preference"))
+
+    def soft(record: PreferenceRecord) -> tuple[PreferenceBatch, bool]:
+        row, truncated = encode(record)
+        return row._replace(label=np.asarray(record.soft_label, np.float32)), truncated
+
+    task = supervised.Supervised(
+        card=card,
+        tokenizer=tokenizer,
+        model=model,
+        objective=objective,
+        records=records,
+        validation=validation,
+        encode=soft if section.soft_labels else encode,
+        counters={"identical_pairs_skipped": skipped, "ties": sum(record.tie for record in records)},
+    )
+    return supervised.train(context, task)

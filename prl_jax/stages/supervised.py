@@ -1,0 +1,161 @@
+"""What SFT and both reward models share: batches in, a trained model out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from prl_jax.checkpoint import Checkpoints
+from prl_jax.data.pipeline import batch_iterator
+from prl_jax.data.rows import stack_rows
+from prl_jax.metrics import MetricsWriter
+from prl_jax.models import LOGICAL_AXES
+from prl_jax.sharding import put_batch
+from prl_jax.stages.artifacts import CHECKPOINTS_DIR, ModelCard, save_card
+from prl_jax.stages.context import StageContext
+from prl_jax.stages.durations import to_steps
+from prl_jax.text.tokenizer import Tokenizer
+from prl_jax.training.loop import LoopConfig, run_loop
+from prl_jax.training.state import TrainState, create_state
+from prl_jax.training.step import Objective, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """A model to fit.
+
+    Attributes:
+      card: describes it.
+      tokenizer: of the model.
+      model: where it starts, on the mesh.
+      objective: what it is fitted to.
+      records, validation: data.
+      encode: record -> one row and whether it was truncated.
+      counters: numbers that every line of metrics repeats, such as pairs that were skipped.
+    """
+
+    card: ModelCard
+    tokenizer: Tokenizer
+    model: nnx.Module
+    objective: Objective
+    records: Sequence[Any]
+    validation: Sequence[Any]
+    encode: Callable[[Any], tuple[Any, bool]]
+    counters: Mapping[str, float]
+
+
+def train(context: StageContext, task: Supervised) -> dict[str, float]:
+    """Fits the model, from the last checkpoint if there is one; returns the last metrics."""
+    section, name = context.section, context.name
+    size = section.batch_size
+    total = to_steps(section.duration, key=f"{name}.duration", batch_size=size, examples=len(task.records))
+    steps = lambda key: to_steps(section[key], key=f"{name}.{key}", total=total)  # noqa: E731
+    loop = LoopConfig(total, steps("log_every"), steps("save_every"), steps("evaluate_every"))
+    optimizer = context.optimizer(section.optimizer, total, "optimizer")
+    iterator = batch_iterator(
+        task.records, lambda r: _with_flag(task.encode(r)), batch_size=size, seed=context.data_seed
+    )
+    save_card(context.directory, task.card, task.tokenizer)
+    with Checkpoints(context.directory / CHECKPOINTS_DIR) as checkpoints:
+        state, first, truncated = _start(context, task, optimizer, checkpoints, iterator)
+        train_step = make_train_step(task.objective, optimizer, section.accumulate)
+        validate = _validation(context, task)
+        last: dict[str, float] = {}
+
+        def step(state: TrainState, n: int):
+            nonlocal truncated
+            batch, cut = next(iterator)
+            truncated += int(cut.sum())
+            return train_step(state, put_batch(batch, context.mesh))
+
+        def save(n: int, state: TrainState) -> None:
+            data = {"iterator": iterator.get_state(), "truncated": truncated}
+            checkpoints.save(n, model=state.model, train=(state.opt_state, state.step), data=data)
+
+        with MetricsWriter(context.directory, resume_step=first or None) as writer, context.progress(total) as shown:
+
+            def write(n: int, values: Mapping[str, float]) -> None:
+                last.update(values, truncated_rows=truncated, **task.counters)
+                writer.write(n, {**values, "truncated_rows": truncated, **task.counters})
+
+            run_loop(
+                name,
+                state,
+                first,
+                loop,
+                step=step,
+                on_step=lambda n, values: shown.update(n, _shown(values)),
+                write=write,
+                save=save,
+                evaluate=validate,
+            )
+    return last
+
+
+def _with_flag(encoded: tuple[Any, bool]) -> tuple[Any, np.ndarray]:
+    row, truncated = encoded
+    return row, np.asarray(truncated)
+
+
+def _shown(values: Mapping[str, float]) -> dict[str, float]:
+    keys = ("loss", "accuracy", "validation_loss", "validation_accuracy")
+    return {key: values[key] for key in keys if key in values}
+
+
+def _start(
+    context: StageContext,
+    task: Supervised,
+    optimizer: optax.GradientTransformation,
+    checkpoints: Checkpoints,
+    iterator: Any,
+) -> tuple[TrainState, int, int]:
+    """The state to start from, the steps behind it, and the rows that were truncated on the way."""
+    state = create_state(task.model, optimizer, context.mesh, LOGICAL_AXES)
+    first = checkpoints.latest()
+    if first is None:
+        return state, 0, 0
+    model, (opt_state, step), data = checkpoints.restore(model=state.model, train=(state.opt_state, state.step))
+    iterator.set_state(data["iterator"])
+    return TrainState(model, opt_state, step), first, data["truncated"]
+
+
+def _validation(context: StageContext, task: Supervised) -> Callable[[TrainState, int], dict[str, float]]:
+    """Loss and metrics on all validation rows; rows that fill the last batch carry no weight."""
+    size = context.section.batch_size
+    rows = [task.encode(record)[0] for record in task.validation]
+    starts = range(0, len(rows), size)
+    batches = [stack_rows([rows[min(i, len(rows) - 1)] for i in range(start, start + size)]) for start in starts]
+    fill = [np.arange(start, start + size) < len(rows) for start in starts]
+    batches = [_weighted(batch, keep) for batch, keep in zip(batches, fill, strict=True)]
+
+    @jax.jit
+    def sums(model, batch):
+        terms = task.objective.terms(model, batch)
+        out = {}
+        for name, term in terms.items():
+            out |= {name: (term.sum, term.denominator), **term.aux}
+        return out
+
+    def validate(state: TrainState, step: int) -> dict[str, float]:
+        parts = [jax.device_get(sums(state.model, put_batch(batch, context.mesh))) for batch in batches]
+        totals = {k: np.sum([np.asarray(part[k]) for part in parts], axis=0) for k in parts[0]}
+        means = {k: float(total / max(count, 1e-30)) for k, (total, count) in totals.items()}
+        loss = sum(weight * means[k] for k, weight in task.objective.weights.items())
+        kept = {k: v for k, v in means.items() if k not in task.objective.weights}
+        return {"validation_loss": float(loss), **{f"validation_{k}": v for k, v in kept.items()}}
+
+    return validate
+
+
+def _weighted(batch: Any, keep: np.ndarray) -> Any:
+    """A batch without the rows that are not kept, by its weight or its mask."""
+    if hasattr(batch, "weight"):
+        return batch._replace(weight=batch.weight * keep)
+    return batch._replace(mask=batch.mask & keep[:, None])
+

@@ -1,0 +1,124 @@
+"""The layout of a workdir: what is in it, what is finished, whose config it belongs to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+import prl_jax
+from prl_jax.errors import UserError
+
+CONFIG_FILE, RESULT_FILE = "config.json", "result.json"
+# Sections that may differ between the runs that share a workdir: where and how it runs, not what it computes.
+_FREE = ("mesh.", "profile.", "logging.")
+
+
+class Workdir:
+    """A folder with one run: `config.json`, a folder a stage, the summary and the report.
+
+    Opening it for a config creates it, or checks that it belongs to this config.
+    """
+
+    def __init__(self, path: Path, config: ConfigDict):
+        self.path = path
+        plain = json.loads(json.dumps(config.to_dict()))
+        known = self._read_config()
+        if known is None:
+            self._write_config(plain)
+        else:
+            _check_same(path, known, plain)
+
+    def stage(self, name: str) -> Path:
+        """Folder of a stage."""
+        return self.path / name
+
+    def finished(self, name: str) -> bool:
+        """Whether a stage ran to its end here."""
+        return (self.stage(name) / RESULT_FILE).is_file()
+
+    def finish(self, name: str, *, kind: str, metrics: Mapping[str, Any], seconds: float) -> None:
+        """Marks a stage as finished, at once and as a whole."""
+        result = {"kind": kind, "metrics": dict(metrics), "seconds": round(seconds, 3)}
+        write_json(self.stage(name) / RESULT_FILE, result)
+
+    def _read_config(self) -> dict[str, Any] | None:
+        path = self.path / CONFIG_FILE
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path}: is a file, expected a folder for --workdir")
+        if not path.exists():
+            if self.path.is_dir() and any(self.path.iterdir()):
+                raise UserError(f"{self.path}: is not empty and holds no {CONFIG_FILE}; give an empty --workdir")
+            return None
+        try:
+            return json.loads(path.read_text())["config"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); give another --workdir") from error
+
+    def _write_config(self, plain: Mapping[str, Any]) -> None:
+        packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+        versions = {"prl_jax": prl_jax.__version__, **{name: metadata.version(name) for name in packages}}
+        devices = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
+        write_json(
+            self.path / CONFIG_FILE,
+            {"config": plain, "versions": versions, "git_revision": _git_revision(), "devices": devices},
+        )
+
+
+def make_directory(path: Path) -> None:
+    """Makes a folder and its parents. Errors: `UserError` when it cannot."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot make this folder ({error.strerror}); choose another one") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes beside and renames, so that no reader ever sees half a file. Errors: `UserError` when it cannot."""
+    temporary = path.with_name(path.name + ".tmp")
+    make_directory(path.parent)
+    try:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write ({error.strerror}); free some space or choose another folder") from error
+
+
+def _check_same(path: Path, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    before, now = dict(_flat(known)), dict(_flat(given))
+    different = sorted(
+        key
+        for key in before.keys() | now.keys()
+        if before.get(key, "(absent)") != now.get(key, "(absent)") and not key.startswith(_FREE)
+    )
+    if different:
+        key = different[0]
+        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+        raise UserError(
+            f"{path}: belongs to another config: {key} is {before.get(key, '(absent)')!r} there and "
+            f"{now.get(key, '(absent)')!r} here{more}; give another --workdir, or the config that it was made with"
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _git_revision() -> str | None:
+    """Revision of the checkout that the package runs from; None for an installed copy."""
+    try:
+        command = ["git", "-C", str(Path(prl_jax.__file__).parent), "describe", "--always", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

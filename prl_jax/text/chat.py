@@ -1,0 +1,76 @@
+"""Prompts as turns, and the chat template that turns them into tokens.
+
+Template `chat-v1`, for tokenizers with structural tokens (bytes, trained BPE):
+
+    <system>content<eos> <user>content<eos> <assistant>content<eos> ... <user>content<eos> <assistant>
+
+after which a response is `content<eos>`. A Hugging Face tokenizer brings its own chat template; where it has none,
+`huggingface.DEFAULT_CHAT_TEMPLATE` is used.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from prl_jax.errors import UserError
+from prl_jax.text.tokenizer import HFTokenizer, Tokenizer
+
+ROLES = ("system", "user", "assistant")
+TEMPLATES = ("chat-v1",)
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation: `role` is one of `ROLES`."""
+
+    role: str
+    content: str
+
+
+Prompt = tuple[Turn, ...]
+"""What a response answers: turns, the last of which is the user's."""
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The prompt as plain text: the content of a lone user turn, else one `role: content` paragraph a turn."""
+    if len(prompt) == 1 and prompt[0].role == "user":
+        return prompt[0].content
+    return "\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, *, template: str = "chat-v1") -> list[int]:
+    """Token ids of the prompt, up to the point where the assistant's response begins.
+
+    Raises:
+      UserError: for an unknown template, or a prompt that the tokenizer's own template refuses.
+    """
+    if template not in TEMPLATES:
+        raise UserError(f'unknown chat template "{template}": expected one of {", ".join(TEMPLATES)}')
+    if isinstance(tokenizer, HFTokenizer):
+        return tokenizer.encode_chat(prompt)
+    ids: list[int] = []
+    for turn in prompt:
+        ids += [role_id(tokenizer, turn.role), *tokenizer.encode(turn.content), tokenizer.eos_id]
+    return [*ids, role_id(tokenizer, "assistant")]
+
+
+def encode_response(tokenizer: Tokenizer, response: str) -> list[int]:
+    """Token ids of a complete response: its content, then the end-of-response token."""
+    return [*tokenizer.encode(response), tokenizer.eos_id]
+
+
+def truncate_left(ids: Sequence[int], length: int) -> tuple[list[int], bool]:
+    """The last `length` ids, and whether any were cut off."""
+    if len(ids) <= length:
+        return list(ids), False
+    return list(ids[len(ids) - length :]), True
+
+
+def role_id(tokenizer: Tokenizer, role: str) -> int:
+    """The structural token that opens a turn of `role`.
+
+    Raises:
+      UserError: when the vocabulary has no such token.
+    """
+    token = tokenizer.special(role)
+    if token is None:
+        raise UserError(f'the tokenizer has no token for role "{role}": expected one of {", ".join(ROLES)}')
+    return token

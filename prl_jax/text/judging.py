@@ -1,0 +1,225 @@
+"""Templates of generative judges: a prompt and two responses in, one verdict token out.
+
+    compact-v1   <user>..turns.. <first>response 1 <second>response 2 <verdict>   then the verdict
+    question-v1  [Prompt] .. [Response 1] .. [Response 2] .. [Question] .. Answer:   then the verdict
+
+`compact-v1` is for tokenizers with structural tokens; `question-v1` is plain text inside the tokenizer's chat template
+and serves any tokenizer. The pieces of a row are encoded one by one and joined, so that truncation cannot break a
+structural piece and the verdict's context is known exactly.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from prl_jax.errors import UserError
+from prl_jax.text.chat import Prompt, prompt_text, role_id
+from prl_jax.text.huggingface import HFTokenizer
+from prl_jax.text.tokenizer import Tokenizer
+
+NAMES = ("compact-v1", "question-v1")
+ON_LONG = ("truncate", "error")
+
+
+@dataclass(frozen=True)
+class JudgeTemplate:
+    """How a judge reads a pair.
+
+    Attributes:
+      name: one of `NAMES`.
+      verdicts: the words for "response 1 is better" and "response 2 is better"; each one token in its context.
+      shared_positions: response 2 gets the positions of response 1, so that neither comes later.
+
+    Raises:
+      UserError: for an unknown name.
+    """
+
+    name: str = "compact-v1"
+    verdicts: tuple[str, str] = ("Y", "N")
+    shared_positions: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise UserError(f'unknown judge template "{self.name}": expected one of {", ".join(NAMES)}')
+
+
+class JudgeRow(NamedTuple):
+    """Token ids and positions of one comparison in one order; `truncated` tells whether anything was cut."""
+
+    ids: list[int]
+    positions: list[int]
+    truncated: bool
+
+
+class _Pieces(NamedTuple):
+    """A row before fitting: fixed pieces around the contents that may be cut."""
+
+    lead: list[int]
+    turns: list[tuple[list[int], list[int]]]  # what opens a turn, and its content
+    separators: tuple[list[int], list[int]]
+    responses: tuple[list[int], list[int]]
+    tail: list[int]
+
+
+def verdict_ids(tokenizer: Tokenizer, template: JudgeTemplate) -> tuple[int, int]:
+    """The token ids of the two verdicts, each checked to be one token where it will stand.
+
+    Raises:
+      UserError: for a verdict of several tokens (or none), naming its pieces, or for two verdicts of one token.
+    """
+    return _answer(tokenizer, template)[1]
+
+
+def encode_judge_row(
+    tokenizer: Tokenizer,
+    template: JudgeTemplate,
+    prompt: Prompt,
+    first: str,
+    second: str,
+    *,
+    max_length: int,
+    on_long: str = "truncate",
+) -> JudgeRow:
+    """Tokens of one comparison, up to the point where the verdict comes next.
+
+    Args:
+      tokenizer: any tokenizer that the template can use.
+      template: which one.
+      prompt: what was asked.
+      first, second: the responses in slot 1 and slot 2.
+      max_length: tokens at most.
+      on_long: "truncate" cuts the prompt on the left, turn openings kept; if even an empty prompt does not fit, it
+        cuts both responses on the right to the same limit, whichever slot they are in. "error" refuses long rows.
+
+    Raises:
+      UserError: for a row that does not fit with "error", or whose structure alone does not fit.
+    """
+    if on_long not in ON_LONG:
+        raise ValueError(f"on_long={on_long!r}, expected one of {ON_LONG}")
+    pieces = _pieces(tokenizer, template, prompt, first, second)
+    needed = _fixed_length(pieces) + sum(len(opening) + len(content) for opening, content in pieces.turns[:-1])
+    needed += len(pieces.turns[-1][1]) + sum(map(len, pieces.responses))
+    truncated = needed > max_length
+    if truncated:
+        if on_long == "error":
+            raise UserError(
+                f"prompt and responses take {needed} tokens in judge template {template.name}, but the context holds "
+                f"{max_length}: shorten them or use a judge with a longer context"
+            )
+        pieces = _fit(pieces, max_length, template)
+    return _join(pieces, truncated, template.shared_positions)
+
+
+def _fixed_length(pieces: _Pieces) -> int:
+    """Tokens that are never cut: everything but contents, with the opening of the last turn."""
+    separators = sum(map(len, pieces.separators))
+    return len(pieces.lead) + len(pieces.turns[-1][0]) + separators + len(pieces.tail)
+
+
+def _pieces(tokenizer: Tokenizer, template: JudgeTemplate, prompt: Prompt, first: str, second: str) -> _Pieces:
+    responses = (tokenizer.encode(first), tokenizer.encode(second))
+    if template.name == "compact-v1":
+        separators = ([_structural(tokenizer, "first")], [_structural(tokenizer, "second")])
+        turns = [([role_id(tokenizer, turn.role)], tokenizer.encode(turn.content)) for turn in prompt]
+        return _Pieces([], turns, separators, responses, [_structural(tokenizer, "verdict")])
+    stem = _answer(tokenizer, template)[0]
+    yes, no = template.verdicts
+    before, after = _user_frame(tokenizer)
+    question = f"\n\n[Question]\nIs response 1 better than response 2? Answer {yes} or {no}."
+    return _Pieces(
+        lead=before + tokenizer.encode("[Prompt]\n"),
+        turns=[([], tokenizer.encode(prompt_text(prompt)))],
+        separators=(tokenizer.encode("\n\n[Response 1]\n"), tokenizer.encode("\n\n[Response 2]\n")),
+        responses=responses,
+        tail=tokenizer.encode(question) + after + stem,
+    )
+
+
+def _user_frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """What stands around the content of a lone user turn in the tokenizer's chat template."""
+    if isinstance(tokenizer, HFTokenizer):
+        return tokenizer.user_frame()
+    return [role_id(tokenizer, "user")], [tokenizer.eos_id, role_id(tokenizer, "assistant")]
+
+
+def _structural(tokenizer: Tokenizer, name: str) -> int:
+    token = tokenizer.special(name)
+    if token is None:
+        raise UserError(
+            f'judge template compact-v1 needs the structural token "{name}", which this tokenizer lacks: '
+            "use question-v1"
+        )
+    return token
+
+
+def _answer(tokenizer: Tokenizer, template: JudgeTemplate) -> tuple[list[int], tuple[int, int]]:
+    """What the verdict directly follows, and the two verdict tokens there.
+
+    Some vocabularies join a word with the space before it (" Y"), some do not ("Y"): the space goes to the side where
+    both verdicts are single tokens.
+    """
+    contexts = (("", ""),) if template.name == "compact-v1" else (("Answer:", " "), ("Answer: ", ""))
+    problems: list[tuple[str, list[str]]] = []
+    for stem, space in contexts:
+        before = tokenizer.encode(stem)
+        found: list[int] = []
+        for word in template.verdicts:
+            ids = tokenizer.encode(stem + space + word)
+            added = ids[len(before) :]
+            if ids[: len(before)] == before and len(added) == 1:
+                found.append(added[0])
+            else:
+                pieces = [tokenizer.decode([i]) for i in (added if ids[: len(before)] == before else ids)]
+                problems.append((word, pieces))
+        if len(found) == 2:
+            if found[0] == found[1]:
+                raise UserError(
+                    f'verdict words "{template.verdicts[0]}" and "{template.verdicts[1]}" are the same token: '
+                    "choose two that differ"
+                )
+            return before, (found[0], found[1])
+    word, pieces = problems[-1]
+    raise UserError(
+        f'verdict word "{word}" is {len(pieces)} tokens {pieces} in judge template {template.name}: '
+        "choose verdicts that are one token each"
+    )
+
+
+def _fit(pieces: _Pieces, max_length: int, template: JudgeTemplate) -> _Pieces:
+    room = max_length - _fixed_length(pieces)  # for contents, and openings of turns before the last
+    if room < 0:
+        raise UserError(
+            f"judge template {template.name} takes {max_length - room} tokens without any content, "
+            f"but the context holds {max_length}"
+        )
+    first, second = pieces.responses
+    short = min(len(first), len(second))
+    if len(first) + len(second) > room:
+        limit = room // 2 if short > room // 2 else room - short
+        first, second = first[:limit], second[:limit]
+    room -= len(first) + len(second)
+
+    kept: list[tuple[list[int], list[int]]] = []
+    for i, (opening, content) in enumerate(reversed(pieces.turns)):
+        room -= len(opening) if i else 0  # the last turn's opening is counted already
+        if room < 0 or (i and room == 0 and content):
+            break
+        cut = content[max(0, len(content) - room) :]
+        kept.append((opening, cut))
+        room -= len(cut)
+        if len(cut) < len(content):
+            break
+    return pieces._replace(turns=kept[::-1], responses=(first, second))
+
+
+def _join(pieces: _Pieces, truncated: bool, shared_positions: bool) -> JudgeRow:
+    head = list(pieces.lead)
+    for opening, content in pieces.turns:
+        head += opening + content
+    slots = [separator + response for separator, response in zip(pieces.separators, pieces.responses, strict=True)]
+    ids = head + slots[0] + slots[1] + pieces.tail
+    if not shared_positions:
+        return JudgeRow(ids, list(range(len(ids))), truncated)
+    start = len(head)
+    after = start + max(map(len, slots))
+    positions = [*range(start), *range(start, start + len(slots[0])), *range(start, start + len(slots[1]))]
+    return JudgeRow(ids, positions + list(range(after, after + len(pieces.tail))), truncated)

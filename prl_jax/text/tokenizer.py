@@ -1,0 +1,156 @@
+"""Tokenizers: bytes, byte-level BPE trained here, and any Hugging Face tokenizer directory.
+
+All of them keep one promise: `encode` treats its text as text. No user input, whatever it says, yields a special token;
+only templates write those.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from prl_jax.errors import UserError
+from prl_jax.text.common import FILE_NAME, one_line, valid_text, write_json
+from prl_jax.text.huggingface import HFTokenizer
+
+SPECIALS = ("pad", "eos", "system", "user", "assistant", "first", "second", "verdict", "reference")
+_VOCAB_MULTIPLE = 16  # embedding rows come in multiples of this, so that matrix shapes suit accelerators
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the package asks of a tokenizer.
+
+    Attributes:
+      vocab_size: number of embedding rows needed; every id is below it.
+      pad_id: fills rows. Never a reason to mask: masks come from lengths.
+      eos_id: ends a response (the end-of-turn token where there is one).
+    """
+
+    vocab_size: int
+    pad_id: int
+    eos_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; never a special token. Lone surrogates become U+FFFD."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; special tokens are left out, invalid UTF-8 becomes U+FFFD."""
+        ...
+
+    def special(self, name: str) -> int | None:
+        """Id of a structural token such as "user", or None when the vocabulary has none."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Writes data files (JSON) from which `load_tokenizer` makes an equal tokenizer."""
+        ...
+
+
+class ByteTokenizer:
+    """Ids 0..255 are bytes of UTF-8, then the special tokens; the vocabulary is padded to 272."""
+
+    def __init__(self) -> None:
+        self._specials = {name: 256 + i for i, name in enumerate(SPECIALS)}
+        self.vocab_size = _round_up(256 + len(SPECIALS))
+        self.pad_id = self._specials["pad"]
+        self.eos_id = self._specials["eos"]
+
+    def encode(self, text: str) -> list[int]:
+        return list(valid_text(text).encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(int(i) for i in ids if 0 <= i < 256).decode("utf-8", errors="replace")
+
+    def special(self, name: str) -> int | None:
+        return self._specials.get(name)
+
+    def save(self, directory: Path) -> None:
+        write_json(directory, {"kind": "bytes", "version": 1})
+
+
+class BPETokenizer:
+    """Byte-level BPE of the `tokenizers` library; the special tokens follow its vocabulary.
+
+    The library's own vocabulary holds no special tokens at all, so its `encode` cannot yield one.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        size = backend.get_vocab_size()
+        self._size = size
+        self._specials = {name: size + i for i, name in enumerate(SPECIALS)}
+        self.vocab_size = _round_up(size + len(SPECIALS))
+        self.pad_id = self._specials["pad"]
+        self.eos_id = self._specials["eos"]
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
+        """Learns merges from `texts`; at most `vocab_size` ids, special tokens included (then padded to 16).
+
+        Raises:
+          UserError: when `vocab_size` leaves no room for the 256 bytes and the special tokens.
+        """
+        from tokenizers import Tokenizer as Backend
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        if vocab_size < 256 + len(SPECIALS):
+            raise UserError(
+                f"BPE vocabulary of {vocab_size} is too small: expected at least {256 + len(SPECIALS)} "
+                f"(256 bytes and {len(SPECIALS)} special tokens)"
+            )
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - len(SPECIALS),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator((valid_text(text) for text in texts), trainer)
+        return cls(backend)
+
+    def encode(self, text: str) -> list[int]:
+        return self._backend.encode(valid_text(text), add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._backend.decode([int(i) for i in ids if 0 <= i < self._size], skip_special_tokens=False)
+
+    def special(self, name: str) -> int | None:
+        return self._specials.get(name)
+
+    def save(self, directory: Path) -> None:
+        write_json(directory, {"kind": "bpe", "version": 1, "tokenizer": json.loads(self._backend.to_str())})
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """Reads what `save` wrote, or a Hugging Face tokenizer directory.
+
+    Raises:
+      UserError: when the directory is missing or holds neither.
+    """
+    directory = Path(directory)
+    path = directory / FILE_NAME
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory (expected one with {FILE_NAME} or Hugging Face files)")
+    if not path.is_file():
+        return HFTokenizer(directory)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        kind = data["kind"]
+        if kind == "bpe":
+            from tokenizers import Tokenizer as Backend
+
+            return BPETokenizer(Backend.from_str(json.dumps(data["tokenizer"])))
+    except Exception as error:  # `tokenizers` raises plain Exception
+        raise UserError(f"{path}: not a tokenizer file: {one_line(error)}") from error
+    if kind == "bytes":
+        return ByteTokenizer()
+    if kind == "huggingface":
+        return HFTokenizer(directory)
+    raise UserError(f'{path}: unknown tokenizer kind "{kind}": expected bytes, bpe or huggingface')
+
+
+def _round_up(size: int) -> int:
+    return -(-size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE

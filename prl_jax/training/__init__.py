@@ -1,0 +1,1 @@
+"""Training: one generic step, one loop, and what each method puts into them."""

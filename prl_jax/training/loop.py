@@ -1,0 +1,89 @@
+"""The loop that every trained stage runs through. All it does to the outside goes through callbacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import jax
+
+from prl_jax.errors import UserError
+
+State = TypeVar("State")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """Durations in steps.
+
+    Attributes:
+      total: the last step.
+      log_every: metrics are written at its multiples, and at the last step.
+      save_every: likewise for checkpoints; 0 saves the last step only.
+      evaluate_every: likewise for evaluations, and once before the first step; 0 never evaluates.
+    """
+
+    total: int
+    log_every: int = 10
+    save_every: int = 0
+    evaluate_every: int = 0
+
+
+def due(step: int, every: int, total: int) -> bool:
+    """Whether something that happens every `every` steps, and at the last one, happens after `step`."""
+    return step == total or (every > 0 and step % every == 0)
+
+
+def run_loop(
+    name: str,
+    state: State,
+    first: int,
+    config: LoopConfig,
+    *,
+    step: Callable[[State, int], tuple[State, Mapping[str, jax.Array]]],
+    on_step: Callable[[int, Mapping[str, float]], None],
+    write: Callable[[int, Mapping[str, float]], None],
+    save: Callable[[int, State], None],
+    evaluate: Callable[[State, int], Mapping[str, float]] | None = None,
+) -> State:
+    """Runs steps `first + 1 .. config.total`.
+
+    Args:
+      name: for messages.
+      state, first: where to start, and how many steps it has behind it.
+      step: `(state, n) -> (state, metrics)`, n being the number of the step that it does.
+      on_step: called with each step's metrics, for progress.
+      write: called with the metrics that are kept.
+      save: called with a state to keep. No state whose metrics are not finite ever gets here.
+      evaluate: extra metrics of a state at some steps; they join the kept ones.
+
+    Raises:
+      UserError: a loss or gradient norm was not finite. The last good checkpoint is left as it is.
+    """
+    if first == 0 and evaluate is not None and config.evaluate_every:
+        write(0, evaluate(state, 0))
+    for n in range(first + 1, config.total + 1):
+        state, metrics = step(state, n)
+        values = {key: float(value) for key, value in jax.device_get(dict(metrics)).items()}
+        bad = sorted(key for key in ("loss", "grad_norm") if not math.isfinite(values.get(key, 0.0)))
+        if bad:
+            raise UserError(
+                f"{name}: {' and '.join(bad)} not finite at step {n} ({_show(values)}); stopped, the last good checkpoint "
+                "is kept; lower the learning rate or look at the data of this step"
+            )
+        evaluated = evaluate is not None and config.evaluate_every > 0 and due(n, config.evaluate_every, config.total)
+        if evaluated:
+            values |= evaluate(state, n)
+        on_step(n, values)
+        if evaluated or due(n, config.log_every, config.total):
+            write(n, values)
+        if due(n, config.save_every, config.total):
+            save(n, state)
+    return state
+
+
+def _show(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{key}={values[key]:.4g}" for key in ("loss", "grad_norm") if key in values)
+

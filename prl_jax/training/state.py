@@ -1,0 +1,41 @@
+"""What a training step carries from one step to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from prl_jax.sharding import replicated, tree_shardings
+
+
+class TrainState(NamedTuple):
+    """A model with its optimizer.
+
+    Attributes:
+      model: the parameters, as a module.
+      opt_state: state of the optimizer, sharded like the parameters.
+      step: int32 scalar, updates done.
+    """
+
+    model: nnx.Module
+    opt_state: Any
+    step: jax.Array
+
+
+def create_state(
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    logical_axes: Mapping[str, tuple[str, ...]],
+) -> TrainState:
+    """A model that has no update behind it, with a fresh optimizer state, sharded like the parameters."""
+    # Without out_shardings, jit would forget the parameters' sharding here.
+    shardings = tree_shardings(jax.eval_shape(optimizer.init, model), mesh, logical_axes)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(model)
+    return TrainState(model, opt_state, jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)))

@@ -1,0 +1,90 @@
+"""The one generic train step: loss terms in, updated parameters and averaged metrics out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prl_jax.training.state import TrainState
+from prl_jax.types import LossOutput
+
+_TINY = 1e-30
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Several loss terms over one batch.
+
+    Attributes:
+      terms: `(model, batch) -> {name: LossOutput}`.
+      denominators: `batch -> {name: float32}`, the denominators that `terms` will give, from the masks alone, so that
+        they are known for the whole batch before the first backward pass.
+      weights: factor of each term in the loss.
+    """
+
+    terms: Callable[[Any, Any], dict[str, LossOutput]]
+    denominators: Callable[[Any], dict[str, jax.Array]]
+    weights: Mapping[str, float]
+
+
+def gradients(objective: Objective, model: Any, batch: Any, accumulate: int = 1) -> tuple[Any, Metrics]:
+    """Gradient of `sum_k w_k sum_k / D_k` with the denominators `D_k` of the whole batch, and the batch's metrics.
+
+    With `accumulate` > 1 the batch is cut into that many microbatches, one after the other; sums add and nothing is
+    averaged twice, so the result is the same for every value.
+    """
+    totals = objective.denominators(batch)
+
+    def loss(model, part):
+        terms = objective.terms(model, part)
+        scaled = [objective.weights[k] * terms[k].sum / jnp.maximum(totals[k], _TINY) for k in objective.weights]
+        sums = {k: (terms[k].sum, terms[k].denominator) for k in objective.weights}
+        for term in terms.values():
+            sums |= term.aux
+        return sum(scaled), sums
+
+    step = jax.value_and_grad(loss, has_aux=True)
+    if accumulate == 1:
+        (value, sums), grads = step(model, batch)
+    else:
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, model, jax.tree.map(lambda x: x[0], parts))
+        )
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, step(model, part)), None
+
+        ((value, sums), grads), _ = jax.lax.scan(add, zeros, parts)
+    metrics = {name: total / jnp.maximum(count, _TINY) for name, (total, count) in sums.items()}
+    # Every term is a metric under its name, their weighted sum is "loss".
+    return grads, {**metrics, "loss": value}
+
+
+def apply_gradients(
+    state: TrainState, grads: Any, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, jax.Array]:
+    """One optimizer update; returns the gradient's global norm before clipping too."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
+    model = optax.apply_updates(state.model, updates)
+    return TrainState(model, opt_state, state.step + 1), optax.tree.norm(grads)
+
+
+def make_train_step(
+    objective: Objective, optimizer: optax.GradientTransformation, accumulate: int = 1
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """A jitted `(state, batch) -> (state, metrics)` that donates the state."""
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        grads, metrics = gradients(objective, state.model, batch, accumulate)
+        state, norm = apply_gradients(state, grads, optimizer)
+        return state, {**metrics, "grad_norm": norm}
+
+    return jax.jit(train_step, donate_argnums=0)

@@ -1,0 +1,91 @@
+"""Pytrees that cross module borders."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LossOutput:
+    """A loss as a sum and a denominator, so that microbatches and devices add before anyone divides.
+
+    Attributes:
+      sum: float32 scalar, the masked sum of the loss.
+      denominator: float32 scalar, how many units (tokens, pairs, sequences) the sum runs over.
+      aux: name -> `(sum, count)`, float32 scalars, averaged in the same way.
+    """
+
+    sum: Float[Array, ""]
+    denominator: Float[Array, ""]
+    aux: dict[str, tuple[Float[Array, ""], Float[Array, ""]]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def value(self) -> Float[Array, ""]:
+        """`sum / denominator`; 0 where nothing was counted."""
+        return self.sum / jnp.maximum(self.denominator, jnp.finfo(jnp.float32).tiny)
+
+
+class TokenRows(NamedTuple):
+    """Token sequences of one static length, padded on either side.
+
+    Attributes:
+      tokens: `[N, T]` int32.
+      positions: `[N, T]` int32, counted from the first real token (or as a template asks).
+      segments: `[N, T]` int32, 0 on padding, else the number of the segment that attention may not leave.
+    """
+
+    tokens: Int[Array, "N T"]
+    positions: Int[Array, "N T"]
+    segments: Int[Array, "N T"]
+
+
+class PreferenceBatch(NamedTuple):
+    """Pairs as two sets of rows.
+
+    A scalar model reads one response a row: `first` holds response 1, `second` response 2. A generative judge reads
+    both: `first` holds them in the order (1, 2), `second` in the order (2, 1).
+
+    Attributes:
+      first, second: rows of `B` pairs.
+      label: `[B]` float32, the probability that response 1 is the better one (0.5 for a tie).
+      weight: `[B]` float32, 0 for rows that only fill the batch.
+    """
+
+    first: TokenRows
+    second: TokenRows
+    label: Float[Array, "B"]
+    weight: Float[Array, "B"]
+
+
+class SFTBatch(NamedTuple):
+    """Demonstrations. `targets[b, t]` is the token after `rows.tokens[b, t]`; `mask` marks targets that count."""
+
+    rows: TokenRows
+    targets: Int[Array, "B T"]
+    mask: Bool[Array, "B T"]
+
+
+class Rollout(NamedTuple):
+    """Sampled responses to `B` prompts.
+
+    Attributes:
+      prompt: `[B, P]` int32, left-padded.
+      prompt_mask: `[B, P]` bool.
+      response: `[B, T]` int32, right-padded.
+      mask: `[B, T]` bool, true on response tokens, the stop token included.
+      logp: `[B, T]` float32, the sampler's log-probabilities of the distribution that was sampled.
+      truncated: `[B]` bool, true where the response ran out of room before a stop token.
+    """
+
+    prompt: Int[Array, "B P"]
+    prompt_mask: Bool[Array, "B P"]
+    response: Int[Array, "B T"]
+    mask: Bool[Array, "B T"]
+    logp: Float[Array, "B T"]
+    truncated: Bool[Array, "B"]

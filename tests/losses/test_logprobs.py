@@ -1,0 +1,200 @@
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prl_jax.losses import logprobs as lp
+
+B, T, D, V = 2, 7, 5, 50
+KEYS = jax.random.split(jax.random.key(2), 4)
+HIDDEN = jax.random.normal(KEYS[0], (B, T, D))
+EMBED = jax.random.normal(KEYS[1], (D, V))
+TARGETS = jax.random.randint(KEYS[2], (B, T), 0, V)
+MASK = jnp.arange(T) < jnp.array([[7], [4]])
+COTANGENTS = jax.random.normal(KEYS[3], (2, B, T))
+OPTIONS = {
+    "plain": {},
+    "temperature": {"temperature": 0.7},
+    "softcap": {"softcap": 2.0},
+    "both": {"temperature": 1.3, "softcap": 3.0},
+}
+# 1000 tokens are one chunk; 6 give three chunks of three positions, the last one padded; 1 gives one position a chunk.
+CHUNKS = [None, 1000, 6, 1]
+
+
+def naive(hidden, embed, targets, mask, temperature=1.0, softcap=None):
+    logits = hidden.astype(jnp.float32) @ embed.astype(jnp.float32)
+    if softcap:
+        logits = softcap * jnp.tanh(logits / softcap)
+    log_probs = jax.nn.log_softmax(logits / temperature)
+    entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, -1)
+    logp = jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
+    return jnp.where(mask, logp, 0), jnp.where(mask, entropy, 0)
+
+
+def objective(function, weights, **options):
+    def total(hidden, embed):
+        logp, entropy = function(hidden, embed, TARGETS, MASK, **options)
+        return jnp.sum(weights[0] * logp) + jnp.sum(weights[1] * entropy)
+
+    return jax.jit(jax.value_and_grad(total, (0, 1)))
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_equals_the_naive_computation_with_gradients(options, chunk):
+    ours = jax.jit(lambda h, w: lp.chunked_logprobs(h, w, TARGETS, MASK, chunk=chunk, **options))(HIDDEN, EMBED)
+    np.testing.assert_allclose(ours, naive(HIDDEN, EMBED, TARGETS, MASK, **options), rtol=1e-5, atol=1e-5)
+    got = objective(lp.chunked_logprobs, COTANGENTS, chunk=chunk, **options)(HIDDEN, EMBED)
+    expected = objective(naive, COTANGENTS, **options)(HIDDEN, EMBED)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["logp", "entropy"])
+def test_gradient_of_each_output_alone(which):
+    weights = COTANGENTS.at[1 - which].set(0.0)
+    got = objective(lp.chunked_logprobs, weights, chunk=4)(HIDDEN, EMBED)[1]
+    expected = objective(naive, weights)(HIDDEN, EMBED)[1]
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        assert float(jnp.abs(b).max()) > 1e-2
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_cross_entropy_is_minus_the_sum_with_its_gradients(options, chunk):
+    def loss(hidden, embed):
+        out = lp.chunked_cross_entropy(hidden, embed, TARGETS, MASK, chunk=chunk, **options)
+        return 3.0 * out.value
+
+    got = jax.jit(jax.value_and_grad(loss, (0, 1)))(HIDDEN, EMBED)
+    expected = objective(naive, jnp.array([-3.0 / 11, 0.0]), **options)(HIDDEN, EMBED)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    # Without a gradient another rule computes it.
+    np.testing.assert_allclose(loss(HIDDEN, EMBED), expected[0], rtol=1e-5)
+
+
+def test_by_hand():
+    """Two words with logits 0 and log 3: probabilities 1/4 and 3/4."""
+    embed = jnp.array([[0.0, np.log(3.0)]])
+    logp, entropy = lp.chunked_logprobs(
+        jnp.ones((1, 2, 1)), embed, jnp.array([[0, 1]]), jnp.ones((1, 2), bool), chunk=1
+    )
+    np.testing.assert_allclose(logp, [[np.log(0.25), np.log(0.75)]], rtol=1e-6)
+    np.testing.assert_allclose(entropy, np.full((1, 2), -0.25 * np.log(0.25) - 0.75 * np.log(0.75)), rtol=1e-6)
+
+
+def test_masked_tokens_are_zero_and_cannot_leak():
+    hidden = jnp.where(MASK[..., None], HIDDEN, jnp.nan)
+    targets = jnp.where(MASK, TARGETS, -100)
+
+    def total(hidden, embed):
+        logp, entropy = lp.chunked_logprobs(hidden, embed, targets, MASK, chunk=4)
+        return jnp.sum(logp + entropy), (logp, entropy)
+
+    (_, outputs), (d_hidden, d_embed) = jax.value_and_grad(total, (0, 1), has_aux=True)(hidden, EMBED)
+    for x in outputs:
+        assert (x[~MASK] == 0).all() and (x[MASK] != 0).all()
+    assert np.isfinite(d_embed).all() and (d_hidden[~MASK] == 0).all() and (d_hidden[MASK] != 0).any()
+    _, clean = objective(naive, jnp.ones((2, 1, 1)))(HIDDEN, EMBED)
+    np.testing.assert_allclose(d_embed, clean[1], rtol=1e-4, atol=1e-5)
+    cross = jax.grad(lambda h, w: lp.chunked_cross_entropy(h, w, targets, MASK, chunk=4).sum, (0, 1))(hidden, EMBED)
+    assert np.isfinite(cross[0]).all() and np.isfinite(cross[1]).all()
+    empty = lp.chunked_cross_entropy(hidden, EMBED, targets, jnp.zeros((B, T), bool))
+    assert float(empty.value) == 0.0
+
+
+def test_extreme_logits():
+    hidden = jnp.array([[[1e4], [-1e4]]])
+    embed = jnp.array([[1.0, -1.0, 0.0]])
+    ones = jnp.ones((1, 2), bool)
+
+    def total(hidden, embed):
+        logp, entropy = lp.chunked_logprobs(hidden, embed, jnp.array([[0, 0]]), ones)
+        return jnp.sum(logp + entropy)
+
+    value, grads = jax.value_and_grad(total, (0, 1))(hidden, embed)
+    np.testing.assert_allclose(value, -2e4)
+    assert all(np.isfinite(x).all() for x in grads)
+
+
+def test_bfloat16_in_float32_out():
+    hidden, embed = HIDDEN.astype(jnp.bfloat16), EMBED.astype(jnp.bfloat16)
+    logp, entropy = lp.chunked_logprobs(hidden, embed, TARGETS, MASK, chunk=4)
+    assert logp.dtype == entropy.dtype == jnp.float32
+    # Products of bfloat16 numbers, added in float32.
+    np.testing.assert_allclose((logp, entropy), naive(hidden, embed, TARGETS, MASK), rtol=1e-5, atol=1e-5)
+    for function in (lambda *a: lp.chunked_logprobs(*a)[0].sum(), lambda *a: lp.chunked_cross_entropy(*a).sum):
+        # Parameters kept in float32 get a float32 gradient.
+        grads = jax.grad(function, (0, 1))(hidden, EMBED, TARGETS, MASK)
+        assert [x.dtype for x in grads] == [jnp.bfloat16, jnp.float32]
+        expected = jax.grad(function, (0, 1))(HIDDEN, EMBED, TARGETS, MASK)
+        for a, b in zip(grads, expected, strict=True):
+            np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.05)
+
+
+def test_vmap():
+    stacked = jax.vmap(lambda h, y, m: lp.chunked_logprobs(h[None], EMBED, y[None], m[None], chunk=3))(
+        HIDDEN, TARGETS, MASK
+    )
+    np.testing.assert_allclose(jnp.stack(stacked)[:, :, 0], naive(HIDDEN, EMBED, TARGETS, MASK), rtol=1e-5, atol=1e-5)
+
+
+def largest_array(jaxpr):
+    """Number of elements of the largest array that any equation makes, subprograms included."""
+    sizes = [0]
+    for eqn in jaxpr.eqns:
+        sizes += [int(np.prod(v.aval.shape)) for v in eqn.outvars]
+        for inner in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
+            if hasattr(inner, "jaxpr"):
+                inner = inner.jaxpr
+            if hasattr(inner, "eqns"):
+                sizes.append(largest_array(inner))
+    return max(sizes)
+
+
+def test_never_makes_the_logits_of_a_batch():
+    hidden, embed = jnp.ones((2, 64, 4)), jnp.ones((4, 96))
+    tokens = jnp.zeros((2, 64), int), jnp.ones((2, 64), bool)
+    for function in (
+        lambda h, w: sum(x.sum() for x in lp.chunked_logprobs(h, w, *tokens, chunk=16)),
+        lambda h, w: lp.chunked_cross_entropy(h, w, *tokens, chunk=16).sum,
+    ):
+        jaxpr = jax.make_jaxpr(jax.value_and_grad(function, (0, 1)))(hidden, embed).jaxpr
+        assert largest_array(jaxpr) == 16 * 96
+    whole = jax.make_jaxpr(lambda h, w: naive(h, w, *tokens))(hidden, embed).jaxpr
+    assert largest_array(whole) == 128 * 96
+
+
+def test_chunk_count():
+    assert lp.chunk_count((16, 256), 4096, 256) == 16
+    assert lp.chunk_count((16, 256), 4096, 10**6) == 1
+    assert lp.chunk_count((2, 7), 50, 6) == 3
+    assert lp.chunk_count((512, 10), 4096, 256) == 10
+    assert lp.chunk_count((16, 128), 272, None) == 1
+    assert 1 < lp.chunk_count((16, 256), 32768, None) <= 16
+    with pytest.raises(ValueError, match="chunk: expected at least 1 token, given 0"):
+        lp.chunk_count((2, 7), 50, 0)
+
+
+def test_wrong_shapes_raise():
+    cases = [
+        (HIDDEN, EMBED, TARGETS, MASK[:, :1]),
+        (HIDDEN, EMBED.T, TARGETS, MASK),
+        (HIDDEN[:, :3], EMBED, TARGETS, MASK),
+        (HIDDEN[0], EMBED, TARGETS, MASK),
+        (HIDDEN, EMBED, TARGETS[0], MASK[0]),
+        (HIDDEN, EMBED[0], TARGETS, MASK),
+    ]
+    for args in cases:
+        with pytest.raises(ValueError, match="expected .* given"):
+            inspect.unwrap(lp.check_inputs)(*args)
+        for function in (lp.chunked_logprobs, lp.chunked_cross_entropy):
+            with pytest.raises((ValueError, TypeError)):
+                function(*args)

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prl_jax.reporting import figures
+from prl_jax.reporting.inputs import RunFiles, StageFiles
+
+
+def stage(name, kind, rows):
+    return StageFiles(name, kind, [{"step": step, **row} for step, row in enumerate(rows, start=1)], [], {})
+
+
+def run(stages=(), arms=(), judges=None):
+    return RunFiles(Path("x"), "x", {}, {"arms": list(arms), "judges": judges or {}}, list(stages), [])
+
+
+def test_names_are_shown_as_they_are():
+    assert figures.label("a$b$c") == "a$b$c"
+    assert figures.label("_hidden") == " _hidden"
+    assert figures.label("日本\n\x1b") == "????"
+    assert len(figures.label("x" * 100)) == 40
+
+
+def test_nothing_to_draw_draws_nothing(tmp_path):
+    assert (
+        figures.write_figures([run([stage("sft", "sft", [{"loss": None}]), stage("x", "", [{"y": 1.0}])])], tmp_path)
+        == {}
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_panels_are_those_with_data():
+    figure = figures.learning_figure([stage("ppo", "ppo", [{"kl": 0.1, "reward": None, "entropy": 1.0}])])
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == ["KL to the reference", "Entropy"]
+
+
+def test_curves_hold_the_measured_values_and_gaps_are_left_out():
+    rows = [{"loss": 3.0}, {"loss": None}, {"loss": 1.0, "validation_loss": 2.0}]
+    axes = figures.learning_figure([stage("sft", "sft", rows)]).axes[0]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines == {"train": [[1, 3], [3, 1]], "validation": [[3, 2]]}
+    assert axes.get_legend() is not None
+
+
+def test_other_runs_are_drawn_beside_the_first():
+    first, second = stage("sft", "sft", [{"loss": 3.0}]), stage("sft", "sft", [{"loss": 2.0}])
+    lines = figures.learning_figure([first, second]).axes[0].lines
+    assert sorted((line.get_ydata()[0], line.get_alpha()) for line in lines) == [(2.0, 0.3), (3.0, None)]
+    arms = [{"name": "P", "judge": "j", "win_rate_vs_sft": value} for value in (0.6, 0.7)]
+    axes = figures.arms_figure([run(arms=arms[:1]), run(arms=arms[1:])]).axes[0]
+    heights = {line.get_xdata()[0]: line.get_ydata()[0] for line in axes.lines if line.get_marker() == "o"}
+    assert heights[0.6] != heights[0.7]
+
+
+def test_the_moving_average_looks_back_only():
+    values = np.random.default_rng(0).normal(size=120)
+    axes = figures.learning_figure([stage("sft", "sft", [{"loss": float(v)} for v in values])]).axes[0]
+    raw, smooth = (line.get_ydata() for line in axes.lines)
+    np.testing.assert_allclose(raw, values)
+    np.testing.assert_allclose(smooth, [values[max(0, i - 3) : i + 1].mean() for i in range(120)])
+
+
+def test_win_rate_against_kl_joins_points_that_have_both():
+    rows = [
+        {"kl": 0.1},
+        {"kl": 0.2, "win_rate": 0.5, "win_rate_low": 0.4, "win_rate_high": 0.6},
+        {"kl": 0.3, "win_rate": 0.6},
+    ]
+    figure = figures.win_rate_against_kl_figure([run([stage("ppo_bt", "ppo", rows)])])
+    line = next(line for line in figure.axes[0].lines if line.get_label() == "ppo_bt")
+    assert line.get_xydata().tolist() == [[0.2, 0.5], [0.3, 0.6]]
+    assert figures.win_rate_against_kl_figure([run([stage("ppo_bt", "ppo", rows[:1])])]) is None
+
+
+def test_the_reliability_diagram_skips_empty_bins():
+    bins = [
+        {"low": 0.5, "high": 0.55, "confidence": 0.52, "frequency": 0.6, "count": 7},
+        {"low": 0.55, "high": 0.6, "confidence": None, "frequency": None, "count": 0},
+    ]
+    figure = figures.reliability_figure([{"stage": "bt", "ece": 0.08, "reliability": bins}])
+    points = next(line for line in figure.axes[0].lines if line.get_label() == "judge")
+    assert points.get_xydata().tolist() == [[0.52, 0.6]]
+    assert [bar.get_height() for bar in figure.axes[1].patches] == [7]
+    assert figures.reliability_figure([{"stage": "bt", "reliability": bins[1:]}]) is None
+
+
+@pytest.mark.parametrize("name", ["BT + PPO $x", "_日本", "<b>&"])
+def test_files_are_pictures_whatever_the_names(tmp_path, name):
+    arms = [
+        {"name": name, "judge": "j", "win_rate_vs_sft": 0.6, "win_rate_vs_sft_low": 0.5, "win_rate_vs_sft_high": 0.7}
+    ]
+    paths = figures.write_figures([run(arms=arms)], tmp_path)
+    assert list(paths) == ["arms"]
+    with Image.open(paths["arms"]) as picture:
+        assert picture.format == "PNG" and picture.width > 400 and len(picture.convert("L").getcolors()) > 10

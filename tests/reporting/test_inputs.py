@@ -1,0 +1,63 @@
+import json
+
+import pytest
+
+from prl_jax.reporting import inputs
+
+
+def test_harmful_characters_become_visible_and_others_stay():
+    assert inputs.visible("a\x00\x1b[31m\r\x7f\x9b\u202e\u200b\ud800z") == "a␀␛[31m␍␡<U+009B><U+202E><U+200B>\ufffdz"
+    harmless = "line one\n\ttabbed äöü 日本語 😀 <b>&amp;</b>"
+    assert inputs.visible(harmless) == harmless
+    inputs.visible("\ud83d").encode("utf-8")
+
+
+def test_cleaning_reaches_every_string():
+    dirty = {"k\x00": ["\x1b", {"x": "\x07"}, 1.5, None, True]}
+    assert inputs.clean(dirty) == {"k␀": ["␛", {"x": "␇"}, 1.5, None, True]}
+
+
+@pytest.mark.parametrize("value", [None, "1", True, float("nan"), float("inf"), [1]])
+def test_only_finite_numbers_are_numbers(value):
+    assert inputs.number({"x": value}, "x") is None
+    assert inputs.number({}, "x") is None
+    assert inputs.number({"x": 2}, "x") == 2.0
+
+
+def stage(root, name, kind=None, row=None):
+    (root / name).mkdir(parents=True)
+    if kind:
+        (root / name / "result.json").write_text(json.dumps({"kind": kind}))
+    if row:
+        (root / name / "metrics.jsonl").write_text(json.dumps({"step": 1, **row}) + "\n")
+
+
+def test_stages_come_in_the_order_of_the_config(tmp_path):
+    for name in ("a", "b", "c"):
+        stage(tmp_path, name, "sft")
+    (tmp_path / "not_a_stage").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"stages": ["c", "a"]}}))
+    run = inputs.read_run(tmp_path, label="x")
+    assert [item.name for item in run.stages] == ["c", "a", "b"]
+
+
+def test_without_a_config_stages_come_in_the_order_of_a_pipeline_and_kinds_are_guessed(tmp_path):
+    stage(tmp_path, "a", row={"reward": 1.0})
+    stage(tmp_path, "b", row={"margin": 1.0})
+    stage(tmp_path, "c", row={"loss": 1.0})
+    stage(tmp_path, "d", row={"other": 1.0})
+    run = inputs.read_run(tmp_path, label="x")
+    assert [(item.name, item.kind) for item in run.stages] == [
+        ("c", "sft"),
+        ("b", "reward_model"),
+        ("a", "ppo"),
+        ("d", ""),
+    ]
+    assert "a/result.json is missing: the stage is not finished" in run.missing
+
+
+def test_labels_are_folder_names_unless_they_repeat(tmp_path):
+    paths = [tmp_path / "one" / "run", tmp_path / "two" / "run", tmp_path / "other"]
+    for path in paths:
+        stage(path, "sft", "sft")
+    assert [run.label for run in inputs.read_runs(paths)] == [str(paths[0]), str(paths[1]), "other"]

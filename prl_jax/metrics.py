@@ -23,14 +23,55 @@ _EVENTS_FLUSH_SECONDS = 5.0
 _RATE_WINDOW = 20
 
 
+class JsonlLog:
+    """Appends rows with a `step` to a JSONL file.
+
+    Each row is one line, handed to the operating system before `write` returns, so that a killed process loses no
+    finished line. NaN and infinities, which JSON lacks, are `null`. No step stands twice: a run that resumes from the
+    checkpoint of `resume_step` first drops the lines after it; one that starts from scratch (None) drops all.
+
+    Errors: `UserError` when the file cannot be written (a full disk, a read-only directory).
+    """
+
+    def __init__(self, path: Path, *, resume_step: int | None):
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if resume_step is None:
+                path.unlink(missing_ok=True)
+            elif path.exists():
+                _drop_steps(path, resume_step + 1)
+            # Unbuffered: closing has nothing left that could fail.
+            self._file = open(path, "ab", buffering=0)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes rows: a `step` (int) and whatever else JSON holds."""
+        lines = "".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
+        try:
+            _write_all(self._file, lines.encode())
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def close(self) -> None:
+        """Closes the file; a second call does nothing."""
+        self._file.close()
+
+    def __enter__(self) -> JsonlLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 class MetricsWriter:
     """Appends metrics of one stage to `metrics.jsonl` and to TensorBoard event files, in the same directory.
 
-    Each line is one JSON object, `{"step": int, "<name>": float, ...}`, handed to the operating system before `write`
-    returns, so that a killed process loses no finished line. Values that JSON cannot hold (NaN, infinities) are `null`
-    there and stay what they are in the event files.
-
-    No step stands twice: a run that resumes from the checkpoint of `resume_step` first drops the lines after it.
+    Each line is one JSON object, `{"step": int, "<name>": float, ...}`, under the promises of `JsonlLog`; the event files
+    hold NaN and infinities as they are.
 
     Errors: `UserError` when the files cannot be written (a full disk, a read-only directory).
     """
@@ -44,16 +85,9 @@ class MetricsWriter:
             None starts from scratch: whatever an earlier attempt left is dropped.
         """
         self.path = directory / METRICS_FILE
-        purge_step = 0 if resume_step is None else resume_step + 1
+        self._lines = JsonlLog(self.path, resume_step=resume_step)
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            if resume_step is None:
-                self.path.unlink(missing_ok=True)
-            elif self.path.exists():
-                _drop_steps(self.path, purge_step)
-            # Unbuffered: a line is with the operating system once `write` returns; closing has nothing left to fail.
-            self._lines = open(self.path, "ab", buffering=0)
-            self._events = _EventFile(directory, purge_step)
+            self._events = _EventFile(directory, 0 if resume_step is None else resume_step + 1)
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
@@ -65,10 +99,8 @@ class MetricsWriter:
           metrics: name -> number (a Python float, or anything `float()` takes, such as a 0-d array).
         """
         values = {name: float(value) for name, value in metrics.items()}
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        line = json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n"
+        self._lines.write([{"step": int(step), **values}])
         try:
-            _write_all(self._lines, line.encode())
             self._events.write(int(step), values)
         except OSError as error:
             raise _unwritable(self.path, error) from error
@@ -82,8 +114,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes the files; a second call does nothing."""
+        self._lines.close()
         try:
-            self._lines.close()
             self._events.close()
         except OSError as error:
             raise _unwritable(self.path, error) from error
@@ -99,37 +131,6 @@ class MetricsWriter:
         except UserError:
             if error is None:  # else the first error is the one to report
                 raise
-
-
-class JsonlLog:
-    """Appends rows with a `step` to a JSONL file, under the same promises as `MetricsWriter`.
-
-    Errors: `UserError` when the file cannot be written.
-    """
-
-    def __init__(self, path: Path, *, resume_step: int | None):
-        """Opens the file and drops rows after `resume_step`, or all rows when it is None."""
-        self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _drop_steps(path, 0 if resume_step is None else resume_step + 1)
-            self._lines = open(path, "ab", buffering=0)
-        except OSError as error:
-            raise _unwritable(path, error) from error
-
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes rows, each with an integer `step`."""
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        try:
-            _write_all(self._lines, text.encode())
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
-
-    def __enter__(self) -> JsonlLog:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._lines.close()
 
 
 class _EventFile:
@@ -219,6 +220,14 @@ def _drop_steps(path: Path, first_dropped: int) -> None:
     os.replace(temporary, path)
 
 
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _write_all(file: Any, data: bytes) -> None:
     while data:
         data = data[file.write(data) :]
@@ -283,10 +292,10 @@ class Progress:
         self._open = True
 
     def update(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
-        """Shows that `step` steps are done. Metrics that are not given keep their last value."""
+        """Shows that `step` steps are done. Metrics that are not given, or None, keep their last value."""
         now = self._clock()
         self._times.append((now, step))
-        self._metrics.update({name: float(value) for name, value in (metrics or {}).items()})
+        self._metrics.update({name: float(value) for name, value in (metrics or {}).items() if value is not None})
         self._pending = self._line(step)
         if self._terminal:
             # \x1b[K clears what a longer line before left behind.

@@ -9,7 +9,7 @@ from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 
 from prl_jax.errors import UserError
-from prl_jax.metrics import MetricsWriter, Progress, format_seconds, read_metrics
+from prl_jax.metrics import JsonlLog, MetricsWriter, Progress, format_seconds, read_metrics
 
 
 def read_events(directory):
@@ -114,12 +114,27 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
         def write(self, data):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    writer._lines.close()
-    writer._lines = FullDisk()
+    writer._lines._file.close()
+    writer._lines._file = FullDisk()
     with pytest.raises(UserError, match=r"metrics\.jsonl: cannot write \(No space left on device\)"):
         writer.write(1, {"loss": 1.0})
     writer.close()
     writer.close()
+
+
+def test_rows_of_a_log_are_resumed_like_metrics(tmp_path):
+    path = tmp_path / "stage" / "samples.jsonl"
+    with JsonlLog(path, resume_step=None) as log:
+        log.write(
+            [{"step": 1, "text": "\udc80 \n", "x": [float("nan"), {"y": float("inf")}]}, {"step": 1, "text": "b"}]
+        )
+        log.write([{"step": 2, "text": "c"}])
+        assert len(path.read_text().splitlines()) == 3
+    with JsonlLog(path, resume_step=1) as log:
+        log.write([{"step": 2, "text": "d"}])
+    first, *rest = read_metrics(path)
+    assert first == {"step": 1, "text": "\udc80 \n", "x": [None, {"y": None}]}
+    assert [(row["step"], row["text"]) for row in rest] == [(1, "b"), (2, "d")]
 
 
 def test_a_path_that_is_no_directory_is_one_clear_line(tmp_path):
@@ -180,7 +195,7 @@ def test_metrics_keep_their_last_value():
     stream = io.StringIO()
     progress = Progress("ppo", 3, stream=stream, clock=lambda: 0.0, interval=0.0)
     progress.update(1, {"win_rate": 0.6})
-    progress.update(2, {"kl": 0.1})
+    progress.update(2, {"kl": 0.1, "win_rate": None})
     assert stream.getvalue().splitlines()[-1].endswith("win rate 0.600  kl 0.100")
 
 

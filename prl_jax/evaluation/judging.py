@@ -7,6 +7,7 @@ that response 1 is better. A label is the probability that response 1 is better:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -143,13 +144,13 @@ def position_bias(p_12: Float[np.ndarray, "N"], p_21: Float[np.ndarray, "N"]) ->
     return float(np.mean(p_12.astype(np.float64) + p_21.astype(np.float64) - 1.0))
 
 
-def longer_first(first: str, second: str) -> float:
-    """1 if the first response is the longer one, 0 if the second is, 0.5 if neither.
+def longer_first(first: Sequence[str], second: Sequence[str]) -> Float[np.ndarray, "N"]:
+    """`[N]` float64: 1 where the first response is the longer one, 0 where the second is, 0.5 where neither.
 
     Longer means more words (split at whitespace); between equal numbers of words, more characters.
     """
-    a, b = (len(first.split()), len(first)), (len(second.split()), len(second))
-    return 0.5 if a == b else float(a > b)
+    sizes = [((len(a.split()), len(a)), (len(b.split()), len(b))) for a, b in zip(first, second, strict=True)]
+    return np.array([0.5 if a == b else float(a > b) for a, b in sizes], np.float64)
 
 
 def _soft_target(

@@ -28,8 +28,9 @@ class GenerativeJudge:
       model: a language model.
       tokenizer: of the model.
       template: how a pair is put to it; its verdict words must be single tokens, or a `UserError` says so here.
-      max_length: static length of a row; longer prompts lose their beginning.
+      max_length: static length of a row.
       batch_size: rows of one forward pass.
+      on_long: "truncate" (a row that is too long loses the beginning of its prompt) or "error".
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class GenerativeJudge:
         *,
         max_length: int,
         batch_size: int = 256,
+        on_long: str = "truncate",
     ):
         self.model, self.tokenizer, self.template = model, tokenizer, template
-        self.max_length, self.batch_size = max_length, batch_size
+        self.max_length, self.batch_size, self.on_long = max_length, batch_size, on_long
         self.verdicts = verdict_ids(tokenizer, template)
 
     def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
@@ -59,7 +61,7 @@ class GenerativeJudge:
     def _log_probs(self, prompts, first, second) -> Float[np.ndarray, "N 2"]:
         check_lengths(prompts, first, second)
         encode = functools.partial(
-            encode_judge_row, self.tokenizer, self.template, max_length=self.max_length, on_long="truncate"
+            encode_judge_row, self.tokenizer, self.template, max_length=self.max_length, on_long=self.on_long
         )
         encoded = [encode(*row) for row in zip(prompts, first, second, strict=True)]
         rows = pad_rows(

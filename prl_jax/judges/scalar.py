@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from prl_jax.errors import UserError
 from prl_jax.judges.base import Judged, check_lengths, in_batches
 from prl_jax.models import ScalarModel
 from prl_jax.text.chat import Prompt, encode_prompt, encode_response, truncate_left
@@ -22,13 +23,14 @@ class ScalarJudge:
     Args:
       model: a decoder with a scalar head.
       tokenizer: of the model.
-      max_length: static length of a row; longer prompts lose their beginning.
+      max_length: static length of a row.
       batch_size: rows of one forward pass.
+      on_long: "truncate" (a row that is too long loses the beginning of its prompt) or "error".
     """
 
-    def __init__(self, model: ScalarModel, tokenizer: Tokenizer, *, max_length: int, batch_size: int = 256):
+    def __init__(self, model: ScalarModel, tokenizer: Tokenizer, *, max_length: int, batch_size: int = 256, on_long: str = "truncate"):
         self.model, self.tokenizer = model, tokenizer
-        self.max_length, self.batch_size = max_length, batch_size
+        self.max_length, self.batch_size, self.on_long = max_length, batch_size, on_long
 
     def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Float[np.ndarray, "N"]:
         """`[N]` float32 rewards."""
@@ -38,9 +40,16 @@ class ScalarJudge:
         return in_batches(lambda batch: _score(self.model, batch), rows, self.batch_size)
 
     def _row(self, prompt: Prompt, response: str) -> list[int]:
-        answer = encode_response(self.tokenizer, response)[: self.max_length - 1]
-        question, _ = truncate_left(encode_prompt(self.tokenizer, prompt), self.max_length - len(answer))
-        return question + answer
+        question, answer = encode_prompt(self.tokenizer, prompt), encode_response(self.tokenizer, response)
+        needed = len(question) + len(answer)
+        if needed > self.max_length and self.on_long == "error":
+            raise UserError(
+                f"prompt and response take {needed} tokens, but the judge's context holds {self.max_length}: "
+                "shorten them or use a judge with a longer context"
+            )
+        # The score is read at the end-of-response token, of a cut response too.
+        answer = [*answer[:-1][: self.max_length - 2], answer[-1]]
+        return truncate_left(question, self.max_length - len(answer))[0] + answer
 
     def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
         scores = self.scores([*prompts, *prompts], [*first, *second])

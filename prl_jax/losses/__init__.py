@@ -6,3 +6,25 @@ from prl_jax.losses.pairwise_ppo import pairwise_policy_loss, pairwise_rl_reward
 from prl_jax.losses.ppo import entropy_loss, ppo_policy_loss, ppo_value_loss, reduce_tokens
 from prl_jax.losses.preference import bt_loss, pairwise_genrm_full_loss, pairwise_genrm_loss, symmetrise, verdict_prob
 from prl_jax.masked import masked_whiten
+
+__all__ = [
+    "bt_loss",
+    "chunked_cross_entropy",
+    "chunked_logprobs",
+    "entropy_loss",
+    "gae",
+    "kl_estimate",
+    "length_adaptive_lambda",
+    "masked_whiten",
+    "pairwise_genrm_full_loss",
+    "pairwise_genrm_loss",
+    "pairwise_policy_loss",
+    "pairwise_rl_reward",
+    "ppo_policy_loss",
+    "ppo_value_loss",
+    "reduce_tokens",
+    "symmetrise",
+    "token_rewards",
+    "verdict_prob",
+    "win_rate",
+]

@@ -67,13 +67,14 @@ def chunked_cross_entropy(
     """Next-token cross-entropy: minus the sum of what `chunked_logprobs` returns, over the number of tokens.
 
     A plain sum has gradients known before the backward pass, so that they come out of the forward pass: three matmuls
-    where `chunked_logprobs` needs four. Arguments as there.
+    where `chunked_logprobs` needs four. Arguments as there. aux: 'entropy' over tokens, without gradient.
     """
     check_inputs(hidden, out_embed, targets, mask)
     hidden, targets = jnp.where(mask[..., None], hidden, 0), jnp.where(mask, targets, 0)
     count = chunk_count(targets.shape, out_embed.shape[1], chunk)
-    total = _cross_entropy(hidden, out_embed, targets, mask, temperature, softcap, count)
-    return LossOutput(total, masked_count(mask))
+    total, entropy = _cross_entropy(hidden, out_embed, targets, mask, temperature, softcap, count)
+    tokens = masked_count(mask)
+    return LossOutput(total, tokens, {"entropy": (jax.lax.stop_gradient(entropy), tokens)})
 
 
 def check_inputs(
@@ -149,15 +150,19 @@ def _hidden_and_embedding_grads(
 
 def _statistics(
     logits: Float[Array, "B C V"], targets: Int[Array, "B C"]
-) -> tuple[Float[Array, "B C"], Float[Array, "B C"], Float[Array, "B C"]]:
-    """Log-probability of the target, entropy, log-sum-exp. All relative to the maximum: exact for large logits."""
+) -> tuple[Float[Array, "B C"], Float[Array, "B C"], Float[Array, "B C"], Float[Array, "B C V"]]:
+    """Log-probability of the target, entropy, log-sum-exp and probabilities (unused ones cost nothing).
+
+    All are computed relative to the largest logit: exact for large ones.
+    """
     top = jnp.max(logits, axis=-1, keepdims=True)
+    # The barrier keeps XLA from computing the exponentials anew for each sum.
     exps = jax.lax.optimization_barrier(jnp.exp(logits - top))
     total = jnp.sum(exps, axis=-1)
     log_total = jnp.log(total)
     entropy = log_total - jnp.sum(exps * (logits - top), axis=-1) / total
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
-    return (chosen - top)[..., 0] - log_total, entropy, log_total + top[..., 0]
+    return (chosen - top)[..., 0] - log_total, entropy, log_total + top[..., 0], exps / total[..., None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -170,7 +175,7 @@ def _logprobs_forward(hidden, out_embed, targets, temperature, softcap, count):
     def one(_, xs):
         hidden, targets = xs
         logits = jax.lax.optimization_barrier(_logits(hidden, out_embed, temperature, softcap))
-        return None, _statistics(logits, targets)
+        return None, _statistics(logits, targets)[:3]
 
     _, stats = jax.lax.scan(one, None, (_split(hidden, count), _split(targets, count)), unroll=count == 1)
     logp, entropy, log_norm = (_join(x, targets.shape[1]) for x in stats)
@@ -202,34 +207,35 @@ _logprobs.defvjp(_logprobs_forward, _logprobs_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _cross_entropy(hidden, out_embed, targets, mask, temperature, softcap, count):
-    (logp, _), _ = _logprobs_forward(hidden, out_embed, targets, temperature, softcap, count)
-    return -jnp.sum(jnp.where(mask, logp, 0.0))
+    (logp, entropy), _ = _logprobs_forward(hidden, out_embed, targets, temperature, softcap, count)
+    return -jnp.sum(jnp.where(mask, logp, 0.0)), jnp.sum(jnp.where(mask, entropy, 0.0))
 
 
 def _cross_entropy_forward(hidden, out_embed, targets, mask, temperature, softcap, count):
     def one(carry, xs):
-        total, d_embed = carry
+        loss, entropy, d_embed = carry
         hidden, targets, mask = xs
         logits = jax.lax.optimization_barrier(_logits(hidden, out_embed, temperature, softcap))
-        top = jnp.max(logits, axis=-1, keepdims=True)
-        exps = jax.lax.optimization_barrier(jnp.exp(logits - top))
-        norm = jnp.sum(exps, axis=-1, keepdims=True)
-        logp = (jnp.take_along_axis(logits, targets[..., None], axis=-1) - top - jnp.log(norm))[..., 0]
+        logp, token_entropy, _, probs = _statistics(logits, targets)
         chosen = targets[..., None] == jnp.arange(logits.shape[-1])
-        d_logits = jnp.where(mask[..., None], exps / norm - jnp.where(chosen, 1.0, 0.0), 0.0)
+        d_logits = jnp.where(mask[..., None], probs - jnp.where(chosen, 1.0, 0.0), 0.0)
         d_hidden, d_embed_chunk = _hidden_and_embedding_grads(d_logits, logits, hidden, out_embed, temperature, softcap)
-        return (total - jnp.sum(jnp.where(mask, logp, 0.0)), d_embed + d_embed_chunk), d_hidden
+        loss = loss - jnp.sum(jnp.where(mask, logp, 0.0))
+        entropy = entropy + jnp.sum(jnp.where(mask, token_entropy, 0.0))
+        return (loss, entropy, d_embed + d_embed_chunk), d_hidden
 
-    start = (jnp.zeros((), jnp.float32), jnp.zeros(out_embed.shape, jnp.float32))
+    zero = jnp.zeros((), jnp.float32)
     xs = tuple(_split(x, count) for x in (hidden, targets, mask))
-    (total, d_embed), d_hidden = jax.lax.scan(one, start, xs, unroll=count == 1)
+    start = (zero, zero, jnp.zeros(out_embed.shape, jnp.float32))
+    (loss, entropy, d_embed), d_hidden = jax.lax.scan(one, start, xs, unroll=count == 1)
     # An empty array carries the embedding's dtype to the backward pass.
-    return total, (_join(d_hidden, hidden.shape[1]), d_embed, jnp.zeros(0, out_embed.dtype))
+    return (loss, entropy), (_join(d_hidden, hidden.shape[1]), d_embed, jnp.zeros(0, out_embed.dtype))
 
 
-def _cross_entropy_backward(temperature, softcap, count, residuals, cotangent):
+def _cross_entropy_backward(temperature, softcap, count, residuals, cotangents):
     d_hidden, d_embed, like = residuals
-    return (cotangent * d_hidden).astype(d_hidden.dtype), (cotangent * d_embed).astype(like.dtype), None, None
+    scale, _ = cotangents
+    return (scale * d_hidden).astype(d_hidden.dtype), (scale * d_embed).astype(like.dtype), None, None
 
 
 _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)

@@ -55,8 +55,12 @@ _PANELS: Mapping[str, Sequence[Panel]] = {
     "reward_model": (
         ("Loss", "nats per pair", {"loss": "train", "validation_loss": "validation"}),
         ("Accuracy", "share of pairs", {"accuracy": "train", "validation_accuracy": "validation"}),
-        ("Order consistency", "share of pairs", {"order_consistency": "train"}),
-        ("Margin", "chosen over rejected", {"margin": "train"}),
+        (
+            "Order consistency",
+            "share of pairs",
+            {"order_consistency": "train", "validation_order_consistency": "validation"},
+        ),
+        ("Margin", "chosen over rejected", {"margin": "train", "validation_margin": "validation"}),
     ),
     "ppo": (
         ("Reward", "mean per response", {"reward": "reward"}),
@@ -116,7 +120,7 @@ def learning_figure(stages: Sequence[StageFiles]) -> Figure | None:
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes, (title, unit, keys) in zip(grid.flat, panels, strict=False):
         for color, (key, name) in zip(COLORS, keys.items(), strict=False):
-            for twin in stages[1:]:
+            for twin in (twin for twin in stages[1:] if _has(twin.metrics, key)):
                 axes.plot(*_series(twin.metrics, key)[:2], color=color, alpha=0.3, linewidth=1.0)
             _curve(axes, rows, key, color, name)
         axes.set(title=title, ylabel=unit, xlabel="step")

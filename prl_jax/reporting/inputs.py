@@ -12,6 +12,7 @@ from typing import Any
 from prl_jax.errors import UserError
 from prl_jax.metrics import METRICS_FILE, read_metrics
 
+_ALIASES = {"bradley_terry": "reward_model", "generative": "reward_model"}
 KINDS = ("sft", "reward_model", "anchors", "ppo", "evaluation")  # in the order of a pipeline
 # Controls except newline and tab; what turns or hides text around it; halves of surrogate pairs.
 _HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -122,6 +123,7 @@ def _read_stage(folder: Path) -> StageFiles:
     # Not cleaned: the report shows numbers of names that it knows, never a name from here.
     metrics = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
     kind = str(result.get("kind", "")) or _guess_kind(metrics)
+    kind = _ALIASES.get(kind, kind)
     return StageFiles(visible(folder.name), kind, metrics, _read_rows(folder / "samples.jsonl"), result)
 
 

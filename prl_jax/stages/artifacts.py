@@ -105,12 +105,15 @@ def load_policy(directory: Path, mesh: Mesh) -> tuple[ModelCard, Decoder, Tokeni
     return card, model, tokenizer
 
 
-def load_judge(directory: Path, mesh: Mesh, *, batch_size: int = 256) -> Judge:
-    """A judge of either kind; a policy's directory is a `UserError`."""
+def load_judge(directory: Path, mesh: Mesh, *, batch_size: int = 256, on_long: str = "truncate") -> Judge:
+    """A judge of either kind; a policy's directory is a `UserError`. `on_long` says what happens to long prompts."""
     card, model, tokenizer = load_model(directory, mesh)
     if isinstance(model, ScalarModel):
-        return ScalarJudge(model, tokenizer, max_length=card.max_prompt + card.max_response, batch_size=batch_size)
+        length = card.max_prompt + card.max_response
+        return ScalarJudge(model, tokenizer, max_length=length, batch_size=batch_size, on_long=on_long)
     if card.kind != "generative_judge" or card.template is None:
         raise UserError(f"{directory}: holds a {card.kind}, expected a judge (a bradley_terry or generative stage)")
     template = JudgeTemplate(**{**card.template, "verdicts": tuple(card.template["verdicts"])})
-    return GenerativeJudge(model, tokenizer, template, max_length=card.max_prompt, batch_size=batch_size)
+    return GenerativeJudge(
+        model, tokenizer, template, max_length=card.max_prompt, batch_size=batch_size, on_long=on_long
+    )

@@ -111,7 +111,7 @@ def record_metrics(judged: Judged, records: Sequence[PreferenceRecord]) -> dict[
         np.array([record.label for record in records]),
         soft=np.array([record.soft_label for record in records]),
         tie=np.array([record.tie for record in records]),
-        longer=longer_first([r.chosen for r in records], [r.rejected for r in records]),
+        longer=np.array([longer_first(record.chosen, record.rejected) for record in records]),
     )
 
 

@@ -32,6 +32,7 @@ from prl_jax.training.ppo import (
     CriticContext,
     PPOConfig,
     PPOState,
+    Update,
     adapt_kl,
     initial_state,
     make_update,
@@ -80,9 +81,7 @@ def run(context: StageContext) -> dict[str, float]:
     steps = lambda key: to_steps(section[key], key=f"{name}.{key}", total=total)  # noqa: E731
     every = to_steps(section.evaluation.every, key=f"{name}.evaluation.every", total=total)
     loop = LoopConfig(total, steps("log_every"), steps("save_every"), every)
-    updates = {
-        trains: make_update(setup.config, *optimizers, train_policy=trains) for trains in (False, True)
-    }
+    update = make_update(setup.config, *optimizers)
     iterator = batch_iterator(
         range(len(setup.records)), np.asarray, batch_size=section.prompts_per_step, seed=context.data_seed
     )
@@ -110,7 +109,9 @@ def run(context: StageContext) -> dict[str, float]:
         ):
 
             def step(state: PPOState, n: int) -> tuple[PPOState, Mapping[str, jax.Array]]:
-                state, metrics, done, experience = iteration(setup, updates[n > warmup], state, next(iterator), n)
+                state, metrics, done, experience = iteration(
+                    setup, update, state, next(iterator), n, train_policy=n > warmup
+                )
                 if loop.log_every and n % loop.log_every == 0:
                     samples.write(sample_rows(n, done, experience))
                 return state, metrics
@@ -190,7 +191,7 @@ def _needs_anchor(section: Any) -> bool:
 
 
 def iteration(
-    setup: Setup, update: Any, state: PPOState, index: np.ndarray, n: int
+    setup: Setup, update: Update, state: PPOState, index: np.ndarray, n: int, *, train_policy: bool
 ) -> tuple[PPOState, dict[str, jax.Array], Step, Experience]:
     """One step: sample, judge, freeze, update."""
     key = jax.random.fold_in(setup.context.key, n)
@@ -203,7 +204,9 @@ def iteration(
         jnp.asarray(done.score),
         config=setup.config,
     )
-    state, metrics = run_update(update, state, experience, jax.random.fold_in(key, 1), setup.config)
+    state, metrics = run_update(
+        update, state, experience, jax.random.fold_in(key, 1), setup.config, train_policy=train_policy
+    )
     state = adapt_kl(state, before["kl"], len(done.responses), setup.config)
     metrics = {**metrics, **before, "kl_coef": state.kl_coef, "reward": jnp.asarray(done.score.mean())}
     if done.comparisons is not None:

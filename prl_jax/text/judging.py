@@ -177,7 +177,10 @@ def _answer(tokenizer: Tokenizer, template: JudgeTemplate) -> tuple[list[int], t
                     "choose two that differ"
                 )
             return before, (found[0], found[1])
-    word, pieces = problems[-1]
+    # Tell of a word that fails everywhere, in the context that comes closest.
+    words = [word for word, _ in problems]
+    hopeless = [problem for problem in problems if words.count(problem[0]) == len(contexts)] or problems
+    word, pieces = min(hopeless, key=lambda problem: len(problem[1]))
     raise UserError(
         f'verdict word "{word}" is {len(pieces)} tokens {pieces} in judge template {template.name}: '
         "choose verdicts that are one token each"

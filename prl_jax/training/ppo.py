@@ -176,16 +176,14 @@ def _explained(values, returns, mask) -> Float[Array, ""]:
     return jnp.where(variance > 1e-12, 1.0 - masked.masked_var(returns - values, mask) / (variance + 1e-12), 0.0)
 
 
-def ppo_objective(config: PPOConfig, kl_coef: Float[Array, ""], *, train_policy: bool) -> Objective:
-    """The loss of `(policy, critic)` on an `Experience`; with `train_policy` false the critic's part alone."""
+def ppo_objective(config: PPOConfig, kl_coef: Float[Array, ""]) -> Objective:
+    """The loss of `(policy, critic)` on an `Experience`."""
 
     def terms(models: tuple[Decoder, ScalarModel], batch: Experience) -> dict[str, LossOutput]:
         policy, critic = models
         values, _ = response_values(critic, batch.critic_rows, batch.mask.shape[1])
         value = ppo_value_loss(values, batch.values_old, batch.returns, batch.mask, e_v=config.e_v)
         out = {"value_loss": LossOutput(value.sum, value.denominator, {"value_clip": value.aux["clip_fraction"]})}
-        if not train_policy:
-            return out
         logp, entropy = response_logprobs(policy, batch.rows, batch.response, batch.mask, config.temperature)
         out["policy_loss"] = ppo_policy_loss(
             logp,
@@ -211,42 +209,45 @@ def ppo_objective(config: PPOConfig, kl_coef: Float[Array, ""], *, train_policy:
             "kl_loss": tokens,
         }
 
-    weights = {"value_loss": config.value_weight}
-    if train_policy:
-        in_loss = kl_coef if config.kl_placement == "loss" else 0.0
-        weights |= {"policy_loss": 1.0, "entropy_loss": config.entropy_weight, "kl_loss": in_loss}
+    weights = {
+        "value_loss": config.value_weight,
+        "policy_loss": 1.0,
+        "entropy_loss": config.entropy_weight,
+        "kl_loss": kl_coef if config.kl_placement == "loss" else 0.0,
+    }
     return Objective(terms, denominators, weights)
 
 
-Update = Callable[[PPOState, Experience, Int[Array, "N"]], tuple[PPOState, Metrics]]
+Update = Callable[[PPOState, Experience, Int[Array, "N"], Bool[Array, ""]], tuple[PPOState, Metrics]]
 
 
 def make_update(
     config: PPOConfig,
     policy_optimizer: optax.GradientTransformation,
     critic_optimizer: optax.GradientTransformation,
-    *,
-    train_policy: bool,
 ) -> Update:
-    """A jitted update on one minibatch, `(state, experience, row indices) -> (state, metrics)`; donates the state."""
+    """A jitted update on one minibatch, `(state, experience, row indices, train_policy) -> (state, metrics)`.
 
-    def update(state: PPOState, experience: Experience, index: Int[Array, "N"]) -> tuple[PPOState, Metrics]:
+    It donates the state. While `train_policy` is false the critic warms up and the policy stays what it is, with its
+    optimizer; one compiled function serves both.
+    """
+
+    def update(state: PPOState, experience: Experience, index: Int[Array, "N"], train_policy: Bool[Array, ""]):
         batch = jax.tree.map(lambda x: x[index], experience)
-        objective = ppo_objective(config, state.kl_coef, train_policy=train_policy)
+        objective = ppo_objective(config, state.kl_coef)
         models = (state.policy.model, state.critic.model)
         (policy_grads, critic_grads), metrics = gradients(objective, models, batch, config.accumulate)
         critic, critic_norm = apply_gradients(state.critic, critic_grads, critic_optimizer)
-        metrics = {**metrics, "critic_grad_norm": critic_norm, "grad_norm": critic_norm}
-        policy = state.policy
-        if train_policy:
-            policy, metrics["grad_norm"] = apply_gradients(policy, policy_grads, policy_optimizer)
+        policy, policy_norm = apply_gradients(state.policy, policy_grads, policy_optimizer)
+        policy = jax.tree.map(lambda new, old: jnp.where(train_policy, new, old), policy, state.policy)
+        metrics = {**metrics, "critic_grad_norm": critic_norm, "grad_norm": policy_norm}
         return PPOState(policy, critic, state.kl_coef), metrics
 
     return jax.jit(update, donate_argnums=0)
 
 
 def run_update(
-    update: Update, state: PPOState, experience: Experience, key: jax.Array, config: PPOConfig
+    update: Update, state: PPOState, experience: Experience, key: jax.Array, config: PPOConfig, *, train_policy: bool
 ) -> tuple[PPOState, Metrics]:
     """All epochs and minibatches over one batch of rollouts; metrics are means over the updates.
 
@@ -257,10 +258,10 @@ def run_update(
     for epoch in range(config.epochs):
         order = jax.random.permutation(jax.random.fold_in(key, epoch), rows).reshape(parts, rows // parts)
         for part in range(parts):
-            state, metrics = update(state, experience, order[part])
+            state, metrics = update(state, experience, order[part], jnp.asarray(train_policy))
             seen.append(metrics)
     mean = jax.tree.map(lambda *x: sum(x) / len(x), *seen)
-    return state, {**mean, "clip_fraction_first": seen[0].get("clip_fraction", jnp.float32(0))}
+    return state, {**mean, "clip_fraction_first": seen[0]["clip_fraction"]}
 
 
 def adapt_kl(state: PPOState, kl: Float[Array, ""], rows: int, config: PPOConfig) -> PPOState:

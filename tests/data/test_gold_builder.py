@@ -108,7 +108,10 @@ def test_golden_rows(data_dir):
     digest = hashlib.blake2b(digest_size=8)
     for kind in KINDS:
         for record in gold_records(kind, "train", data_dir=data_dir, difficulties=(0, 1, 2, 3), **SMALL):
-            texts = (text_of(record), *(getattr(record, n, "") for n in ("response", "reference", "chosen", "rejected")))
+            texts = (
+                text_of(record),
+                *(getattr(record, n, "") for n in ("response", "reference", "chosen", "rejected")),
+            )
             digest.update(repr(texts).encode())
     assert digest.hexdigest() == "GOLDEN"
 

@@ -54,7 +54,9 @@ def test_thousands_of_prompts_at_every_difficulty():
     for difficulty in DIFFICULTIES:
         rng = random.Random(difficulty)
         tasks = [sample_task(rng, family, difficulty) for family in FAMILIES for _ in range(1500)]
-        splits = {split: sum(split_of(task) == split for task in set(tasks)) for split in ("train", "validation", "test")}
+        splits = {
+            split: sum(split_of(task) == split for task in set(tasks)) for split in ("train", "validation", "test")
+        }
         assert splits["train"] > 4000 and splits["validation"] > 500 and splits["test"] > 500
 
 
@@ -75,7 +77,19 @@ def test_edited_payloads_are_tasks_of_the_same_family_with_other_content(family,
 
 @pytest.mark.parametrize(
     "prompt",
-    ["", "sort", "sort dbca", "sort d.", "sort dbca;", "sort DBCA.", "3+9+4!", "3+9.", "a>a bada.", "a>e bcd.", ">f abc."],
+    [
+        "",
+        "sort",
+        "sort dbca",
+        "sort d.",
+        "sort dbca;",
+        "sort DBCA.",
+        "3+9+4!",
+        "3+9.",
+        "a>a bada.",
+        "a>e bcd.",
+        ">f abc.",
+    ],
 )
 def test_other_texts_are_not_prompts(prompt):
     with pytest.raises(UserError, match="not a prompt of the built-in tasks"):

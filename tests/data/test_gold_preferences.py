@@ -81,7 +81,10 @@ def test_each_attribute_matters_by_itself():
 
 def test_form_is_judged_against_the_prompt():
     """The same two responses, the opposite winner: no judge that sees only responses can know."""
-    for plain, formed, low, high in (("sort dbca.", "sort dbca!", "abcd", "ABCD"), ("3+9+4.", "3+9+4?", "12,16", "<12,16>")):
+    for plain, formed, low, high in (
+        ("sort dbca.", "sort dbca!", "abcd", "ABCD"),
+        ("3+9+4.", "3+9+4?", "12,16", "<12,16>"),
+    ):
         assert preference(plain, low, high) > 0.7
         assert preference(formed, low, high) < 0.2
 
@@ -91,7 +94,12 @@ def test_only_the_best_response_has_utility_one_and_garbage_is_near_zero():
     for task in all_tasks():
         prompt, best = render(task), answer(task)
         assert utility(prompt, best) == 1.0
-        for flawed in (best + "~", best + " ", best[:-1], best.swapcase() if best.upper() != best.lower() else f"<{best}"):
+        for flawed in (
+            best + "~",
+            best + " ",
+            best[:-1],
+            best.swapcase() if best.upper() != best.lower() else f"<{best}",
+        ):
             assert utility(prompt, flawed) < 1.0
         for garbage in ("", "~", "!!", "<>", "zzzzzzzz", best * 4, "x" * 300):
             assert utility(prompt, garbage) < 0.03
@@ -103,7 +111,14 @@ def test_only_the_best_response_has_utility_one_and_garbage_is_near_zero():
 
 
 def test_edit_distance():
-    cases = {("abcd", "abcd"): 0, ("", "abc"): 3, ("abcd", "abdc"): 1, ("abcd", "bcd"): 1, ("ab", "ba"): 1, ("abc", "xyz"): 3}
+    cases = {
+        ("abcd", "abcd"): 0,
+        ("", "abc"): 3,
+        ("abcd", "abdc"): 1,
+        ("abcd", "bcd"): 1,
+        ("ab", "ba"): 1,
+        ("abc", "xyz"): 3,
+    }
     for (a, b), distance in cases.items():
         assert edit_distance(a, b) == edit_distance(b, a) == distance
 

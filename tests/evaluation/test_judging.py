@@ -152,8 +152,7 @@ def test_position_bias_is_what_is_left_of_a_slot_preference():
     [("a b", "a", 1), ("a", "a b", 0), ("aa bb", "a b", 1), ("a b", "b a", 0.5), ("", "", 0.5), ("a b", "abcdef", 1)],
 )
 def test_longer_means_more_words_then_more_characters(first, second, expected):
-    assert judging.longer_first(first, second) == expected
-    assert judging.longer_first(second, first) == 1 - expected
+    assert judging.longer_first([first, second], [second, first]).tolist() == [expected, 1 - expected]
 
 
 def test_arrays_of_different_lengths_are_refused():

@@ -1,3 +1,4 @@
+import functools
 import inspect
 
 import jax
@@ -21,7 +22,8 @@ OPTIONS = {
     "both": {"temperature": 1.3, "softcap": 3.0},
 }
 # 1000 tokens are one chunk; 6 give three chunks of three positions, the last one padded; 1 gives one position a chunk.
-CHUNKS = [None, 1000, 6, 1]
+CASES = [("plain", None), ("plain", 1000), ("plain", 1), *((name, 6) for name in OPTIONS)]
+every_case = pytest.mark.parametrize(("name", "chunk"), CASES)
 
 
 def naive(hidden, embed, targets, mask, temperature=1.0, softcap=None):
@@ -34,48 +36,48 @@ def naive(hidden, embed, targets, mask, temperature=1.0, softcap=None):
     return jnp.where(mask, logp, 0), jnp.where(mask, entropy, 0)
 
 
-def objective(function, weights, **options):
-    def total(hidden, embed):
-        logp, entropy = function(hidden, embed, TARGETS, MASK, **options)
-        return jnp.sum(weights[0] * logp) + jnp.sum(weights[1] * entropy)
+def objective(function, **options):
+    """`(hidden, embed, weights)` -> weighted sum of both outputs with its gradients, and the outputs."""
 
-    return jax.jit(jax.value_and_grad(total, (0, 1)))
+    def total(hidden, embed, weights):
+        outputs = function(hidden, embed, TARGETS, MASK, **options)
+        return sum(jnp.sum(w * x) for w, x in zip(weights, outputs, strict=True)), outputs
+
+    return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_equals_the_naive_computation_with_gradients(options, chunk):
-    ours = jax.jit(lambda h, w: lp.chunked_logprobs(h, w, TARGETS, MASK, chunk=chunk, **options))(HIDDEN, EMBED)
-    np.testing.assert_allclose(ours, naive(HIDDEN, EMBED, TARGETS, MASK, **options), rtol=1e-5, atol=1e-5)
-    got = objective(lp.chunked_logprobs, COTANGENTS, chunk=chunk, **options)(HIDDEN, EMBED)
-    expected = objective(naive, COTANGENTS, **options)(HIDDEN, EMBED)
+@functools.cache
+def reference(name):
+    return objective(naive, **OPTIONS[name])
+
+
+def assert_close(got, expected):
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["logp", "entropy"])
-def test_gradient_of_each_output_alone(which):
-    weights = COTANGENTS.at[1 - which].set(0.0)
-    got = objective(lp.chunked_logprobs, weights, chunk=4)(HIDDEN, EMBED)[1]
-    expected = objective(naive, weights)(HIDDEN, EMBED)[1]
-    for a, b in zip(got, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-        assert float(jnp.abs(b).max()) > 1e-2
+@every_case
+def test_equals_the_naive_computation_with_gradients(name, chunk):
+    ours = objective(lp.chunked_logprobs, chunk=chunk, **OPTIONS[name])
+    # Both outputs, then each alone.
+    for weights in (COTANGENTS, COTANGENTS.at[0].set(0.0), COTANGENTS.at[1].set(0.0)):
+        expected = reference(name)(HIDDEN, EMBED, weights)
+        assert_close(ours(HIDDEN, EMBED, weights), expected)
+        assert all(float(jnp.abs(x).max()) > 1e-2 for x in jax.tree.leaves(expected))
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_cross_entropy_is_minus_the_sum_with_its_gradients(options, chunk):
+@every_case
+def test_cross_entropy_is_minus_the_sum_with_its_gradients(name, chunk):
     def loss(hidden, embed):
-        out = lp.chunked_cross_entropy(hidden, embed, TARGETS, MASK, chunk=chunk, **options)
-        return 3.0 * out.value
+        out = lp.chunked_cross_entropy(hidden, embed, TARGETS, MASK, chunk=chunk, **OPTIONS[name])
+        return 3.0 * out.value, out.aux["entropy"]
 
-    got = jax.jit(jax.value_and_grad(loss, (0, 1)))(HIDDEN, EMBED)
-    expected = objective(naive, jnp.array([-3.0 / 11, 0.0]), **options)(HIDDEN, EMBED)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    weights = jnp.zeros((2, B, T)).at[0].set(-3.0 / 11)
+    (expected, (_, entropy)), grads = reference(name)(HIDDEN, EMBED, weights)
+    expected = expected, (jnp.sum(entropy), 11.0)
+    assert_close(jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(HIDDEN, EMBED), (expected, grads))
     # Without a gradient another rule computes it.
-    np.testing.assert_allclose(loss(HIDDEN, EMBED), expected[0], rtol=1e-5)
+    assert_close(jax.jit(loss)(HIDDEN, EMBED), expected)
 
 
 def test_by_hand():
@@ -96,14 +98,15 @@ def test_masked_tokens_are_zero_and_cannot_leak():
         logp, entropy = lp.chunked_logprobs(hidden, embed, targets, MASK, chunk=4)
         return jnp.sum(logp + entropy), (logp, entropy)
 
-    (_, outputs), (d_hidden, d_embed) = jax.value_and_grad(total, (0, 1), has_aux=True)(hidden, EMBED)
+    (_, outputs), (d_hidden, d_embed) = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(hidden, EMBED)
     for x in outputs:
         assert (x[~MASK] == 0).all() and (x[MASK] != 0).all()
     assert np.isfinite(d_embed).all() and (d_hidden[~MASK] == 0).all() and (d_hidden[MASK] != 0).any()
-    _, clean = objective(naive, jnp.ones((2, 1, 1)))(HIDDEN, EMBED)
-    np.testing.assert_allclose(d_embed, clean[1], rtol=1e-4, atol=1e-5)
-    cross = jax.grad(lambda h, w: lp.chunked_cross_entropy(h, w, targets, MASK, chunk=4).sum, (0, 1))(hidden, EMBED)
-    assert np.isfinite(cross[0]).all() and np.isfinite(cross[1]).all()
+    assert_close(d_embed, reference("plain")(HIDDEN, EMBED, jnp.ones((2, B, T)))[1][1])
+    cross = jax.jit(jax.grad(lambda h, w: lp.chunked_cross_entropy(h, w, targets, MASK, chunk=4).sum, (0, 1)))
+    assert all(np.isfinite(x).all() for x in cross(hidden, EMBED))
+    no_grad = jax.grad(lambda h: lp.chunked_cross_entropy(h, EMBED, TARGETS, MASK).aux["entropy"][0])(HIDDEN)
+    assert (no_grad == 0).all()
     empty = lp.chunked_cross_entropy(hidden, EMBED, targets, jnp.zeros((B, T), bool))
     assert float(empty.value) == 0.0
 
@@ -130,9 +133,10 @@ def test_bfloat16_in_float32_out():
     np.testing.assert_allclose((logp, entropy), naive(hidden, embed, TARGETS, MASK), rtol=1e-5, atol=1e-5)
     for function in (lambda *a: lp.chunked_logprobs(*a)[0].sum(), lambda *a: lp.chunked_cross_entropy(*a).sum):
         # Parameters kept in float32 get a float32 gradient.
-        grads = jax.grad(function, (0, 1))(hidden, EMBED, TARGETS, MASK)
+        gradient = jax.jit(jax.grad(function, (0, 1)))
+        grads = gradient(hidden, EMBED, TARGETS, MASK)
         assert [x.dtype for x in grads] == [jnp.bfloat16, jnp.float32]
-        expected = jax.grad(function, (0, 1))(HIDDEN, EMBED, TARGETS, MASK)
+        expected = gradient(HIDDEN, EMBED, TARGETS, MASK)
         for a, b in zip(grads, expected, strict=True):
             np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.05)
 

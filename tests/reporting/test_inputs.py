@@ -56,6 +56,12 @@ def test_without_a_config_stages_come_in_the_order_of_a_pipeline_and_kinds_are_g
     assert "a/result.json is missing: the stage is not finished" in run.missing
 
 
+def test_both_kinds_of_reward_model_are_reward_models(tmp_path):
+    stage(tmp_path, "a", "bradley_terry")
+    stage(tmp_path, "b", "generative")
+    assert [item.kind for item in inputs.read_run(tmp_path, label="x").stages] == ["reward_model"] * 2
+
+
 def test_labels_are_folder_names_unless_they_repeat(tmp_path):
     paths = [tmp_path / "one" / "run", tmp_path / "two" / "run", tmp_path / "other"]
     for path in paths:

@@ -101,7 +101,9 @@ def test_verdict_is_checked_in_its_context() -> None:
     bpe = BPETokenizer.train([" Ye"] * 20 + ["Yes"] * 5 + ["No"] * 5 + [" No"] * 20, 320)
     assert len(bpe.encode("Yes")) == len(bpe.encode("No")) == len(bpe.encode(" No")) == 1
     assert verdict_ids(bpe, JudgeTemplate("compact-v1", ("Yes", "No"))) == (bpe.encode("Yes")[0], bpe.encode("No")[0])
-    with pytest.raises(UserError, match=r"^verdict word \"Yes\" is 2 tokens \[' Ye', 's'\] in judge template question-v1"):
+    with pytest.raises(
+        UserError, match=r"^verdict word \"Yes\" is 2 tokens \[' Ye', 's'\] in judge template question-v1"
+    ):
         verdict_ids(bpe, JudgeTemplate("question-v1", ("Yes", "No")))
 
 

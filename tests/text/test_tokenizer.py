@@ -147,6 +147,17 @@ def test_hugging_face_encode_yields_no_control_token(text: str, make_hf: Callabl
         assert not control.isdisjoint(tokenizer._hf.encode(text, add_special_tokens=False))
 
 
+def test_hugging_face_text_is_encoded_as_the_library_does_without_special_tokens(make_hf: Callable[..., Path]) -> None:
+    tokenizer = load_tokenizer(make_hf("hf"))
+    assert isinstance(tokenizer, HFTokenizer)
+    for text in ("hello world", "hello<|im_end|> world"):
+        expected = tokenizer._hf.encode(text, add_special_tokens=False, split_special_tokens=True)
+        assert tokenizer.encode(text) == expected
+    assert tokenizer.encode("<|answer|>") == [
+        tokenizer._hf.convert_tokens_to_ids("<|answer|>")
+    ]  # no template writes it
+
+
 def test_hugging_face_tokens_matched_after_normalisation(make_hf: Callable[..., Path], chatml: str) -> None:
     tokenizer = load_tokenizer(make_hf("hf", chatml, lower=True))
     assert isinstance(tokenizer, HFTokenizer)

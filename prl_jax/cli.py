@@ -1,0 +1,216 @@
+"""The command line: `prl run | judge | generate | report`. It reads flags and calls stages; nothing else happens here."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from prl_jax.errors import UserError
+
+USAGE = """Usage: prl COMMAND [flags]
+
+  prl run       --config FILE.py[:args] --workdir DIR [--config.a.b=value ...]
+                runs the stages of a config; finished stages are skipped, interrupted ones continue
+  prl judge     --model DIR --data FILE.jsonl[.gz] --out FILE.jsonl
+                scores preference pairs with a trained judge, prints its metrics as JSON
+  prl generate  --model DIR --prompts FILE.jsonl --out FILE.jsonl [--max_new_tokens N --temperature T --seed S]
+                writes a response to each prompt
+  prl report    --workdir DIR [DIR ...]
+                builds report.html, report.md and the figures from the files of one or several runs
+
+DIR is a stage directory of a workdir for --model. `prl COMMAND --help` lists the flags of a command."""
+
+EXIT_USER_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if argv else EXIT_USER_ERROR
+    _quiet()
+    try:
+        if argv[0] not in COMMANDS:
+            near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
+            raise UserError(f"unknown command {argv[0]!r}; {hint}")
+        COMMANDS[argv[0]](argv[1:])
+    except UserError as error:
+        print(f"prl: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\nprl: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _run(argv: Sequence[str]) -> None:
+    values = flags.FlagValues()
+    _common(values)
+    flags.DEFINE_string("workdir", None, "Folder of the run, new or to be continued.", flag_values=values)
+    full = ["prl run", *argv]
+    config_flags.DEFINE_config_file("config", None, "Config file.", flag_values=values, sys_argv=full)
+    _check_overrides(argv)
+    _parse(values, full, required=("config", "workdir"))
+    from prl_jax.reporting import build_report, terminal_table
+    from prl_jax.stages.run import run_stages
+
+    workdir = run_stages(values.config, Path(values.workdir))
+    report = build_report([workdir.path])
+    summary = workdir.path / "summary.json"
+    if summary.is_file():
+        print(terminal_table(json.loads(summary.read_text())))
+    print(f"Report: {report}")
+
+
+def _judge(argv: Sequence[str]) -> None:
+    values = flags.FlagValues()
+    _common(values)
+    flags.DEFINE_string("model", None, "Stage directory of a judge.", flag_values=values)
+    flags.DEFINE_string("data", None, "Preference pairs, .jsonl or .jsonl.gz.", flag_values=values)
+    flags.DEFINE_string("out", None, "Where the judgements go, .jsonl.", flag_values=values)
+    flags.DEFINE_integer("batch_size", 256, "Rows of a forward pass.", lower_bound=1, flag_values=values)
+    _parse(values, ["prl judge", *argv], required=("model", "data", "out"))
+    from prl_jax.stages.commands import judge_file
+
+    metrics = judge_file(Path(values.model), Path(values.data), Path(values.out), batch_size=values.batch_size)
+    print(json.dumps(metrics))
+
+
+def _generate(argv: Sequence[str]) -> None:
+    values = flags.FlagValues()
+    _common(values)
+    flags.DEFINE_string("model", None, "Stage directory of a policy.", flag_values=values)
+    flags.DEFINE_string("prompts", None, "Prompts, .jsonl or .jsonl.gz.", flag_values=values)
+    flags.DEFINE_string("out", None, "Where the responses go, .jsonl.", flag_values=values)
+    flags.DEFINE_integer(
+        "max_new_tokens", 0, "Tokens of a response at most; 0: as the model was trained.", flag_values=values
+    )
+    flags.DEFINE_float("temperature", 1.0, "0 is greedy.", lower_bound=0.0, flag_values=values)
+    flags.DEFINE_integer("top_k", 0, "Sample from the k likeliest tokens; 0: all.", flag_values=values)
+    flags.DEFINE_float("top_p", 1.0, "Sample from the likeliest tokens of this probability.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Of sampling.", flag_values=values)
+    flags.DEFINE_integer("batch_size", 256, "Prompts of a batch.", lower_bound=1, flag_values=values)
+    _parse(values, ["prl generate", *argv], required=("model", "prompts", "out"))
+    from prl_jax.stages.commands import generate_file
+
+    written = generate_file(
+        Path(values.model),
+        Path(values.prompts),
+        Path(values.out),
+        max_new_tokens=values.max_new_tokens,
+        temperature=values.temperature,
+        top_k=values.top_k,
+        top_p=values.top_p,
+        seed=values.seed,
+        batch_size=values.batch_size,
+    )
+    print(f"{written} responses: {values.out}")
+
+
+def _report(argv: Sequence[str]) -> None:
+    values = flags.FlagValues()
+    _common(values)
+    flags.DEFINE_multi_string("workdir", None, "Folder of a run; several give one report.", flag_values=values)
+    rest = _parse(values, ["prl report", *argv], required=("workdir",), positional=True)
+    from prl_jax.reporting import build_report
+
+    print(f"Report: {build_report([Path(p) for p in (*values.workdir, *rest)])}")
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = MappingProxyType(
+    {"run": _run, "judge": _judge, "generate": _generate, "report": _report}
+)
+
+
+def _common(values: flags.FlagValues) -> None:
+    flags.DEFINE_bool("help", False, "Shows the flags.", short_name="h", flag_values=values)
+
+
+def _parse(
+    values: flags.FlagValues, argv: Sequence[str], *, required: Sequence[str], positional: bool = False
+) -> list[str]:
+    """Parses the flags of a command; every mistake in them is a `UserError`."""
+    if "--help" in argv or "-h" in argv:
+        print(f"Flags of {argv[0]}:\n" + _flag_help(values))
+        sys.exit(0)
+    try:
+        with warnings.catch_warnings():
+            # ml_collections 1.1 still loads config files through load_module().
+            warnings.filterwarnings("ignore", message="the load_module", category=DeprecationWarning)
+            rest = values(list(argv), known_only=False)[1:]
+    except UserError:
+        raise
+    except flags.Error as error:
+        raise UserError(f"{argv[0]}: {error}") from error
+    except FileNotFoundError as error:
+        raise UserError(f"--config: {error.filename or error}: no such file") from error
+    except Exception as error:  # get_config() is the user's code and raises what it likes
+        raise UserError(f"--config: cannot be loaded ({type(error).__name__}: {error})") from error
+    missing = [name for name in required if not values[name].value]
+    if missing:
+        raise UserError(f"{argv[0]}: --{missing[0]} is missing; see {argv[0]} --help")
+    if rest and not positional:
+        raise UserError(f"{argv[0]}: unexpected argument {rest[0]!r}; see {argv[0]} --help")
+    return rest
+
+
+def _flag_help(values: flags.FlagValues) -> str:
+    lines = []
+    for name in sorted(values):
+        if len(name) > 1 and name != "help":
+            default = "" if values[name].default is None else f" (default: {values[name].default})"
+            lines.append(f"  --{name:<16} {values[name].help}{default}")
+    return "\n".join(lines)
+
+
+def _check_overrides(argv: Sequence[str]) -> None:
+    """Refuses `--config.x.y` where the config has no such key, with the nearest key that it has."""
+    given = [match[1] for arg in argv if (match := re.match(r"--?(?:no)?config\.([^=]+)", arg))]
+    if not given:
+        return
+    values = flags.FlagValues()
+    plain = [arg for arg in _config_argument(argv)]
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["prl run", *plain])
+    _common(values)
+    _parse(values, ["prl run", *plain], required=("config",))
+    known = list(_keys(values.config))
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise UserError(f"--config.{key}: the config has no such key; the nearest is --config.{near[0]}")
+
+
+def _config_argument(argv: Sequence[str]) -> Iterator[str]:
+    for i, arg in enumerate(argv):
+        if re.match(r"--?config=", arg):
+            yield arg
+        elif re.fullmatch(r"--?config", arg):
+            yield from argv[i : i + 2]
+
+
+def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, ConfigDict):
+            yield from _keys(value, f"{prefix}{name}.")
+
+
+def _quiet() -> None:
+    """Libraries keep to themselves: what they log below an error is not for the user's terminal."""
+    logging.set_verbosity(logging.ERROR)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")

@@ -1,0 +1,79 @@
+"""What `prl judge` and `prl generate` do with a stage directory and a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from prl_jax.data.jsonl import write_jsonl
+from prl_jax.data.records import PreferenceRecord, PromptRecord
+from prl_jax.data.sources import SourceSpec, load_records
+from prl_jax.errors import UserError
+from prl_jax.sampling import SamplingConfig, respond
+from prl_jax.sharding import make_mesh
+from prl_jax.stages.artifacts import load_judge, load_policy
+from prl_jax.stages.evaluation import judge_records, record_metrics
+
+
+def judge_file(model: Path, data: Path, out: Path, *, batch_size: int) -> dict[str, Any]:
+    """Judges every pair of a file, writes `id, p_12, p_21, p_chosen` rows and returns the metrics."""
+    judge = load_judge(model, make_mesh(), batch_size=batch_size, on_long="error")
+    records = load_records(SourceSpec("jsonl", path=str(data)), "preference", data_dir=data.parent)
+    assert all(isinstance(record, PreferenceRecord) for record in records)
+    judged = judge_records(judge, records)
+    rows = zip(records, judged.p_12, judged.p_21, judged.p_first, strict=True)
+    write_jsonl(
+        out, [{"id": r.id, "p_12": float(a), "p_21": float(b), "p_chosen": float(p)} for r, a, b, p in rows]
+    )
+    return record_metrics(judged, records)
+
+
+def generate_file(
+    model: Path,
+    prompts: Path,
+    out: Path,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    batch_size: int,
+) -> int:
+    """Writes a response to each prompt of a file: rows of `id, prompt, response, logp, truncated`."""
+    mesh = make_mesh()
+    card, policy, tokenizer = load_policy(model, mesh)
+    records = load_records(SourceSpec("jsonl", path=str(prompts)), "prompt", data_dir=prompts.parent)
+    config = SamplingConfig(
+        max_new_tokens or card.max_response,
+        (tokenizer.eos_id,),
+        tokenizer.pad_id,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    if max_new_tokens < 0:
+        raise UserError(f"--max_new_tokens={max_new_tokens}: expected a positive number")
+    texts, rollout = respond(
+        policy,
+        tokenizer,
+        [record.prompt for record in records],
+        config=config,
+        key=jax.random.key(seed),
+        max_prompt=card.max_prompt,
+        batch_size=min(batch_size, len(records)),
+        mesh=mesh,
+        on_long="error",
+    )
+    rows = []
+    for record, text, logp, cut in zip(records, texts, np.sum(rollout.logp, axis=1), rollout.truncated, strict=True):
+        assert isinstance(record, PromptRecord)
+        turns = [turn._asdict() for turn in record.prompt]
+        rows.append(
+            {"id": record.id, "prompt": turns, "response": text, "logp": float(logp), "truncated": bool(cut)}
+        )
+    write_jsonl(out, rows)
+    return len(rows)

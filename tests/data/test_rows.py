@@ -1,0 +1,196 @@
+"""Encoders: shapes, masks from lengths, what is cut and what is never cut."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from prl_jax.data.records import PreferenceRecord, SFTRecord
+from prl_jax.data.rows import (
+    encode_generative_pair,
+    encode_prompts,
+    encode_scalar_pair,
+    encode_sft,
+    stack_rows,
+    token_row,
+)
+from prl_jax.errors import UserError
+from prl_jax.text.chat import Turn, encode_prompt
+from prl_jax.text.judging import JudgeTemplate, encode_judge_row
+from prl_jax.text.tokenizer import ByteTokenizer
+from prl_jax.types import TokenRows
+
+PROMPT = (Turn("user", "sort cab"),)  # <user> 8 bytes <eos> <assistant>: 11 tokens
+DEMO = SFTRecord("1", PROMPT, "abc")
+PAIR = PreferenceRecord("1", PROMPT, "abc", "cbazz")
+
+
+class PadIsEos(ByteTokenizer):
+    """Like many real tokenizers: one id fills rows and ends responses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pad_id = self.eos_id
+
+
+TOKENIZERS = [ByteTokenizer(), PadIsEos()]
+
+
+def valid(row: TokenRows) -> list[int]:
+    return [int(t) for t, s in zip(row.tokens, row.segments, strict=True) if s]
+
+
+def test_token_row_on_either_side() -> None:
+    right = token_row([7, 8, 9], 5, pad_id=0)
+    assert (right.tokens.tolist(), right.positions.tolist(), right.segments.tolist()) == (
+        [7, 8, 9, 0, 0],
+        [0, 1, 2, 0, 0],
+        [1, 1, 1, 0, 0],
+    )
+    left = token_row([7, 8, 9], 5, pad_id=0, side="left")
+    assert (left.tokens.tolist(), left.positions.tolist(), left.segments.tolist()) == (
+        [0, 0, 7, 8, 9],
+        [0, 0, 0, 1, 2],
+        [0, 0, 1, 1, 1],
+    )
+    assert token_row([7, 8], 2, pad_id=0, positions=[4, 4]).positions.tolist() == [4, 4]
+    assert {array.dtype for array in right} == {np.dtype(np.int32)}
+    with pytest.raises(ValueError, match="3 tokens, expected at most 2"):
+        token_row([7, 8, 9], 2, pad_id=0)
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_sft_targets_are_the_next_tokens_of_the_response_with_its_end(tokenizer: ByteTokenizer) -> None:
+    row, truncated = encode_sft(tokenizer, DEMO, max_prompt=16, max_response=8)
+    prompt = encode_prompt(tokenizer, PROMPT)
+    assert not truncated
+    assert row.rows.tokens.shape == row.targets.shape == row.mask.shape == (24,)
+    assert valid(row.rows) == [*prompt, *b"abc", tokenizer.eos_id]
+    # the end-of-response token counts, although it may be the pad token as well; nothing else of it does
+    assert row.targets[row.mask].tolist() == [*b"abc", tokenizer.eos_id]
+    assert np.flatnonzero(row.mask).tolist() == [10, 11, 12, 13]
+    assert (row.targets[:23][row.rows.segments[1:] == 1] == row.rows.tokens[1:][row.rows.segments[1:] == 1]).all()
+    assert row.mask.dtype == bool and row.targets.dtype == np.int32
+    assert row.rows.positions[:15].tolist() == list(range(15))
+
+
+def test_sft_row_that_fits_exactly() -> None:
+    row, truncated = encode_sft(ByteTokenizer(), DEMO, max_prompt=11, max_response=4)
+    assert not truncated and row.rows.segments.all()
+    assert row.mask.tolist() == [False] * 10 + [True] * 4 + [False]  # the last token has no target
+
+
+def test_sft_cut_response_does_not_end() -> None:
+    tokenizer = ByteTokenizer()
+    row, truncated = encode_sft(tokenizer, DEMO, max_prompt=11, max_response=3)
+    assert truncated
+    assert row.targets[row.mask].tolist() == [*b"abc"]
+    row, truncated = encode_sft(tokenizer, DEMO, max_prompt=11, max_response=2)
+    assert truncated and row.targets[row.mask].tolist() == [*b"ab"]
+
+
+def test_sft_prompt_is_cut_on_the_left() -> None:
+    tokenizer = ByteTokenizer()
+    row, truncated = encode_sft(tokenizer, DEMO, max_prompt=5, max_response=8)
+    assert truncated and row.rows.tokens.shape == (13,)
+    assert valid(row.rows) == [*encode_prompt(tokenizer, PROMPT)[-5:], *b"abc", tokenizer.eos_id]
+    assert row.targets[row.mask].tolist() == [*b"abc", tokenizer.eos_id]
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_scalar_pair_ends_in_the_end_of_response(tokenizer: ByteTokenizer) -> None:
+    prompt = encode_prompt(tokenizer, PROMPT)
+    batch, truncated = encode_scalar_pair(tokenizer, PAIR, max_prompt=16, max_response=8)
+    assert not truncated
+    assert valid(batch.first) == [*prompt, *b"abc", tokenizer.eos_id]
+    assert valid(batch.second) == [*prompt, *b"cbazz", tokenizer.eos_id]
+    assert batch.first.tokens.shape == batch.second.tokens.shape == (24,)
+    assert (batch.label, batch.weight) == (1.0, 1.0)
+    assert batch.label.dtype == batch.weight.dtype == np.float32 and batch.label.shape == ()
+
+    batch, truncated = encode_scalar_pair(tokenizer, PAIR, max_prompt=4, max_response=4)
+    assert truncated
+    assert valid(batch.first) == [*prompt[-4:], *b"abc", tokenizer.eos_id]
+    assert valid(batch.second) == [*prompt[-4:], *b"cba", tokenizer.eos_id]
+    assert not encode_scalar_pair(tokenizer, PAIR, max_prompt=11, max_response=6)[1]
+    assert encode_scalar_pair(tokenizer, PAIR, max_prompt=11, max_response=5)[1]
+    assert encode_scalar_pair(tokenizer, PAIR, max_prompt=10, max_response=6)[1]
+
+
+def test_scalar_rows_depend_on_their_own_response_alone() -> None:
+    tokenizer = ByteTokenizer()
+    first = encode_scalar_pair(tokenizer, PAIR, max_prompt=16, max_response=8)[0]
+    other = encode_scalar_pair(tokenizer, replace(PAIR, rejected="q"), max_prompt=16, max_response=8)[0]
+    np.testing.assert_array_equal(first.first.tokens, other.first.tokens)
+    longer = encode_scalar_pair(tokenizer, PAIR, max_prompt=16, max_response=32)[0]
+    assert valid(longer.first) == valid(first.first)
+
+
+def test_labels_of_ties() -> None:
+    tie = replace(PAIR, tie=True, p_chosen=0.6)
+    assert encode_scalar_pair(ByteTokenizer(), tie, max_prompt=16, max_response=8)[0].label == 0.5
+    assert encode_generative_pair(ByteTokenizer(), JudgeTemplate(), tie, max_length=32)[0].label == 0.5
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_generative_pair_holds_both_orders(shared: bool) -> None:
+    tokenizer, template = ByteTokenizer(), JudgeTemplate(shared_positions=shared)
+    batch, truncated = encode_generative_pair(tokenizer, template, PAIR, max_length=32)
+    assert not truncated
+    for row, (one, two) in ((batch.first, ("abc", "cbazz")), (batch.second, ("cbazz", "abc"))):
+        expected = encode_judge_row(tokenizer, template, PROMPT, one, two, max_length=32)
+        assert valid(row) == expected.ids
+        assert row.positions[: len(expected.ids)].tolist() == expected.positions
+        assert row.tokens.shape == (32,)
+    swapped = replace(PAIR, chosen=PAIR.rejected, rejected=PAIR.chosen)
+    other, _ = encode_generative_pair(tokenizer, template, swapped, max_length=32)
+    np.testing.assert_array_equal(other.first.tokens, batch.second.tokens)
+    np.testing.assert_array_equal(other.second.tokens, batch.first.tokens)
+
+
+def test_generative_pair_that_is_too_long() -> None:
+    tokenizer = ByteTokenizer()
+    batch, truncated = encode_generative_pair(tokenizer, JudgeTemplate(), PAIR, max_length=16)
+    assert truncated and batch.first.segments.all() and batch.second.segments.all()
+    assert batch.first.tokens[-1] == batch.second.tokens[-1] == tokenizer.special("verdict")
+
+
+def test_prompts_are_left_padded() -> None:
+    tokenizer = PadIsEos()
+    prompts = [PROMPT, (Turn("user", "x"),)]
+    tokens, mask, cut = encode_prompts(tokenizer, prompts, max_prompt=12)
+    assert tokens.shape == mask.shape == (2, 12) and tokens.dtype == np.int32 and cut == 0
+    for i, prompt in enumerate(prompts):
+        ids = encode_prompt(tokenizer, prompt)
+        assert tokens[i][mask[i]].tolist() == ids
+        assert mask[i].tolist() == [False] * (12 - len(ids)) + [True] * len(ids)
+    tokens, mask, cut = encode_prompts(tokenizer, prompts, max_prompt=6)
+    assert cut == 1 and tokens[0].tolist() == encode_prompt(tokenizer, PROMPT)[-6:] and mask[0].all()
+
+
+def test_long_prompts_are_refused_on_request() -> None:
+    tokenizer = ByteTokenizer()
+    encode_prompts(tokenizer, [PROMPT], max_prompt=11, on_long="error")
+    with pytest.raises(UserError) as caught:
+        encode_prompts(tokenizer, [(Turn("user", "x"),), PROMPT], max_prompt=10, on_long="error")
+    assert str(caught.value) == (
+        "prompt 2 of 2 is 11 tokens long, but the context holds 10: shorten it or use a model with a longer context"
+    )
+    with pytest.raises(ValueError, match="on_long='cut'"):
+        encode_prompts(tokenizer, [PROMPT], max_prompt=10, on_long="cut")
+
+
+def test_stack_rows() -> None:
+    tokenizer = ByteTokenizer()
+    rows = [encode_scalar_pair(tokenizer, PAIR, max_prompt=16, max_response=8)[0]] * 3
+    batch = stack_rows(rows)
+    assert type(batch) is type(rows[0]) and type(batch.first) is TokenRows
+    assert batch.label.shape == (3,) and batch.first.tokens.shape == (3, 24)
+    for stacked, single in zip(jax.tree.leaves(batch), jax.tree.leaves(rows[0]), strict=True):
+        assert isinstance(stacked, np.ndarray) and stacked.dtype == single.dtype
+        np.testing.assert_array_equal(stacked[1], single)
+    with pytest.raises(ValueError, match="no rows"):
+        stack_rows([])
+    with pytest.raises(ValueError):
+        stack_rows([token_row([1], 2, pad_id=0), token_row([1], 3, pad_id=0)])

@@ -1,0 +1,141 @@
+"""Sources: where records come from, and what a bad one says."""
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prl_jax.data.jsonl import write_jsonl
+from prl_jax.data.records import PreferenceRecord, PromptRecord, SFTRecord
+from prl_jax.data.sources import SourceSpec, drop_identical, load_records
+from prl_jax.errors import UserError
+from prl_jax.text.chat import Turn
+
+PAIRS = [{"id": str(i), "prompt": f"q{i}", "chosen": "a", "rejected": "a" if i == 1 else "b"} for i in range(4)]
+
+
+def test_jsonl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl(tmp_path / "pairs.test.jsonl.gz", PAIRS)
+    monkeypatch.setenv("PRL_DATA_DIR", str(tmp_path))
+    for path in ("$PRL_DATA_DIR/pairs.{split}.jsonl.gz", "${PRL_DATA_DIR}/pairs.test.jsonl.gz"):
+        spec = SourceSpec("jsonl", path, "test")
+        records = load_records(spec, "preference", data_dir=tmp_path)
+        assert [record.id for record in records] == ["0", "1", "2", "3"]
+        assert all(isinstance(record, PreferenceRecord) for record in records)
+    prompts = load_records(SourceSpec("jsonl", path, limit=2), "prompt", data_dir=tmp_path)
+    assert prompts == [PromptRecord(str(i), (Turn("user", f"q{i}"),), "a") for i in range(2)]
+
+
+def test_unset_variable_and_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PRL_DATA_DIR", raising=False)
+    spec = SourceSpec("jsonl", "$PRL_DATA_DIR/pairs.jsonl")
+    with pytest.raises(UserError) as caught:
+        load_records(spec, "sft", data_dir=tmp_path)
+    assert str(caught.value) == (
+        "$PRL_DATA_DIR/pairs.jsonl: environment variable PRL_DATA_DIR is not set "
+        "(expected the folder that holds the data)"
+    )
+    monkeypatch.setenv("PRL_DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        load_records(spec, "sft", data_dir=tmp_path)
+    assert str(caught.value) == f"{tmp_path}/pairs.jsonl: no such file"
+
+
+def test_missing_field_names_file_line_and_field(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [PAIRS[0], {"prompt": "q", "chosen": "a"}])
+    with pytest.raises(UserError) as caught:
+        load_records(SourceSpec("jsonl", str(tmp_path / "a.jsonl")), "preference", data_dir=tmp_path)
+    assert str(caught.value) == f'{tmp_path}/a.jsonl:2: field "rejected" is missing (expected the other response)'
+
+
+def test_empty_data_set(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n")
+    with pytest.raises(UserError) as caught:
+        load_records(SourceSpec("jsonl", str(path)), "sft", data_dir=tmp_path)
+    assert str(caught.value) == f"{path}: the data set is empty (expected at least one sft record)"
+
+
+def test_bad_specs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='^unknown data source kind "csv": expected one of gold, jsonl, tfds$'):
+        load_records(SourceSpec("csv"), "sft", data_dir=tmp_path)
+    with pytest.raises(UserError, match='^data source of kind "jsonl" has no path$'):
+        load_records(SourceSpec("jsonl"), "sft", data_dir=tmp_path)
+    with pytest.raises(UserError, match="^data source limit -1: expected 0"):
+        load_records(SourceSpec("gold", limit=-1), "sft", data_dir=tmp_path)
+    with pytest.raises(ValueError, match="what='pairs'"):
+        load_records(SourceSpec("gold"), "pairs", data_dir=tmp_path)
+
+
+def test_drop_identical(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", PAIRS)
+    records = load_records(SourceSpec("jsonl", str(tmp_path / "a.jsonl")), "preference", data_dir=tmp_path)
+    pairs = [record for record in records if isinstance(record, PreferenceRecord)]
+    kept, dropped = drop_identical(pairs)
+    assert (kept, dropped) == ([pairs[0], pairs[2], pairs[3]], 1)
+    assert drop_identical(kept) == (kept, 0)
+
+
+def test_gold_is_asked_for_the_split_and_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def gold_records(what: str, split: str, *, data_dir: Path, **builder_args: Any) -> list[SFTRecord]:
+        asked.update(what=what, split=split, data_dir=data_dir, **builder_args)
+        return [SFTRecord(str(i), (Turn("user", "q"),), "a") for i in range(5)]
+
+    module = types.ModuleType("prl_jax.data.gold")
+    monkeypatch.setattr(module, "gold_records", gold_records, raising=False)
+    monkeypatch.setitem(sys.modules, "prl_jax.data.gold", module)
+    spec = SourceSpec("gold", split="validation", builder_args={"seed": 3}, limit=2)
+    assert [record.id for record in load_records(spec, "sft", data_dir=tmp_path)] == ["0", "1"]
+    assert asked == {"what": "sft", "split": "validation", "data_dir": tmp_path, "seed": 3}
+
+
+@pytest.fixture
+def tiny_tfds(tmp_path: Path) -> Path:
+    import tensorflow_datasets as tfds
+
+    class TinyPairs(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        url_infos = None  # nothing is downloaded
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            turn = {"role": tfds.features.Text(), "content": tfds.features.Text()}
+            text = tfds.features.Text()
+            features = {"id": text, "prompt": tfds.features.Sequence(turn), "chosen": text, "rejected": text}
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict({**features, "tie": np.bool_, "slot": np.int64})
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Any:
+            for i in range(3):
+                turns = [{"role": "user", "content": f"é{i}"}]
+                yield i, {"id": str(i), "prompt": turns, "chosen": "a", "rejected": "b", "tie": i == 1, "slot": 2}
+
+    builder = TinyPairs(data_dir=str(tmp_path), file_format="array_record")
+    tfds.disable_progress_bar()
+    builder.download_and_prepare()
+    return Path(builder.data_dir)
+
+
+def test_tfds(tiny_tfds: Path, tmp_path: Path) -> None:
+    records = load_records(SourceSpec("tfds", str(tiny_tfds)), "preference", data_dir=tmp_path)
+    assert sorted(record.id for record in records) == ["0", "1", "2"]
+    for record in records:
+        expected = PreferenceRecord(record.id, (Turn("user", f"é{record.id}"),), "a", "b", tie=record.id == "1", slot=2)
+        assert record == expected
+    assert len(load_records(SourceSpec("tfds", str(tiny_tfds), limit=1), "prompt", data_dir=tmp_path)) == 1
+    with pytest.raises(UserError, match=r'no split "test" \(expected one of train\)$'):
+        load_records(SourceSpec("tfds", str(tiny_tfds), "test"), "preference", data_dir=tmp_path)
+
+
+def test_tfds_that_is_unknown(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^no_such_set: cannot open the TFDS data set: ") as caught:
+        load_records(SourceSpec("tfds", "no_such_set"), "preference", data_dir=tmp_path)
+    assert "\n" not in str(caught.value)

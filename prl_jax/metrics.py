@@ -7,14 +7,15 @@ import json
 import math
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
+from tensorboardX.record_writer import RecordWriter
 
 from prl_jax.errors import UserError
 
@@ -70,8 +71,8 @@ class JsonlLog:
 class MetricsWriter:
     """Appends metrics of one stage to `metrics.jsonl` and to TensorBoard event files, in the same directory.
 
-    Each line is one JSON object, `{"step": int, "<name>": float, ...}`, under the promises of `JsonlLog`; the event files
-    hold NaN and infinities as they are.
+    Each line is one JSON object, `{"step": int, "<name>": float, ...}`, under the promises of `JsonlLog`; the event
+    files hold NaN and infinities as they are.
 
     Errors: `UserError` when the files cannot be written (a full disk, a read-only directory).
     """
@@ -143,8 +144,10 @@ class _EventFile:
     def __init__(self, directory: Path, purge_step: int):
         # The running number keeps two openings within one second (the name's resolution) apart.
         number = sum(1 for _ in directory.glob("events.out.tfevents.*"))
-        self._writer: EventsWriter | None = EventsWriter(str(directory / "events"), f".{os.getpid()}.{number}")
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{number}"
+        self._writer: RecordWriter | None = RecordWriter(str(directory / name))
         self._flushed = time.monotonic()
+        self._add(event_pb2.Event(file_version="brain.Event:2"))
         # TensorBoard hides events of earlier files from this step on.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._add(event_pb2.Event(step=purge_step, session_log=start))
@@ -153,7 +156,7 @@ class _EventFile:
     def _add(self, event: event_pb2.Event) -> None:
         event.wall_time = time.time()
         if self._writer is not None:
-            self._writer.write_event(event)
+            self._writer.write(event.SerializeToString())
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         scalars = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in values.items()]

@@ -22,6 +22,13 @@ def _matrix(key: PRNGKeyArray, fan_in: int, fan_out: int, gain: float = 1.0) -> 
     return nnx.Param(jax.random.normal(key, (fan_in, fan_out), jnp.float32) * (gain * fan_in**-0.5))
 
 
+def _linear(x: Float[Array, "... D"], weight: nnx.Param) -> Float[Array, "... F"]:
+    """`x @ weight` in the dtype of `x`, over rows: one flat contraction makes the weight's gradient a plain matmul,
+    which XLA's CPU backend runs a quarter faster than a contraction over batch and time."""
+    rows = x.reshape(-1, x.shape[-1]) @ weight[...].astype(x.dtype)
+    return rows.reshape(*x.shape[:-1], rows.shape[-1])
+
+
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation (arXiv 1910.07467), computed in float32."""
 
@@ -76,13 +83,13 @@ class Attention(nnx.Module):
 
     def project(self, x: Float[Array, "... D"], angles: Rotation):
         """Queries `[..., K, G, H]` scaled by `head_dim ** -0.5`, keys and values `[..., K, H]`."""
-        heads = lambda w: (x @ w[...].astype(x.dtype)).reshape(*x.shape[:-1], -1, self.head_dim)  # noqa: E731
+        heads = lambda w: _linear(x, w).reshape(*x.shape[:-1], -1, self.head_dim)  # noqa: E731
         q = rotate(heads(self.q), angles) * self.head_dim**-0.5
         k, v = rotate(heads(self.k), angles), heads(self.v)
         return q.reshape(*q.shape[:-2], self.kv_heads, -1, self.head_dim), k, v
 
     def output(self, x: Float[Array, "... N"]) -> Float[Array, "... D"]:
-        return x @ self.o[...].astype(x.dtype)
+        return _linear(x, self.o)
 
     def __call__(self, x: Float[Array, "B T D"], angles: Rotation, mask: Bool[Array, "B T T"]):
         """Returns the output `[B, T, D]` and the keys and values `[B, T, K, H]` for a cache."""
@@ -121,8 +128,9 @@ class MLP(nnx.Module):
         self.down = _matrix(keys[2], config.mlp_width, config.width, gain=(2 * config.layers) ** -0.5)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        gate, up = x @ self.gate[...].astype(x.dtype), x @ self.up[...].astype(x.dtype)
-        return (jax.nn.silu(gate) * up) @ self.down[...].astype(x.dtype)
+        rows = x.reshape(-1, x.shape[-1])
+        hidden = jax.nn.silu(_linear(rows, self.gate)) * _linear(rows, self.up)
+        return _linear(hidden, self.down).reshape(x.shape)
 
 
 class Block(nnx.Module):

@@ -3,6 +3,7 @@
 import collections
 import random
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -23,6 +24,15 @@ from prl_jax.data.gold.families import DIFFICULTIES, PLAIN
 
 ARGS = GoldArguments()
 NOISE = {"noise": ARGS.noise, "ties": ARGS.ties, "intransitivity": 0.0}
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations are not checked where a test samples thousands of pairs; the other tests check them."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def draw_pairs(difficulty, split, count, families=tuple(FAMILIES)):
@@ -87,7 +97,7 @@ def test_the_response_only_judge_finds_a_leak_where_there_is_one():
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
-def test_responses_alone_do_not_tell_the_winner(difficulty):
+def test_responses_alone_do_not_tell_the_winner(difficulty, unchecked):
     train, test = draw_pairs(difficulty, "train", 6000), draw_pairs(difficulty, "test", 3000)
     decided = [row for row in test if row[3] != 0.5]
     longer = [0.5 if len(a) == len(b) else float((len(a) > len(b)) == (label == 1)) for _, a, b, label in decided]
@@ -100,12 +110,12 @@ def test_responses_alone_do_not_tell_the_winner(difficulty):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_single_families_do_not_leak_either(family):
+def test_single_families_do_not_leak_either(family, unchecked):
     train, test = draw_pairs(0, "train", 2500, (family,)), draw_pairs(0, "test", 1500, (family,))
     assert response_only_accuracy(train, test) <= 0.6
 
 
-def test_pairs_are_easy_and_hard():
+def test_pairs_are_easy_and_hard(unchecked):
     gaps = np.array([abs(utility(p, a) - utility(p, b)) for p, a, b, _ in draw_pairs(0, "train", 2000)])
     assert np.mean(gaps > 0.5) > 0.25 and np.mean(gaps < 0.3) > 0.25
 
@@ -121,7 +131,7 @@ def test_typical_demonstrations_are_clearly_below_the_best(difficulty):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_mode_is_flawed_token_by_token(family):
+def test_the_mode_is_flawed_token_by_token(family, unchecked):
     """Along the typical demonstration every next character is the most frequent one, so greedy decoding follows it."""
     rng = random.Random(5)
     for _ in range(10):

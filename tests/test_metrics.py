@@ -2,6 +2,8 @@ import errno
 import io
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -120,6 +122,24 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
         writer.write(1, {"loss": 1.0})
     writer.close()
     writer.close()
+
+
+def test_running_out_of_room_leaves_no_noise(tmp_path):
+    code = """
+import pathlib, resource, sys
+from prl_jax.errors import UserError
+from prl_jax.metrics import MetricsWriter
+try:
+    with MetricsWriter(pathlib.Path(sys.argv[1]), resume_step=None) as writer:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+        for step in range(1, 1000):
+            writer.write(step, {"loss": 0.5})
+except UserError as error:
+    print(error)
+"""
+    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "metrics.jsonl: cannot write (File too large)" in done.stdout and done.stderr == ""
 
 
 def test_rows_of_a_log_are_resumed_like_metrics(tmp_path):

@@ -32,8 +32,22 @@ def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
                 data=source(),
             ),
             model={**preset("tiny"), "rope_theta": 10_000.0, "tied_embeddings": True, "dtype": "float32", "remat": False},
-            # Arguments of the built-in tasks, for sources of kind "gold"; the rest have the builder's defaults.
-            gold=dict(families=(), difficulties=(0,), noise=0.05, ties=0.05, intransitivity=0.0, seed=0),
+            # The built-in tasks, for sources of kind "gold" (`GoldArguments`); () and 0 rows keep the builder's defaults.
+            gold=dict(
+                seed=0,
+                families=(),
+                difficulties=(0,),
+                train_rows=0,
+                validation_rows=1000,
+                test_rows=1000,
+                form_ignored=0.65,
+                filler=0.65,
+                slip=0.6,
+                noise=0.05,
+                ties=0.1,
+                intransitivity=0.0,
+                reference="demonstration",
+            ),
             mesh=dict(data=-1, fsdp=1, tensor=1),
             logging=dict(progress=True),
         ),
@@ -182,12 +196,12 @@ def evaluation(**values: Any) -> dict[str, Any]:
         kind="evaluation",
         judges=(),
         pairs=source(split="test"),
-        baseline="sft",
+        baseline="sft",  # the policy that the arms are compared with; "" evaluates judges only
         arms={},  # stage of a trained policy -> dict(title=, judge=)
         prompts=source(split="test", limit=512),
         samples=4,  # a prompt
         judge="gold",  # tells the win rates
-        anchors="reference",  # "reference": what the prompt's record carries; "" for none
+        anchors="reference",  # what prompts carry as their reference, where they do; "" for none
         temperature=1.0,
         batch_size=512,
         bootstrap=2000,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -82,8 +83,9 @@ class StageContext:
         return records
 
     def gold_arguments(self) -> dict[str, Any]:
-        """Arguments of the built-in tasks; an empty tuple leaves the builder's default."""
-        return {name: value for name, value in self.config.gold.to_dict().items() if value != ()}
+        """Arguments of the built-in tasks, without those that leave the builder its default."""
+        values = self.config.gold.to_dict()
+        return {k: v for k, v in values.items() if v != () and not (k == "train_rows" and v == 0)}
 
     def progress(self, total: int) -> Progress:
         """A progress line on standard error."""
@@ -130,6 +132,21 @@ def initial_decoder(context: StageContext, tokenizer: Tokenizer) -> Decoder:
     """The decoder that a stage starts from: that of `init_from`, or a new one of the config's size."""
     section = context.section
     if section.init_from:
-        return load_decoder(context.stage(section.init_from), context.mesh)
+        return _with_structure(load_decoder(context.stage(section.init_from), context.mesh), tokenizer)
     config = DecoderConfig.from_dict(context.config.model.to_dict(), vocab_size=tokenizer.vocab_size)
     return sharded_init(lambda: Decoder(config, key=context.key), context.mesh, LOGICAL_AXES)
+
+
+def _with_structure(decoder: Decoder, tokenizer: Tokenizer) -> Decoder:
+    """Gives the structural tokens of judging, which a policy never sees, the meaning of the assistant's token.
+
+    A response in a judge's row then looks to the decoder like one that it wrote itself, which is what it knows to
+    judge; what remains of their random start keeps the slots apart.
+    """
+    source = tokenizer.special("assistant")
+    ids = [tokenizer.special(name) for name in ("first", "second", "verdict", "reference")]
+    if source is None or None in ids:
+        return decoder
+    table = decoder.embedding[...]
+    decoder.embedding[...] = table.at[jnp.asarray(ids)].add(table[source])
+    return decoder

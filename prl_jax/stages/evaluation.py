@@ -41,12 +41,14 @@ def run(context: StageContext) -> dict[str, float]:
     """Writes `summary.json` of the workdir and `samples.jsonl` of the stage; returns the main figures."""
     section = context.section
     names = list(section.judges)
-    with context.progress(len(names) + len(section.arms) + 3) as shown:
+    with context.progress(len(names) + (len(section.arms) + 2 if section.baseline else 0)) as shown:
         judges = {}
         for i, name in enumerate(names):
             judges[name] = evaluate_judge(context, name)
             shown.update(i + 1, {"accuracy": judges[name]["accuracy"]})
-        arms, samples = _arms(context, judges, lambda done, values: shown.update(len(names) + done, values))
+        arms, samples = [], []
+        if section.baseline:
+            arms, samples = _arms(context, judges, lambda done, values: shown.update(len(names) + done, values))
     summary = {
         "title": context.config.title,
         "seed": context.config.seed,
@@ -63,8 +65,10 @@ def run(context: StageContext) -> dict[str, float]:
 
 
 def _notes(section: Any) -> list[str]:
+    """What a reader of the table should know of how it was measured."""
+    if not section.baseline:
+        return []
     return [
-        "One seed: the intervals cover the choice of prompts, not that of the training seed.",
         f"Win rates are those of judge '{section.judge}', {section.samples} samples a prompt at temperature "
         f"{section.temperature:g}, each against an independent sample of the {section.baseline} policy.",
     ]
@@ -111,7 +115,7 @@ def record_metrics(judged: Judged, records: Sequence[PreferenceRecord]) -> dict[
         np.array([record.label for record in records]),
         soft=np.array([record.soft_label for record in records]),
         tie=np.array([record.tie for record in records]),
-        longer=np.array([longer_first(record.chosen, record.rejected) for record in records]),
+        longer=longer_first([r.chosen for r in records], [r.rejected for r in records]),
     )
 
 

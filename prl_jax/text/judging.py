@@ -1,6 +1,6 @@
 """Templates of generative judges: a prompt and two responses in, one verdict token out.
 
-    compact-v1   <user>..turns.. <first>response 1 <second>response 2 <verdict>   then the verdict
+    compact-v1   <user>..turns..<eos> <first>response 1<eos> <second>response 2<eos> <verdict>   then the verdict
     question-v1  [Prompt] .. [Response 1] .. [Response 2] .. [Question] .. Answer:   then the verdict
 
 `compact-v1` is for tokenizers with structural tokens; `question-v1` is plain text inside the tokenizer's chat template
@@ -57,6 +57,7 @@ class _Pieces(NamedTuple):
     turns: list[tuple[list[int], list[int]]]  # what opens a turn, and its content
     separators: tuple[list[int], list[int]]
     responses: tuple[list[int], list[int]]
+    closing: list[int]  # stands behind each response
     tail: list[int]
 
 
@@ -112,15 +113,17 @@ def encode_judge_row(
 def _fixed_length(pieces: _Pieces) -> int:
     """Tokens that are never cut: everything but contents, with the opening of the last turn."""
     separators = sum(map(len, pieces.separators))
-    return len(pieces.lead) + len(pieces.turns[-1][0]) + separators + len(pieces.tail)
+    return len(pieces.lead) + len(pieces.turns[-1][0]) + separators + 2 * len(pieces.closing) + len(pieces.tail)
 
 
 def _pieces(tokenizer: Tokenizer, template: JudgeTemplate, prompt: Prompt, first: str, second: str) -> _Pieces:
     responses = (tokenizer.encode(first), tokenizer.encode(second))
     if template.name == "compact-v1":
         separators = ([_structural(tokenizer, "first")], [_structural(tokenizer, "second")])
-        turns = [([role_id(tokenizer, turn.role)], tokenizer.encode(turn.content)) for turn in prompt]
-        return _Pieces([], turns, separators, responses, [_structural(tokenizer, "verdict")])
+        # Turns and responses end as in the chat template, so that a judge made from a policy finds what it knows.
+        eos = tokenizer.eos_id
+        turns = [([role_id(tokenizer, turn.role)], [*tokenizer.encode(turn.content), eos]) for turn in prompt]
+        return _Pieces([], turns, separators, responses, [eos], [_structural(tokenizer, "verdict")])
     stem = _answer(tokenizer, template)[0]
     yes, no = template.verdicts
     before, after = _user_frame(tokenizer)
@@ -130,6 +133,7 @@ def _pieces(tokenizer: Tokenizer, template: JudgeTemplate, prompt: Prompt, first
         turns=[([], tokenizer.encode(prompt_text(prompt)))],
         separators=(tokenizer.encode("\n\n[Response 1]\n"), tokenizer.encode("\n\n[Response 2]\n")),
         responses=responses,
+        closing=[],
         tail=tokenizer.encode(question) + after + stem,
     )
 
@@ -218,7 +222,8 @@ def _join(pieces: _Pieces, truncated: bool, shared_positions: bool) -> JudgeRow:
     head = list(pieces.lead)
     for opening, content in pieces.turns:
         head += opening + content
-    slots = [separator + response for separator, response in zip(pieces.separators, pieces.responses, strict=True)]
+    pairs = zip(pieces.separators, pieces.responses, strict=True)
+    slots = [separator + response + pieces.closing for separator, response in pairs]
     ids = head + slots[0] + slots[1] + pieces.tail
     if not shared_positions:
         return JudgeRow(ids, list(range(len(ids))), truncated)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
 from prl_jax import masked
-from prl_jax.losses import chunked_logprobs
+from prl_jax.losses import chunked_cross_entropy
 from prl_jax.models import Decoder
 from prl_jax.training.step import Objective
 from prl_jax.types import LossOutput, SFTBatch
@@ -14,10 +12,7 @@ from prl_jax.types import LossOutput, SFTBatch
 def sft_terms(model: Decoder, batch: SFTBatch) -> dict[str, LossOutput]:
     """Cross-entropy of the response tokens, the stop token included: a mean over tokens of the global batch."""
     hidden = model.hidden(*batch.rows)
-    logp, entropy = chunked_logprobs(hidden, model.output_embedding(), batch.targets, batch.mask)
-    count = masked.masked_count(batch.mask)
-    aux = {"entropy": (masked.masked_sum(entropy, batch.mask), count)}
-    return {"nll": LossOutput(-masked.masked_sum(logp, batch.mask), count, aux)}
+    return {"nll": chunked_cross_entropy(hidden, model.output_embedding(), batch.targets, batch.mask)}
 
 
 SFT = Objective(

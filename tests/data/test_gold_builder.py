@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -150,6 +151,19 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the built-in data to .*file"):
         gold_records("sft", "train", data_dir=tmp_path / "file", **SMALL)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # fails in write(), as a full disk does
+    try:
+        with pytest.raises(UserError, match="cannot write the built-in data to .*: File too large") as caught:
+            gold_records("sft", "train", data_dir=tmp_path, **SMALL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("prl_gold/*/*"))
+    assert len(gold_records("sft", "train", data_dir=tmp_path, **SMALL)) == SMALL["train_rows"]
 
 
 def test_nothing_is_printed(tmp_path, capfd, caplog):

@@ -1,11 +1,11 @@
 """The TFDS builder of the built-in tasks (array_record, no TensorFlow) and the records read from it."""
 
 import contextlib
-import errno
 import fcntl
 import io
 import json
 import random
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -60,7 +60,9 @@ class PrlGold(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         make = {"preference": _preference_row, "sft": _sft_row, "prompt": _prompt_row}[self.kind]
         rng = random.Random(f"{self.arguments.seed} {self.kind} {split}")
-        tasks = _tasks(rng, self.arguments, split, self.arguments.rows(self.kind, split), distinct=self.kind == "prompt")
+        tasks = _tasks(
+            rng, self.arguments, split, self.arguments.rows(self.kind, split), distinct=self.kind == "prompt"
+        )
         for index, task in enumerate(tasks):
             row = make(rng, task, self.arguments)
             yield index, {**row, "meta": json.dumps(row["meta"])}
@@ -151,10 +153,10 @@ def _locked(directory: Path) -> Iterator[None]:
 def prepared_builder(kind: str, arguments: GoldArguments, data_dir: Path) -> PrlGold:
     """The builder with its files in `data_dir`, written now if they are not there.
 
-    TFDS writes into a directory of another name and renames it at the end, so a directory of the right name is complete,
-    even after `kill -9`. A lock keeps processes apart; what a killed one left is removed.
+    TFDS writes into a directory of another name and renames it at the end, so a directory of the right name is
+    complete, even after `kill -9`. A lock keeps processes apart; what a killed one left is removed.
 
-    Raises `UserError` where `data_dir` cannot be written.
+    Raises `UserError` where `data_dir` cannot be written or is full; nothing half-written is left then.
     """
     try:
         with _quiet():
@@ -170,9 +172,12 @@ def prepared_builder(kind: str, arguments: GoldArguments, data_dir: Path) -> Prl
                     builder.download_and_prepare(download_dir=nothing_downloaded)
                 return builder
     except OSError as error:
-        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.ENOSPC:
-            raise UserError(f"cannot write the built-in data to {data_dir}: {error.strerror}") from error
-        raise
+        raise UserError(f"cannot write the built-in data to {data_dir}: {error.strerror or error}") from error
+    except RuntimeError as error:  # array_record has no other way to say that the disk is full
+        failure = re.search(r"write\(\) failed: ([^;\n]*)", str(error))
+        if failure is None:
+            raise
+        raise UserError(f"cannot write the built-in data to {data_dir}: {failure[1]}") from error
 
 
 def _record(kind: str, name: str, row: dict[str, Any]) -> PreferenceRecord | SFTRecord | PromptRecord:

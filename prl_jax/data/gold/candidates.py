@@ -15,9 +15,9 @@ from prl_jax.data.gold.preferences import FILLER
 
 _TRIES = 1_000  # before a part of the task space counts as exhausted
 
-# Kinds of pairs and their shares. `demo` pairs (two demonstrations, or the best response and a demonstration) hold what a
-# policy after SFT writes; their flaws always cost utility, so the other kinds carry a counterweight: filler sits on the
-# better side more often (`_FILLER`), and form contrasts are more often on prompts that ask for a plain answer.
+# Kinds of pairs and their shares. `demo` pairs (two demonstrations, or the best response and a demonstration) hold what
+# a policy after SFT writes; their flaws always cost utility, so the other kinds carry a counterweight: filler sits on
+# the better side more often (`_FILLER`), and form contrasts are more often on prompts that ask for a plain answer.
 _PAIRS = (("unrelated", 0.24), ("near", 0.32), ("form", 0.20), ("demo", 0.16), ("filler", 0.08))
 _FILLER = (("better", 0.22), ("worse", 0.13), ("both", 0.25), ("none", 0.40))
 _PLAIN_IN_FORM_PAIRS = 0.68
@@ -85,7 +85,7 @@ def edited(rng: random.Random, task: GoldTask) -> GoldTask:
 
 
 def demonstration(rng: random.Random, task: GoldTask, args: GoldArguments) -> str:
-    """An imperfect demonstration. Its most likely text is flawed, and every flaw is absent often enough to be unlearned.
+    """An imperfect demonstration: its most likely text is flawed, every flaw is absent often enough to be unlearned.
 
     With the default rates: a form other than plain is ignored 65 % of the time; 65 % end in filler (`~`, one in five of
     those `~~`); `rev` and `next` make the family's slip 60 % of the time. The three are independent.

@@ -16,8 +16,8 @@ from prl_jax.errors import UserError
 PLAIN, CAPITALS, BRACKETS = ".", "!", "?"
 DIFFICULTIES = (0, 1, 2, 3)
 
-# Inclusive lengths of the word (letter families) and of the sum (number of addends). The ranges are disjoint, so that the
-# difficulty can be read off the prompt.
+# Inclusive lengths of the word (letter families) and of the sum (number of addends). The ranges are disjoint, so that
+# the difficulty can be read off the prompt.
 _WORD_LENGTHS = ((3, 4), (5, 6), (7, 8), (9, 12))
 _ADDENDS = ((3, 3), (4, 4), (5, 5), (6, 6))
 _ALPHABETS = ("abcdef", "abcdefgh", "abcdefghij", "abcdefghijkl")
@@ -75,7 +75,7 @@ def _word(rng: random.Random, difficulty: int) -> str:
 
 
 def _edit_word(rng: random.Random, difficulty: int, word: str, letters: str | None = None) -> str:
-    """One letter replaced, two neighbours exchanged, or one letter more or less; lengths stay in the difficulty's range.
+    """One letter replaced, two neighbours exchanged, or one letter more or less, within the difficulty's lengths.
 
     Growing and shrinking are equally likely between any two lengths, so that length tells nothing about an edit.
     """
@@ -266,7 +266,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for famil
 
 
 def forms(family: str, difficulty: int) -> tuple[str, ...]:
-    """The marks that the builder uses: plain and one other at difficulty 0, also brackets for letters from difficulty 1."""
+    """The marks that the builder uses: plain and one other at difficulty 0, all that fit from difficulty 1 on."""
     if not FAMILIES[family].letters:
         return (PLAIN, BRACKETS)
     return (PLAIN, CAPITALS) if difficulty == 0 else (PLAIN, CAPITALS, BRACKETS)

@@ -26,7 +26,7 @@ class Attributes(NamedTuple):
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Insertions, deletions, replacements and exchanges of neighbours that turn `a` into `b` (optimal string alignment)."""
+    """Optimal string alignment: insertions, deletions, replacements and exchanges of neighbours from `a` to `b`."""
     if a == b:
         return 0
     before, row = [], list(range(len(b) + 1))

@@ -1,0 +1,56 @@
+"""Two judges from scratch on UKPConvArg1: which of two arguments convinces more?
+
+    PRL_DATA_DIR=DIR prl run --config experiments/ukp_judges.py --workdir runs/ukp
+
+A Bradley-Terry and a generative pairwise judge are trained on the vote shares of crowd workers (soft labels) with a BPE
+tokenizer made from the training topics, and tested on topics that they have not seen.
+
+Data: ukp_convarg1.{train,validation,test}.jsonl.gz in $PRL_DATA_DIR (Habernal and Gurevych, ACL 2016; CC-BY-4.0).
+Hardware: 2 CPU cores, 3 GB of memory.
+Time: TIME.
+Result: RESULT.
+"""
+
+from ml_collections import ConfigDict
+
+from prl_jax.models import preset
+from prl_jax.stages import config as c
+
+
+def get_config() -> ConfigDict:
+    """Two stages of training, one of evaluation."""
+    pairs = lambda split, limit=0: c.source(  # noqa: E731
+        kind="jsonl", path="$PRL_DATA_DIR/ukp_convarg1.{split}.jsonl.gz", split=split, limit=limit
+    )
+    shared = dict(
+        data=pairs("train"),
+        validation=pairs("validation", 256),
+        soft_labels=True,
+        save_every="20%",
+        evaluate_every="20%",
+    )
+    stages = dict(
+        bt=c.bradley_terry(
+            duration="2 epochs",
+            batch_size=32,
+            max_prompt=40,
+            max_response=152,
+            optimizer=dict(learning_rate=1e-3, weight_decay=0.1),
+            **shared,
+        ),
+        genrm=c.generative(
+            duration="1 epochs",
+            batch_size=16,
+            max_length=320,
+            shared_positions=True,
+            optimizer=dict(learning_rate=1e-3, weight_decay=0.1),
+            **shared,
+        ),
+        evaluation=c.evaluation(judges=("bt", "genrm"), pairs=pairs("test"), baseline=""),
+    )
+    return c.build(
+        stages,
+        title="UKPConvArg1: judges from scratch",
+        model=preset("tiny"),
+        tokenizer=dict(kind="bpe", vocab_size=2048, data=pairs("train")),
+    )

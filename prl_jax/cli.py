@@ -33,7 +33,7 @@ USAGE = """Usage: prl COMMAND [flags]
 DIR is a stage directory of a workdir for --model. `prl COMMAND --help` lists the flags of a command."""
 
 EXIT_USER_ERROR = 2
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -232,3 +232,4 @@ def _keep_heap() -> None:
     largest = 2**31 - 1
     mallopt(_M_MMAP_THRESHOLD, largest)
     mallopt(_M_TRIM_THRESHOLD, largest)
+    mallopt(_M_ARENA_MAX, 1)  # the arenas of further threads are too small for such buffers and map each one anew

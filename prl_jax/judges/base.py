@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -40,6 +40,7 @@ class Judged(NamedTuple):
         return (self.p_12 + 1.0 - self.p_21) / 2.0
 
 
+@runtime_checkable
 class Judge(Protocol):
     """`(prompt, response 1, response 2) -> P(response 1 is better)`, for both orders of `N` pairs at once."""
 
@@ -59,7 +60,7 @@ def judge_pairs(judge: Judge, prompts: Sequence[Prompt], first: Sequence[str], s
 def in_batches(
     forward: Callable[[TokenRows], jax.Array], rows: TokenRows, batch_size: int
 ) -> Float[np.ndarray, "N *rest"]:
-    """Runs a jitted function over numpy rows in batches of one shape; the last one is filled up with its first row."""
+    """Runs a jitted function over numpy rows in batches of one shape; the last one is filled up with the last row."""
     count = len(rows.tokens)
     parts = []
     for start in range(0, count, batch_size):

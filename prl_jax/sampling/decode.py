@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from prl_jax.errors import UserError
 from prl_jax.models import Cache, Decoder
@@ -53,7 +53,7 @@ class SamplingConfig:
         return self.top_k > 0 or self.top_p < 1.0
 
 
-def row_keys(key: PRNGKeyArray, first_row: int | Int[Array, ""], rows: int) -> PRNGKeyArray:
+def row_keys(key: PRNGKeyArray, first_row: int | Int[Array, ""], rows: int) -> Key[Array, "N"]:
     """A key for each global row: the same rows draw the same noise however they are spread over devices."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first_row + jnp.arange(rows))
 
@@ -73,7 +73,7 @@ def generate(
     model: Decoder,
     prompt: Int[Array, "B P"],
     prompt_mask: Bool[Array, "B P"],
-    keys: PRNGKeyArray,
+    keys: Key[Array, "B"],
     *,
     config: SamplingConfig,
 ) -> Rollout:

@@ -1,0 +1,52 @@
+"""Every kind of stage in a few steps each, for the tests.
+
+    prl run --config tests/configs/micro.py --workdir DIR
+
+Hardware: 1 CPU core. Time: half a minute, nearly all of it compilation. Result: none; nothing learns anything here.
+"""
+
+from ml_collections import ConfigDict
+
+from prl_jax.stages import config as c
+
+
+def get_config() -> ConfigDict:
+    """Both reward models, both kinds of anchors, PPO on scores and on each kind of opponent."""
+    lengths = dict(max_prompt=12, max_response=6)
+    often = dict(log_every="1 steps", save_every="2 steps", evaluate_every="3 steps", batch_size=16)
+    ppo = dict(
+        prompts_per_step=8,
+        duration="4 steps",
+        critic_warmup="1 steps",
+        save_every="2 steps",
+        prompts=c.source(limit=24),
+        evaluation=dict(every="2 steps", prompts=c.source(split="validation", limit=8)),
+    )
+    stages = dict(
+        sft=c.sft(duration="6 steps", validation=c.source(split="validation", limit=20), **lengths, **often),
+        bt=c.bradley_terry(init_from="sft", duration="4 steps", **lengths, **often),
+        genrm=c.generative(init_from="sft", duration="6 steps", max_length=32, soft_labels=True, **often),
+        anchors=c.anchors(prompts=c.source(limit=24), samples=3, keep=2, batch_size=24),
+        references=c.anchors(prompts=c.source(limit=24), choice="reference"),
+        ppo=c.ppo(judge="bt", reward="score", anchors="", **ppo),
+        pairwise_ppo=c.ppo(critic_sees_anchor=True, **ppo),
+        peer_ppo=c.ppo(judge="gold", opponents="peer", anchors="references", group_size=2, **ppo | dict(prompts_per_step=4)),
+        group_ppo=c.ppo(opponents="group", reward_form="centred", anchors="", group_size=4, **ppo | dict(prompts_per_step=2)),
+        evaluation=c.evaluation(
+            judges=("bt", "genrm"),
+            prompts=c.source(split="test", limit=16),
+            samples=2,
+            bootstrap=50,
+            batch_size=16,
+            arms=dict(
+                ppo=dict(title="BT + PPO", judge="bt"),
+                pairwise_ppo=dict(title="Pairwise-RL", judge="genrm"),
+            ),
+        ),
+    )
+    return c.build(
+        stages,
+        title="Micro",
+        gold=dict(families=("sort", "rev"), train_rows=64, validation_rows=32, test_rows=32),
+        model=dict(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=32),
+    )

@@ -1,0 +1,198 @@
+"""The decode loop: what it samples, what it calls a response, and what a row depends on."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import make_decoder, random_tokens
+
+from prl_jax.errors import UserError
+from prl_jax.sampling import SamplingConfig, filtered_log_probs, generate, row_keys
+from prl_jax.training.rollout import join_rows, response_logprobs
+from prl_jax.types import Rollout
+
+EOS, PAD, STOPS = 21, 20, (21, 3, 9)
+ROWS, PROMPT, ROOM = 16, 6, 8
+CONFIG = SamplingConfig(ROOM, STOPS, PAD, temperature=0.7)
+LENGTHS = np.arange(ROWS) % PROMPT + 1
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_decoder(1, layers=1)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    mask = np.arange(PROMPT) >= PROMPT - LENGTHS[:, None]
+    return jnp.asarray(random_tokens(0, ROWS, PROMPT)), jnp.asarray(mask)
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return row_keys(jax.random.key(5), 0, ROWS)
+
+
+@pytest.fixture(scope="module")
+def rollout(model, prompts, keys) -> Rollout:
+    return jax.device_get(generate(model, *prompts, keys, config=CONFIG))
+
+
+@pytest.fixture(scope="module")
+def trainer_logits(model):
+    """Logits before each response token by the full forward pass over prompt and response."""
+
+    @jax.jit
+    def run(rollout):
+        rows = join_rows(rollout.prompt, rollout.prompt_mask, rollout.response, rollout.mask)
+        return model.logits(model.hidden(*rows)[:, PROMPT - 1 : -1])
+
+    return lambda rollout: np.asarray(run(Rollout(*map(jnp.asarray, rollout))))
+
+
+def test_row_03_the_stop_token_is_an_action(rollout):
+    """The mask covers every token up to the stop token, which is inside; all that follows is padding."""
+    assert set(STOPS) <= set(rollout.response[rollout.mask])  # every stop token ended some row
+    for tokens, mask in zip(rollout.response, rollout.mask, strict=True):
+        stops = [t for t in range(ROOM) if mask[t] and tokens[t] in STOPS]
+        length = stops[0] + 1 if stops else ROOM
+        np.testing.assert_array_equal(mask, np.arange(ROOM) < length)
+        assert (tokens[length:] == PAD).all()
+
+
+def test_row_05_truncated_rows_have_no_stop_token(rollout):
+    ended = np.array([any(np.isin(t[m], STOPS)) for t, m in zip(rollout.response, rollout.mask, strict=True)])
+    np.testing.assert_array_equal(rollout.truncated, ~ended)
+    assert 0 < ended.sum() < ROWS
+    assert (rollout.mask.sum(1)[rollout.truncated] == ROOM).all()
+
+
+def test_row_05_a_stop_token_in_the_last_slot_is_an_end(model, prompts, keys, rollout):
+    """Less room cuts responses short and changes nothing else."""
+    lengths = rollout.mask.sum(1)
+    room = int(np.sort(lengths[~rollout.truncated])[-1])
+    assert 1 < room <= ROOM
+    cut = jax.device_get(generate(model, *prompts, keys, config=dataclasses.replace(CONFIG, max_new_tokens=room)))
+    np.testing.assert_array_equal(cut.response, rollout.response[:, :room])
+    np.testing.assert_array_equal(cut.mask, rollout.mask[:, :room])
+    np.testing.assert_array_equal(cut.truncated, rollout.truncated | (lengths > room))
+    assert not cut.truncated[lengths == room].all()
+
+
+def test_row_04_padding_with_the_stop_token_changes_no_mask(model, prompts, keys, rollout):
+    same = jax.device_get(generate(model, *prompts, keys, config=dataclasses.replace(CONFIG, pad_id=EOS)))
+    np.testing.assert_array_equal(same.mask, rollout.mask)
+    np.testing.assert_array_equal(same.truncated, rollout.truncated)
+    np.testing.assert_array_equal(same.response, np.where(rollout.mask, rollout.response, EOS))
+
+
+def test_row_06_10_log_probs_are_the_trainers_at_the_sampling_temperature(model, rollout, trainer_logits):
+    rows = join_rows(*map(jnp.asarray, rollout[:4]))
+    run = jax.jit(response_logprobs, static_argnums=4)
+    response, mask = jnp.asarray(rollout.response), jnp.asarray(rollout.mask)
+    logp, entropy = run(model, rows, response, mask, CONFIG.temperature)
+    np.testing.assert_allclose(rollout.logp, logp, atol=2e-5)
+    assert (rollout.logp[~rollout.mask] == 0).all()
+    log_probs = np.asarray(jax.nn.log_softmax(trainer_logits(rollout), axis=-1))
+    chosen = np.take_along_axis(log_probs, rollout.response[..., None], axis=-1)[..., 0]
+    assert np.abs(chosen - rollout.logp)[rollout.mask].max() > 0.1  # temperature 1 is another distribution
+    assert (entropy[mask] > 0).all() and (entropy[~mask] == 0).all()
+
+
+def test_row_07_truncated_sampling_reports_the_distribution_that_was_sampled(model, prompts, keys, trainer_logits):
+    config = dataclasses.replace(CONFIG, top_k=5, top_p=0.8)
+    assert config.truncates and not CONFIG.truncates
+    cut = jax.device_get(generate(model, *prompts, keys, config=config))
+    logits = trainer_logits(cut)
+    law = filtered_log_probs(jnp.asarray(logits.reshape(-1, 32)), temperature=0.7, top_k=5, top_p=0.8)
+    law = np.asarray(law).reshape(logits.shape)
+    chosen = np.take_along_axis(law, cut.response[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(cut.logp[cut.mask], chosen[cut.mask], atol=5e-5)
+    ranks = (logits > np.take_along_axis(logits, cut.response[..., None], axis=-1)).sum(-1)
+    assert ranks[cut.mask].max() < 5 and ranks[cut.mask].max() > 0
+
+
+def test_row_08_a_row_depends_on_its_key_and_prompt_alone(model, prompts, keys, rollout):
+    """Other batch mates, another place in the batch, another split of the batch."""
+    order = np.random.default_rng(0).permutation(ROWS)
+    shuffled = jax.device_get(generate(model, *(x[order] for x in prompts), keys[order], config=CONFIG))
+    np.testing.assert_array_equal(shuffled.response, rollout.response[order])
+    np.testing.assert_allclose(shuffled.logp, rollout.logp[order], atol=1e-5)
+    half = ROWS // 2
+    for start in (0, half):
+        part = [x[start : start + half] for x in prompts]
+        part = jax.device_get(generate(model, *part, row_keys(jax.random.key(5), start, half), config=CONFIG))
+        np.testing.assert_array_equal(part.response, rollout.response[start : start + half])
+        np.testing.assert_array_equal(part.mask, rollout.mask[start : start + half])
+
+
+def test_row_08_every_row_and_every_step_draws_fresh_noise(model, prompts, rollout):
+    same_prompt = [jnp.broadcast_to(x[5], x.shape) for x in prompts]
+    drawn = [
+        jax.device_get(generate(model, *same_prompt, row_keys(key, 0, ROWS), config=CONFIG)).response
+        for key in jax.random.split(jax.random.key(6), 2)
+    ]
+    rows = {tuple(row) for row in np.concatenate(drawn)}
+    assert len(rows) > 1.5 * ROWS
+
+
+def test_row_keys_are_those_of_global_rows():
+    key = jax.random.key(1)
+    whole, part = row_keys(key, 0, 10), row_keys(key, jnp.int32(4), 3)
+    np.testing.assert_array_equal(jax.random.key_data(whole)[4:7], jax.random.key_data(part))
+    assert len({tuple(row) for row in np.asarray(jax.random.key_data(whole))}) == 10
+
+
+def test_greedy_takes_the_likeliest_token(model, prompts, keys, trainer_logits):
+    greedy = jax.device_get(generate(model, *prompts, keys, config=dataclasses.replace(CONFIG, temperature=0.0)))
+    logits = trainer_logits(greedy)
+    np.testing.assert_array_equal(logits.argmax(-1)[greedy.mask], greedy.response[greedy.mask])
+    log_probs = np.asarray(jax.nn.log_softmax(logits, axis=-1)).max(-1)
+    np.testing.assert_allclose(greedy.logp[greedy.mask], log_probs[greedy.mask], atol=5e-5)
+
+
+def test_first_tokens_follow_the_model(model, prompts, rollout, trainer_logits):
+    """Many rows with one prompt, against the model's probabilities at the sampling temperature."""
+    same_prompt = [jnp.broadcast_to(x[3], x.shape) for x in prompts]
+    keys = [row_keys(jax.random.key(7), ROWS * i, ROWS) for i in range(128)]
+    drawn = [np.asarray(generate(model, *same_prompt, key, config=CONFIG).response[:, 0]) for key in keys]
+    counts = np.bincount(np.concatenate(drawn), minlength=32)
+    logits = trainer_logits(rollout._replace(prompt=same_prompt[0], prompt_mask=same_prompt[1]))[0, 0]
+    p = np.asarray(jax.nn.softmax(logits / 0.7))
+    expected = p * counts.sum()
+    likely = expected > 5
+    statistic, freedom = (np.square(counts - expected) / expected)[likely].sum(), likely.sum() - 1
+    assert freedom > 5 and abs(statistic - freedom) < 4 * np.sqrt(2 * freedom)
+
+
+def test_repeated_calls_compile_once(model, prompts, keys, rollout):
+    """Other keys, prompts and parameters of the same shapes."""
+    before = generate._cache_size()
+    assert before > 0
+    for seed in range(3):
+        other = make_decoder(seed, layers=1)
+        tokens = jnp.asarray(random_tokens(seed, ROWS, PROMPT))
+        generate(other, tokens, prompts[1], row_keys(jax.random.key(seed), seed, ROWS), config=CONFIG)
+    assert generate._cache_size() == before
+    equal = SamplingConfig(ROOM, STOPS, PAD, temperature=0.7)
+    generate(model, *prompts, keys, config=equal)
+    assert equal is not CONFIG and generate._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"stop_ids": ()}, "stop_ids"),
+        ({"temperature": -0.1}, "temperature=-0.1"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"top_p": 1.1}, "top_p=1.1"),
+        ({"top_k": -1}, "top_k=-1"),
+    ],
+)
+def test_a_wrong_config_is_named(wrong, named):
+    with pytest.raises(UserError, match=named):
+        dataclasses.replace(CONFIG, **wrong)

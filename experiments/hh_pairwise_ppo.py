@@ -2,9 +2,9 @@
 
     PRL_DATA_DIR=DIR prl run --config experiments/hh_pairwise_ppo.py --workdir runs/hh
 
-SFT on Dolly's instructions; a Bradley-Terry and a generative judge on the first half of the HH (harmless base) pairs; PPO
-on either; and a referee, trained on the other half, that tells the win rates. All from scratch and far too small to write
-sensible answers: it shows that the whole pipeline runs on real input, and what an honest report of it looks like.
+SFT on Dolly's instructions; a Bradley-Terry and a generative judge on the first half of the HH (harmless base) pairs;
+PPO on either; and a referee, trained on the other half, that tells the win rates. All from scratch and far too small to
+write sensible answers: it shows that the whole pipeline runs on real input, and what an honest report looks like.
 
 Data: sft_dolly_sub and hh_harmless_base, {train,validation,test}.jsonl.gz in $PRL_DATA_DIR.
 Hardware: 2 CPU cores, 4 GB of memory.
@@ -51,9 +51,7 @@ def get_config() -> ConfigDict:
             **lengths,
         ),
         bt=c.bradley_terry(data=source(pairs, "train", limit=half), **lengths, **judge),
-        genrm=c.generative(
-            data=source(pairs, "train", limit=half), max_length=192, shared_positions=True, **judge
-        ),
+        genrm=c.generative(data=source(pairs, "train", limit=half), max_length=192, shared_positions=True, **judge),
         referee=c.bradley_terry(data=source(pairs, "train", skip=half), **lengths, **judge),
         anchors=c.anchors(prompts=prompts, batch_size=128),
         ppo=c.ppo(judge="bt", reward="score", anchors="", **ppo),

@@ -1,4 +1,4 @@
-"""The command line: `prl run | judge | generate | report`. It reads flags and calls stages; nothing else happens here."""
+"""The command line, `prl run | judge | generate | report`: reads flags and calls stages, nothing else."""
 
 from __future__ import annotations
 

@@ -50,9 +50,7 @@ def make_optimizer(
         raise UserError(
             f"optimizer: learning_rate={learning_rate}, clip_norm={clip_norm}, total_steps={total_steps} must be > 0"
         )
-    rate = learning_rate_schedule(
-        learning_rate, schedule=schedule, warmup_steps=warmup_steps, total_steps=total_steps
-    )
+    rate = learning_rate_schedule(learning_rate, schedule=schedule, warmup_steps=warmup_steps, total_steps=total_steps)
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decays, mu_dtype=jnp.float32),

@@ -28,7 +28,15 @@ class ScalarJudge:
       on_long: "truncate" (a row that is too long loses the beginning of its prompt) or "error".
     """
 
-    def __init__(self, model: ScalarModel, tokenizer: Tokenizer, *, max_length: int, batch_size: int = 256, on_long: str = "truncate"):
+    def __init__(
+        self,
+        model: ScalarModel,
+        tokenizer: Tokenizer,
+        *,
+        max_length: int,
+        batch_size: int = 256,
+        on_long: str = "truncate",
+    ):
         self.model, self.tokenizer = model, tokenizer
         self.max_length, self.batch_size, self.on_long = max_length, batch_size, on_long
 

@@ -86,9 +86,7 @@ class Decoder(nnx.Module):
         """The blocks one by one: sliced once, outside a decode loop."""
         return [jax.tree.map(lambda x: x[i], self.blocks) for i in range(self.config.layers)]  # noqa: B023
 
-    def step(
-        self, tokens: Int[Array, "B"], cache: Cache, layers: list[Block]
-    ) -> tuple[Float[Array, "B D"], Cache]:
+    def step(self, tokens: Int[Array, "B"], cache: Cache, layers: list[Block]) -> tuple[Float[Array, "B D"], Cache]:
         """Reads one token a row against the cache; `layers` is what `layers()` gave."""
         angles = rotation(cache.next_position, self.config.head_dim, self.config.rope_theta)
         mask = cache.mask | (jnp.arange(cache.mask.shape[1]) == cache.slot)

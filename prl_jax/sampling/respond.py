@@ -42,7 +42,7 @@ def encode_prompts(
     for i, ids in enumerate(encoded):
         if on_long == "error" and len(ids) > length:
             raise UserError(
-                f"prompt {i + 1} has {len(ids)} tokens, the model's context leaves room for {length}; shorten the prompt"
+                f"prompt {i + 1} has {len(ids)} tokens, the model's context has room for {length}; shorten it"
             )
     cut = [truncate_left(ids, length) for ids in encoded]
     rows = pad_rows([ids for ids, _ in cut], length, pad_id=tokenizer.pad_id, side="left")

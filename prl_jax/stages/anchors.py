@@ -64,9 +64,7 @@ def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> list[l
         raise UserError(f"{context.name}.keep={section.keep}, expected between 1 and samples={count}")
     card, policy, tokenizer = load_policy(context.stage(section.policy), context.mesh)
     judge = load_judge(context.stage(section.judge), context.mesh, batch_size=section.batch_size)
-    sampling = SamplingConfig(
-        card.max_response, (tokenizer.eos_id,), tokenizer.pad_id, temperature=section.temperature
-    )
+    sampling = SamplingConfig(card.max_response, (tokenizer.eos_id,), tokenizer.pad_id, temperature=section.temperature)
     prompts = [record.prompt for record in records]
     columns, shown = [], context.progress(count + 1)
     with shown:

@@ -22,6 +22,7 @@ from prl_jax.text.judging import JudgeTemplate
 from prl_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 MODEL_FILE, TOKENIZER_DIR, CHECKPOINTS_DIR = "model.json", "tokenizer", "checkpoints"
+SAMPLES_FILE, SAMPLES_SHOWN = "samples.jsonl", 8  # rows written each time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +109,19 @@ def load_policy(directory: Path, mesh: Mesh) -> tuple[ModelCard, Decoder, Tokeni
 def load_judge(directory: Path, mesh: Mesh, *, batch_size: int = 256, on_long: str = "truncate") -> Judge:
     """A judge of either kind; a policy's directory is a `UserError`. `on_long` says what happens to long prompts."""
     card, model, tokenizer = load_model(directory, mesh)
+    if card.kind not in ("scalar_judge", "generative_judge"):
+        raise UserError(f"{directory}: holds a {card.kind}, expected a judge (a bradley_terry or generative stage)")
+    return make_judge(card, model, tokenizer, batch_size=batch_size, on_long=on_long)
+
+
+def make_judge(
+    card: ModelCard, model: Decoder | ScalarModel, tokenizer: Tokenizer, *, batch_size: int, on_long: str = "truncate"
+) -> Judge:
+    """The judge that a card describes."""
     if isinstance(model, ScalarModel):
         length = card.max_prompt + card.max_response
         return ScalarJudge(model, tokenizer, max_length=length, batch_size=batch_size, on_long=on_long)
-    if card.kind != "generative_judge" or card.template is None:
-        raise UserError(f"{directory}: holds a {card.kind}, expected a judge (a bradley_terry or generative stage)")
+    assert card.template is not None
     template = JudgeTemplate(**{**card.template, "verdicts": tuple(card.template["verdicts"])})
     return GenerativeJudge(
         model, tokenizer, template, max_length=card.max_prompt, batch_size=batch_size, on_long=on_long

@@ -15,7 +15,7 @@ from prl_jax.errors import UserError
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.sharding import make_mesh
 from prl_jax.stages.artifacts import load_judge, load_policy
-from prl_jax.stages.evaluation import judge_records, record_metrics
+from prl_jax.stages.judging import judge_records, record_metrics
 
 
 def judge_file(model: Path, data: Path, out: Path, *, batch_size: int) -> dict[str, Any]:
@@ -25,9 +25,7 @@ def judge_file(model: Path, data: Path, out: Path, *, batch_size: int) -> dict[s
     assert all(isinstance(record, PreferenceRecord) for record in records)
     judged = judge_records(judge, records)
     rows = zip(records, judged.p_12, judged.p_21, judged.p_first, strict=True)
-    write_jsonl(
-        out, [{"id": r.id, "p_12": float(a), "p_21": float(b), "p_chosen": float(p)} for r, a, b, p in rows]
-    )
+    write_jsonl(out, [{"id": r.id, "p_12": float(a), "p_21": float(b), "p_chosen": float(p)} for r, a, b, p in rows])
     return record_metrics(judged, records)
 
 
@@ -72,8 +70,6 @@ def generate_file(
     for record, text, logp, cut in zip(records, texts, np.sum(rollout.logp, axis=1), rollout.truncated, strict=True):
         assert isinstance(record, PromptRecord)
         turns = [turn._asdict() for turn in record.prompt]
-        rows.append(
-            {"id": record.id, "prompt": turns, "response": text, "logp": float(logp), "truncated": bool(cut)}
-        )
+        rows.append({"id": record.id, "prompt": turns, "response": text, "logp": float(logp), "truncated": bool(cut)})
     write_jsonl(out, rows)
     return len(rows)

@@ -31,8 +31,14 @@ def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
                 vocab_size=4096,
                 data=source(),
             ),
-            model={**preset("tiny"), "rope_theta": 10_000.0, "tied_embeddings": True, "dtype": "float32", "remat": False},
-            # The built-in tasks, for sources of kind "gold" (`GoldArguments`); () and 0 rows keep the builder's defaults.
+            model={
+                **preset("tiny"),
+                "rope_theta": 10_000.0,
+                "tied_embeddings": True,
+                "dtype": "float32",
+                "remat": False,
+            },
+            # The built-in tasks, for sources of kind "gold" (`GoldArguments`); () and 0 rows keep its defaults.
             gold=dict(
                 seed=0,
                 families=(),

@@ -65,7 +65,9 @@ class StageContext:
     def stage(self, name: str) -> Path:
         """Folder of another stage of this run."""
         if name not in self.config.stages:
-            raise UserError(f"{self.name}: needs stage {name!r}, which is not among the stages {tuple(self.config.stages)}")
+            raise UserError(
+                f"{self.name}: needs stage {name!r}, which is not among the stages {tuple(self.config.stages)}"
+            )
         return self.workdir.stage(name)
 
     def records(self, source: ConfigDict, what: str) -> Sequence[Record]:

@@ -12,20 +12,21 @@ import numpy as np
 from prl_jax.data.gold import attributes, bayes_accuracy, make_arguments, utility
 from prl_jax.data.jsonl import write_jsonl
 from prl_jax.data.records import PreferenceRecord, PromptRecord
-from prl_jax.evaluation import judge_metrics, longer_first, reliability_bins, win_rate_summary
-from prl_jax.judges import Judge, Judged, judge_pairs
+from prl_jax.evaluation import reliability_bins, win_rate_summary
+from prl_jax.judges import Judge, judge_pairs
 from prl_jax.models import Decoder
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.sharding import put_batch
-from prl_jax.stages.artifacts import load_judge, load_policy
+from prl_jax.stages.artifacts import SAMPLES_FILE, load_judge, load_policy
 from prl_jax.stages.context import StageContext
+from prl_jax.stages.judging import judge_records, record_metrics
 from prl_jax.stages.win_rate import named_judge
 from prl_jax.stages.workdir import write_json
 from prl_jax.text.chat import prompt_text
 from prl_jax.training.rollout import join_rows, response_logprobs
 from prl_jax.types import Rollout
 
-SUMMARY_FILE, SAMPLES_FILE = "summary.json", "samples.jsonl"
+SUMMARY_FILE = "summary.json"
 _SHOWN_PROMPTS = 40
 
 
@@ -99,23 +100,6 @@ def _bayes(context: StageContext, records: Sequence[PreferenceRecord]) -> float:
         noise=arguments.noise,
         ties=arguments.ties,
         intransitivity=arguments.intransitivity,
-    )
-
-
-def judge_records(judge: Judge, records: Sequence[PreferenceRecord]) -> Judged:
-    """Judges the pairs, the chosen response as response 1."""
-    return judge_pairs(judge, [r.prompt for r in records], [r.chosen for r in records], [r.rejected for r in records])
-
-
-def record_metrics(judged: Judged, records: Sequence[PreferenceRecord]) -> dict[str, Any]:
-    """`judge_metrics` against what the records know: labels, ties, soft labels, lengths."""
-    return judge_metrics(
-        judged.p_12.astype(np.float64),
-        judged.p_21.astype(np.float64),
-        np.array([record.label for record in records]),
-        soft=np.array([record.soft_label for record in records]),
-        tie=np.array([record.tie for record in records]),
-        longer=longer_first([r.chosen for r in records], [r.rejected for r in records]),
     )
 
 
@@ -236,7 +220,9 @@ def _utilities(records: Sequence[PromptRecord], texts: Sequence[Sequence[str]]) 
     return {"utility": float(np.mean([utility(prompt, text) for prompt, text in pairs])), "attributes": means}
 
 
-def _side_by_side(records: Sequence[PromptRecord], rows: Sequence, anchors: Sequence, gold: bool) -> list[dict[str, Any]]:
+def _side_by_side(
+    records: Sequence[PromptRecord], rows: Sequence, anchors: Sequence, gold: bool
+) -> list[dict[str, Any]]:
     out = []
     for i, record in enumerate(records):
         prompt = prompt_text(record.prompt)

@@ -20,11 +20,11 @@ from prl_jax.models import LOGICAL_AXES, Decoder, ScalarModel
 from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, row_keys
 from prl_jax.sharding import put_batch, sharded_init
 from prl_jax.stages.anchors import read_anchors
-from prl_jax.stages.artifacts import CHECKPOINTS_DIR, ModelCard, load_policy, save_card
+from prl_jax.stages.artifacts import CHECKPOINTS_DIR, SAMPLES_FILE, ModelCard, load_policy, save_card
 from prl_jax.stages.context import StageContext
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.win_rate import named_judge, policy_win_rate
-from prl_jax.text.chat import Prompt
+from prl_jax.text.chat import Prompt, prompt_text
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.loop import LoopConfig, run_loop
 from prl_jax.training.opponents import Comparisons, compare
@@ -104,7 +104,7 @@ def run(context: StageContext) -> dict[str, float]:
         resume = first or None
         with (
             MetricsWriter(context.directory, resume_step=resume) as writer,
-            JsonlLog(context.directory / "samples.jsonl", resume_step=resume) as samples,
+            JsonlLog(context.directory / SAMPLES_FILE, resume_step=resume) as samples,
             context.progress(total) as shown,
         ):
 
@@ -157,8 +157,8 @@ def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:
     )
     if sampling.truncates:
         raise UserError(
-            f"{name}: top_k={section.top_k}, top_p={section.top_p}: PPO's ratio needs the log-probs of the distribution "
-            "that was sampled; set top_k=0 and top_p=1"
+            f"{name}: top_k={section.top_k}, top_p={section.top_p}: PPO's ratio needs the log-probs of the "
+            "distribution that was sampled; set top_k=0 and top_p=1"
         )
     judge = named_judge(context, section.judge)
     if section.reward == "score" and not isinstance(judge, ScalarJudge):
@@ -281,7 +281,7 @@ def sample_rows(n: int, done: Step, experience: Experience) -> list[dict[str, An
         rows.append(
             {
                 "step": n,
-                "prompt": "\n".join(turn.content for turn in done.prompts[i]),
+                "prompt": prompt_text(done.prompts[i]),
                 "response": done.responses[i],
                 "anchor": done.anchors[i][0] if done.anchors[i] else None,
                 "p_12": None if judged is None else float(jax.nn.sigmoid(judged.z_ya[i, 0])),
@@ -308,14 +308,10 @@ def _rest(state: PPOState) -> Any:
 
 def _whole(state: PPOState, model: Decoder, rest: Mapping[str, Any]) -> PPOState:
     policy = state.policy._replace(model=model, opt_state=rest["policy_opt_state"], step=rest["policy_step"])
-    critic = state.critic._replace(
-        model=rest["critic"], opt_state=rest["critic_opt_state"], step=rest["critic_step"]
-    )
+    critic = state.critic._replace(model=rest["critic"], opt_state=rest["critic_opt_state"], step=rest["critic_step"])
     return PPOState(policy, critic, rest["kl_coef"])
 
 
 def _shown(values: Mapping[str, float]) -> dict[str, float]:
     keys = ("reward", "kl", "entropy", "loss", "win_rate")
     return {key: values[key] for key in keys if key in values}
-
-

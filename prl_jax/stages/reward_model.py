@@ -16,8 +16,10 @@ from prl_jax.data.sources import drop_identical
 from prl_jax.models import LOGICAL_AXES, ScalarModel
 from prl_jax.sharding import sharded_init
 from prl_jax.stages import supervised
-from prl_jax.stages.artifacts import ModelCard
+from prl_jax.stages.artifacts import SAMPLES_SHOWN, ModelCard, make_judge
 from prl_jax.stages.context import StageContext, initial_decoder, run_tokenizer
+from prl_jax.stages.judging import judge_records
+from prl_jax.text.chat import prompt_text
 from prl_jax.text.judging import JudgeTemplate, verdict_ids
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.types import PreferenceBatch
@@ -44,7 +46,9 @@ def run_generative(context: StageContext) -> dict[str, float]:
     template = JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
     verdicts = verdict_ids(tokenizer, template)
     decoder = initial_decoder(context, tokenizer)
-    card = ModelCard("generative_judge", dataclasses.asdict(decoder.config), section.max_length, 1, dataclasses.asdict(template))
+    card = ModelCard(
+        "generative_judge", dataclasses.asdict(decoder.config), section.max_length, 1, dataclasses.asdict(template)
+    )
     encode = functools.partial(encode_generative_pair, tokenizer, template, max_length=section.max_length)
     objective = generative_objective(verdicts, form=section.form, w_ce=section.w_ce, w_cons=section.w_cons)
     return _train(context, card, tokenizer, decoder, objective, encode)
@@ -66,6 +70,16 @@ def _train(
         row, truncated = encode(record)
         return row._replace(label=np.asarray(record.soft_label, np.float32)), truncated
 
+    shown = validation[:SAMPLES_SHOWN]
+
+    def sample(model: Any) -> list[dict[str, Any]]:
+        judged = judge_records(make_judge(card, model, tokenizer, batch_size=2 * len(shown)), shown)
+        rows = zip(shown, judged.p_12.tolist(), judged.p_21.tolist(), strict=True)
+        return [
+            {"prompt": prompt_text(r.prompt), "response": r.chosen, "anchor": r.rejected, "p_12": a, "p_21": b}
+            for r, a, b in rows
+        ]
+
     task = supervised.Supervised(
         card=card,
         tokenizer=tokenizer,
@@ -74,6 +88,7 @@ def _train(
         records=records,
         validation=validation,
         encode=soft if section.soft_labels else encode,
+        sample=sample,
         counters={"identical_pairs_skipped": skipped, "ties": sum(record.tie for record in records)},
     )
     return supervised.train(context, task)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-
+from typing import Any
 
 from prl_jax.data.rows import encode_sft
+from prl_jax.models import Decoder
+from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.stages import supervised
-from prl_jax.stages.artifacts import ModelCard
+from prl_jax.stages.artifacts import SAMPLES_SHOWN, ModelCard
 from prl_jax.stages.context import StageContext, initial_decoder, run_tokenizer
+from prl_jax.text.chat import prompt_text
 from prl_jax.training.sft import SFT
 
 
@@ -19,16 +22,35 @@ def run(context: StageContext) -> dict[str, float]:
     tokenizer = run_tokenizer(context.config, context)
     model = initial_decoder(context, tokenizer)
     card = ModelCard("policy", dataclasses.asdict(model.config), section.max_prompt, section.max_response)
+    validation = context.records(section.validation, "sft")
+    shown = [record.prompt for record in validation[:SAMPLES_SHOWN]]
+    sampling = SamplingConfig(section.max_response, (tokenizer.eos_id,), tokenizer.pad_id)
+
+    def sample(model: Decoder) -> list[dict[str, Any]]:
+        texts, rollout = respond(
+            model,
+            tokenizer,
+            shown,
+            config=sampling,
+            key=context.key,
+            max_prompt=section.max_prompt,
+            batch_size=SAMPLES_SHOWN,
+            mesh=context.mesh,
+        )
+        rows = zip(shown, texts, rollout.logp.sum(1).tolist(), strict=True)
+        return [{"prompt": prompt_text(p), "response": text, "logp": logp} for p, text, logp in rows]
+
     task = supervised.Supervised(
         card=card,
         tokenizer=tokenizer,
         model=model,
         objective=SFT,
         records=context.records(section.data, "sft"),
-        validation=context.records(section.validation, "sft"),
+        validation=validation,
         encode=functools.partial(
             encode_sft, tokenizer, max_prompt=section.max_prompt, max_response=section.max_response
         ),
+        sample=sample,
         counters={},
     )
     return supervised.train(context, task)

@@ -14,10 +14,10 @@ from flax import nnx
 from prl_jax.checkpoint import Checkpoints
 from prl_jax.data.pipeline import batch_iterator
 from prl_jax.data.rows import stack_rows
-from prl_jax.metrics import MetricsWriter
+from prl_jax.metrics import JsonlLog, MetricsWriter
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.sharding import put_batch
-from prl_jax.stages.artifacts import CHECKPOINTS_DIR, ModelCard, save_card
+from prl_jax.stages.artifacts import CHECKPOINTS_DIR, SAMPLES_FILE, ModelCard, save_card
 from prl_jax.stages.context import StageContext
 from prl_jax.stages.durations import to_steps
 from prl_jax.text.tokenizer import Tokenizer
@@ -37,6 +37,7 @@ class Supervised:
       objective: what it is fitted to.
       records, validation: data.
       encode: record -> one row and whether it was truncated.
+      sample: model -> a few rows of `samples.jsonl`, without their step.
       counters: numbers that every line of metrics repeats, such as pairs that were skipped.
     """
 
@@ -47,6 +48,7 @@ class Supervised:
     records: Sequence[Any]
     validation: Sequence[Any]
     encode: Callable[[Any], tuple[Any, bool]]
+    sample: Callable[[Any], list[dict[str, Any]]]
     counters: Mapping[str, float]
 
 
@@ -78,7 +80,16 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
             data = {"iterator": iterator.get_state(), "truncated": truncated}
             checkpoints.save(n, model=state.model, train=(state.opt_state, state.step), data=data)
 
-        with MetricsWriter(context.directory, resume_step=first or None) as writer, context.progress(total) as shown:
+        resume = first or None
+        with (
+            MetricsWriter(context.directory, resume_step=resume) as writer,
+            JsonlLog(context.directory / SAMPLES_FILE, resume_step=resume) as samples,
+            context.progress(total) as shown,
+        ):
+
+            def evaluate(state: TrainState, n: int) -> dict[str, float]:
+                samples.write([{"step": n, **row} for row in task.sample(state.model)])
+                return validate(state)
 
             def write(n: int, values: Mapping[str, float]) -> None:
                 last.update(values, truncated_rows=truncated, **task.counters)
@@ -93,7 +104,7 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
                 on_step=lambda n, values: shown.update(n, _shown(values)),
                 write=write,
                 save=save,
-                evaluate=validate,
+                evaluate=evaluate,
             )
     return last
 
@@ -125,7 +136,7 @@ def _start(
     return TrainState(model, opt_state, step), first, data["truncated"]
 
 
-def _validation(context: StageContext, task: Supervised) -> Callable[[TrainState, int], dict[str, float]]:
+def _validation(context: StageContext, task: Supervised) -> Callable[[TrainState], dict[str, float]]:
     """Loss and metrics on all validation rows; rows that fill the last batch carry no weight."""
     size = context.section.batch_size
     rows = [task.encode(record)[0] for record in task.validation]
@@ -142,7 +153,7 @@ def _validation(context: StageContext, task: Supervised) -> Callable[[TrainState
             out |= {name: (term.sum, term.denominator), **term.aux}
         return out
 
-    def validate(state: TrainState, step: int) -> dict[str, float]:
+    def validate(state: TrainState) -> dict[str, float]:
         parts = [jax.device_get(sums(state.model, put_batch(batch, context.mesh))) for batch in batches]
         totals = {k: np.sum([np.asarray(part[k]) for part in parts], axis=0) for k in parts[0]}
         means = {k: float(total / max(count, 1e-30)) for k, (total, count) in totals.items()}
@@ -158,4 +169,3 @@ def _weighted(batch: Any, keep: np.ndarray) -> Any:
     if hasattr(batch, "weight"):
         return batch._replace(weight=batch.weight * keep)
     return batch._replace(mask=batch.mask & keep[:, None])
-

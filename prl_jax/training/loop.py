@@ -70,8 +70,8 @@ def run_loop(
         bad = sorted(key for key in ("loss", "grad_norm") if not math.isfinite(values.get(key, 0.0)))
         if bad:
             raise UserError(
-                f"{name}: {' and '.join(bad)} not finite at step {n} ({_show(values)}); stopped, the last good checkpoint "
-                "is kept; lower the learning rate or look at the data of this step"
+                f"{name}: {' and '.join(bad)} not finite at step {n} ({_show(values)}); stopped, the last good "
+                "checkpoint is kept; lower the learning rate or look at the data of this step"
             )
         evaluated = evaluate is not None and config.evaluate_every > 0 and due(n, config.evaluate_every, config.total)
         if evaluated:
@@ -86,4 +86,3 @@ def run_loop(
 
 def _show(values: Mapping[str, float]) -> str:
     return ", ".join(f"{key}={values[key]:.4g}" for key in ("loss", "grad_norm") if key in values)
-

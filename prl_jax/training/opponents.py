@@ -63,7 +63,9 @@ def compare(
     elif kind in ("peer", "group"):
         step = 2 if kind == "peer" else group_size
         if group_size < 2 or group_size % step:
-            raise UserError(f"opponents {kind!r}: group_size={group_size}, expected a multiple of 2 ('group': at least 2)")
+            raise UserError(
+                f"opponents {kind!r}: group_size={group_size}, expected a multiple of 2 ('group': at least 2)"
+            )
         width, mirrored = step, True
         local = [(a, b) for s in range(0, group_size, step) for a in range(s, s + step) for b in range(a + 1, s + step)]
         rows = [g + a for g in range(0, count, group_size) for a, _ in local]

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0 if argv else EXIT_USER_ERROR
     _quiet()
-    _keep_heap()
+    keep_heap()
     try:
         if argv[0] not in COMMANDS:
             near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
@@ -219,7 +219,7 @@ def _quiet() -> None:
         warnings.simplefilter("ignore")
 
 
-def _keep_heap() -> None:
+def keep_heap() -> None:
     """Tells glibc to keep freed memory instead of handing it back to the kernel after every step.
 
     XLA's CPU backend allocates a step's buffers anew each time; clearing and mapping fresh pages took half of the time

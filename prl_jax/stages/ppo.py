@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,63 +11,21 @@ import numpy as np
 
 from prl_jax.checkpoint import Checkpoints
 from prl_jax.data.pipeline import batch_iterator
-from prl_jax.data.records import PromptRecord
 from prl_jax.errors import UserError
-from prl_jax.judges import Judge, ScalarJudge
+from prl_jax.judges import ScalarJudge
 from prl_jax.metrics import JsonlLog, MetricsWriter
 from prl_jax.models import LOGICAL_AXES, Decoder, ScalarModel
-from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, row_keys
-from prl_jax.sharding import put_batch, sharded_init
+from prl_jax.sampling import SamplingConfig
+from prl_jax.sharding import sharded_init
 from prl_jax.stages.anchors import read_anchors
-from prl_jax.stages.artifacts import CHECKPOINTS_DIR, SAMPLES_FILE, ModelCard, load_policy, save_card
+from prl_jax.stages.artifacts import CHECKPOINTS_DIR, SAMPLES_FILE, load_policy, save_card
 from prl_jax.stages.context import StageContext
 from prl_jax.stages.durations import to_steps
+from prl_jax.stages.ppo_step import Setup, iteration, sample_rows
 from prl_jax.stages.win_rate import named_judge, policy_win_rate
-from prl_jax.text.chat import Prompt, prompt_text
-from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.loop import LoopConfig, run_loop
-from prl_jax.training.opponents import Comparisons, compare
-from prl_jax.training.ppo import (
-    CriticContext,
-    PPOConfig,
-    PPOState,
-    Update,
-    adapt_kl,
-    initial_state,
-    make_update,
-    prepare,
-    run_update,
-)
-from prl_jax.training.rollout import Experience
+from prl_jax.training.ppo import PPOConfig, PPOState, initial_state, make_update
 from prl_jax.training.state import create_state
-from prl_jax.types import Rollout
-
-SAMPLES_A_STEP = 4  # rows of samples.jsonl
-
-
-class Setup(NamedTuple):
-    """What an iteration needs beside its state."""
-
-    context: StageContext
-    config: PPOConfig
-    card: ModelCard
-    tokenizer: Tokenizer
-    sampling: SamplingConfig
-    judge: Judge
-    records: Sequence[PromptRecord]
-    anchors: Sequence[Sequence[str]]
-    reference: Decoder
-
-
-class Step(NamedTuple):
-    """One batch of rollouts with what was thought of it."""
-
-    prompts: list[Prompt]
-    responses: list[str]
-    anchors: list[Sequence[str]]
-    comparisons: Comparisons | None
-    score: np.ndarray
-    rollout: Rollout
 
 
 def run(context: StageContext) -> dict[str, float]:
@@ -188,110 +145,6 @@ def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:
 
 def _needs_anchor(section: Any) -> bool:
     return section.reward == "pairwise" and section.opponents == "anchor"
-
-
-def iteration(
-    setup: Setup, update: Update, state: PPOState, index: np.ndarray, n: int, *, train_policy: bool
-) -> tuple[PPOState, dict[str, jax.Array], Step, Experience]:
-    """One step: sample, judge, freeze, update."""
-    key = jax.random.fold_in(setup.context.key, n)
-    done = roll_out(setup, state.policy.model, index, n)
-    experience, before = prepare(
-        state,
-        setup.reference,
-        Rollout(*put_batch(tuple(done.rollout), setup.context.mesh)),
-        critic_context(setup, done),
-        jnp.asarray(done.score),
-        config=setup.config,
-    )
-    state, metrics = run_update(
-        update, state, experience, jax.random.fold_in(key, 1), setup.config, train_policy=train_policy
-    )
-    state = adapt_kl(state, before["kl"], len(done.responses), setup.config)
-    metrics = {**metrics, **before, "kl_coef": state.kl_coef, "reward": jnp.asarray(done.score.mean())}
-    if done.comparisons is not None:
-        metrics |= _judge_metrics(setup.context.section.opponents, done.comparisons)
-    return state, metrics, done, experience
-
-
-def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
-    """Samples `group_size` responses to each prompt of the step and scores them."""
-    section, context = setup.context.section, setup.context
-    records = [setup.records[i] for i in np.repeat(index, section.group_size)]
-    anchors = [setup.anchors[i] for i in np.repeat(index, section.group_size)]
-    prompts = [record.prompt for record in records]
-    encoded = encode_prompts(setup.tokenizer, prompts, length=setup.card.max_prompt)
-    tokens, mask = put_batch((encoded.tokens, encoded.mask), context.mesh)
-    keys = row_keys(jax.random.fold_in(jax.random.fold_in(context.key, n), 0), 0, len(prompts))
-    rollout = jax.device_get(generate(policy, tokens, mask, keys, config=setup.sampling))
-    responses = decode_responses(setup.tokenizer, rollout)
-    if section.reward == "score":
-        assert isinstance(setup.judge, ScalarJudge)
-        return Step(prompts, responses, anchors, None, setup.judge.scores(prompts, responses), rollout)
-    comparisons = compare(
-        setup.judge,
-        section.opponents,
-        prompts,
-        responses,
-        group_size=section.group_size,
-        anchors=anchors,
-        form=section.reward_form,
-    )
-    return Step(prompts, responses, anchors, comparisons, comparisons.reward, rollout)
-
-
-def critic_context(setup: Setup, done: Step) -> CriticContext:
-    """What the critic reads before the response: the prompt, or the first anchor and the prompt."""
-    mesh = setup.context.mesh
-    if not setup.context.section.critic_sees_anchor:
-        return CriticContext(*put_batch((done.rollout.prompt, done.rollout.prompt_mask), mesh))
-    encode = functools.partial(_with_anchor, setup.tokenizer)
-    length = setup.card.max_prompt + setup.card.max_response
-    encoded = encode_prompts(setup.tokenizer, done.prompts, length=setup.card.max_prompt)
-    rows = [encode(row[0], t[m]) for row, t, m in zip(done.anchors, encoded.tokens, encoded.mask, strict=True)]
-    tokens = np.full((len(rows), length), setup.tokenizer.pad_id, np.int32)
-    for i, row in enumerate(rows):
-        tokens[i, length - min(len(row), length) :] = row[-length:]
-    mask = np.arange(length)[None] >= length - np.minimum([len(row) for row in rows], length)[:, None]
-    return CriticContext(*put_batch((tokens, mask), mesh))
-
-
-def _with_anchor(tokenizer: Tokenizer, anchor: str, prompt: np.ndarray) -> list[int]:
-    marker = tokenizer.special("reference")
-    lead = tokenizer.encode("Reference: ") if marker is None else [marker]
-    return [*lead, *tokenizer.encode(anchor), *prompt.tolist()]
-
-
-def _judge_metrics(opponents: str, comparisons: Comparisons) -> dict[str, jax.Array]:
-    """How the judge saw the step: win probability, and how often the two orders name different winners."""
-    mask = comparisons.mask
-    disagree = (np.sign(comparisons.z_ya) == np.sign(comparisons.z_ay)) & mask
-    wins = {"win_rate_anchor": comparisons.reward.mean()} if opponents == "anchor" else {}
-    values = {**wins, "order_disagreement": disagree.sum() / mask.sum()}
-    return {k: jnp.asarray(v, jnp.float32) for k, v in values.items()}
-
-
-def sample_rows(n: int, done: Step, experience: Experience) -> list[dict[str, Any]]:
-    """A few rows of the step as a person reads them."""
-    logp = np.asarray(jnp.sum(experience.logp_old, axis=1))
-    kl = logp - np.asarray(jnp.sum(experience.logp_ref, axis=1))
-    rows = []
-    for i in range(min(SAMPLES_A_STEP, len(done.responses))):
-        judged = done.comparisons
-        rows.append(
-            {
-                "step": n,
-                "prompt": prompt_text(done.prompts[i]),
-                "response": done.responses[i],
-                "anchor": done.anchors[i][0] if done.anchors[i] else None,
-                "p_12": None if judged is None else float(jax.nn.sigmoid(judged.z_ya[i, 0])),
-                "p_21": None if judged is None else float(jax.nn.sigmoid(judged.z_ay[i, 0])),
-                "reward": float(done.score[i]),
-                "logp": float(logp[i]),
-                "kl": float(kl[i]),
-            }
-        )
-    return rows
 
 
 def _rest(state: PPOState) -> Any:

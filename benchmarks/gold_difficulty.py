@@ -1,0 +1,79 @@
+"""How hard are the built-in tasks for the quickstart's models? SFT and both judges at each difficulty.
+
+    .venv/bin/python benchmarks/gold_difficulty.py --out benchmarks/results/gold_difficulty.json
+
+Prints one JSON line a difficulty and writes all of them to --out. Budgets are those of the quickstart at every difficulty,
+so the table says what the same minutes buy, not what is possible.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+
+from experiments.quickstart import get_config
+from prl_jax.cli import keep_heap
+from prl_jax.stages.run import run_stages
+
+# Bytes of the longest prompt and response at each difficulty, with their structural tokens.
+LENGTHS = {0: (14, 10), 1: (20, 18), 2: (26, 26), 3: (36, 36)}
+
+
+def measure(difficulty: int, workdir: Path) -> dict:
+    """Runs SFT, both judges and the evaluation at one difficulty."""
+    config = get_config()
+    prompt, response = LENGTHS[difficulty]
+    with config.unlocked():
+        config.stages = ("sft", "bt", "genrm", "evaluation")
+        config.gold.difficulties = (difficulty,)
+        config.evaluation.arms = {}
+        for stage in ("sft", "bt"):
+            config[stage].max_prompt, config[stage].max_response = prompt, response
+        config.genrm.max_length = prompt + 2 * response + 6
+    start = time.monotonic()
+    run_stages(config, workdir)
+    summary = json.loads((workdir / "summary.json").read_text())
+    arms = {arm["name"]: arm for arm in summary["arms"]}
+    judges = {
+        name: {key: judge[key] for key in ("accuracy", "accuracy_vs_truth", "ece", "longer_wins", "bayes_accuracy")}
+        for name, judge in summary["judges"].items()
+    }
+    return {
+        "difficulty": difficulty,
+        "sft_utility_sampled": arms["SFT, sampled"]["utility"],
+        "sft_utility_greedy": arms["SFT, greedy"]["utility"],
+        "judges": judges,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--difficulties", type=int, nargs="+", default=list(LENGTHS))
+    args = parser.parse_args()
+    keep_heap()
+    rows = []
+    for difficulty in args.difficulties:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(measure(difficulty, Path(folder) / "run"))
+        print(json.dumps(rows[-1]), flush=True)
+        result = {
+            "command": "python benchmarks/gold_difficulty.py",
+            "date": datetime.date.today().isoformat(),
+            "device": f"{jax.devices()[0].platform}, {platform.processor() or platform.machine()}",
+            "jax": jax.__version__,
+            "rows": rows,
+        }
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

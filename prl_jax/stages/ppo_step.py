@@ -1,0 +1,151 @@
+"""One PPO iteration: sample, judge, freeze, update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prl_jax.data.records import PromptRecord
+from prl_jax.judges import Judge, ScalarJudge
+from prl_jax.losses import pairwise_rl_reward
+from prl_jax.models import Decoder
+from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, row_keys
+from prl_jax.sharding import put_batch
+from prl_jax.stages.artifacts import ModelCard
+from prl_jax.stages.context import StageContext
+from prl_jax.text.chat import Prompt, encode_prompt, prompt_text, truncate_left
+from prl_jax.text.padding import pad_rows
+from prl_jax.text.tokenizer import Tokenizer
+from prl_jax.training.opponents import Comparisons, compare
+from prl_jax.training.ppo import CriticContext, PPOConfig, PPOState, Update, adapt_kl, prepare, run_update
+from prl_jax.training.rollout import Experience
+from prl_jax.types import Rollout
+
+SAMPLES_A_STEP = 4  # rows of samples.jsonl
+
+
+class Setup(NamedTuple):
+    """What an iteration needs beside its state."""
+
+    context: StageContext
+    config: PPOConfig
+    card: ModelCard
+    tokenizer: Tokenizer
+    sampling: SamplingConfig
+    judge: Judge
+    records: Sequence[PromptRecord]
+    anchors: Sequence[Sequence[str]]
+    reference: Decoder
+
+
+class Step(NamedTuple):
+    """One batch of rollouts with what was thought of it."""
+
+    prompts: list[Prompt]
+    responses: list[str]
+    anchors: list[Sequence[str]]
+    comparisons: Comparisons | None
+    score: np.ndarray
+    rollout: Rollout
+
+
+def iteration(
+    setup: Setup, update: Update, state: PPOState, index: np.ndarray, n: int, *, train_policy: bool
+) -> tuple[PPOState, dict[str, jax.Array], Step, Experience]:
+    """One step: sample, judge, freeze, update."""
+    key = jax.random.fold_in(setup.context.key, n)
+    done = roll_out(setup, state.policy.model, index, n)
+    experience, before = prepare(
+        state,
+        setup.reference,
+        Rollout(*put_batch(tuple(done.rollout), setup.context.mesh)),
+        critic_context(setup, done),
+        jnp.asarray(done.score),
+        config=setup.config,
+    )
+    state, metrics = run_update(
+        update, state, experience, jax.random.fold_in(key, 1), setup.config, train_policy=train_policy
+    )
+    state = adapt_kl(state, before["kl"], len(done.responses), setup.config)
+    metrics = {**metrics, **before, "kl_coef": state.kl_coef, "reward": jnp.asarray(done.score.mean())}
+    if done.comparisons is not None:
+        metrics |= _judge_metrics(setup.context.section.opponents, done.comparisons)
+    return state, metrics, done, experience
+
+
+def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
+    """Samples `group_size` responses to each prompt of the step and scores them."""
+    section, context = setup.context.section, setup.context
+    records = [setup.records[i] for i in np.repeat(index, section.group_size)]
+    anchors = [setup.anchors[i] for i in np.repeat(index, section.group_size)]
+    prompts = [record.prompt for record in records]
+    encoded = encode_prompts(setup.tokenizer, prompts, length=setup.card.max_prompt)
+    tokens, mask = put_batch((encoded.tokens, encoded.mask), context.mesh)
+    keys = row_keys(jax.random.fold_in(jax.random.fold_in(context.key, n), 0), 0, len(prompts))
+    rollout = jax.device_get(generate(policy, tokens, mask, keys, config=setup.sampling))
+    responses = decode_responses(setup.tokenizer, rollout)
+    if section.reward == "score":
+        assert isinstance(setup.judge, ScalarJudge)
+        return Step(prompts, responses, anchors, None, setup.judge.scores(prompts, responses), rollout)
+    comparisons = compare(
+        setup.judge,
+        section.opponents,
+        prompts,
+        responses,
+        group_size=section.group_size,
+        anchors=anchors,
+        form=section.reward_form,
+    )
+    return Step(prompts, responses, anchors, comparisons, comparisons.reward, rollout)
+
+
+def critic_context(setup: Setup, done: Step) -> CriticContext:
+    """What the critic reads before the response: the prompt, or the first anchor and the prompt."""
+    mesh = setup.context.mesh
+    if not setup.context.section.critic_sees_anchor:
+        return CriticContext(*put_batch((done.rollout.prompt, done.rollout.prompt_mask), mesh))
+    tokenizer, card = setup.tokenizer, setup.card
+    marker = tokenizer.special("reference")
+    lead = tokenizer.encode("Reference: ") if marker is None else [marker]
+    rows = []
+    for prompt, anchors in zip(done.prompts, done.anchors, strict=True):
+        question, _ = truncate_left(encode_prompt(tokenizer, prompt), card.max_prompt)
+        rows.append([*lead, *tokenizer.encode(anchors[0])[: card.max_response], *question])
+    length = len(lead) + card.max_response + card.max_prompt
+    padded = pad_rows(rows, length, pad_id=tokenizer.pad_id, side="left")
+    return CriticContext(*put_batch((padded.tokens, padded.segments > 0), mesh))
+
+
+def _judge_metrics(opponents: str, comparisons: Comparisons) -> dict[str, jax.Array]:
+    """How the judge saw the step: win probability, and how often the two orders name different winners."""
+    mask = comparisons.mask
+    disagree = (np.sign(comparisons.z_ya) == np.sign(comparisons.z_ay)) & mask
+    wins = pairwise_rl_reward(comparisons.z_ya, comparisons.z_ay, mask).mean()
+    return {f"win_rate_{opponents}": wins, "order_disagreement": jnp.asarray(disagree.sum() / mask.sum())}
+
+
+def sample_rows(n: int, done: Step, experience: Experience) -> list[dict[str, Any]]:
+    """A few rows of the step as a person reads them."""
+    logp = np.asarray(jnp.sum(experience.logp_old, axis=1))
+    kl = logp - np.asarray(jnp.sum(experience.logp_ref, axis=1))
+    rows = []
+    for i in range(min(SAMPLES_A_STEP, len(done.responses))):
+        judged = done.comparisons
+        rows.append(
+            {
+                "step": n,
+                "prompt": prompt_text(done.prompts[i]),
+                "response": done.responses[i],
+                "anchor": done.anchors[i][0] if done.anchors[i] else None,
+                "p_12": None if judged is None else float(jax.nn.sigmoid(judged.z_ya[i, 0])),
+                "p_21": None if judged is None else float(jax.nn.sigmoid(judged.z_ay[i, 0])),
+                "reward": float(done.score[i]),
+                "logp": float(logp[i]),
+                "kl": float(kl[i]),
+            }
+        )
+    return rows

@@ -1,0 +1,85 @@
+"""The protocol: probabilities of both orders, identical responses, batches."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import UtilityJudge, token_rows, user
+
+from prl_jax.judges import GoldJudge, Judge, Judged, judge_pairs
+from prl_jax.judges.base import check_lengths, in_batches
+
+PROMPTS = [user(text) for text in ("p", "q", "p", "r")]
+FIRST, SECOND = ["a", "bb", "ccc", "dd"], ["aa", "bb", "c", "d"]
+
+
+def length_judge(bias: float = 0.0) -> UtilityJudge:
+    return UtilityJudge(lambda prompt, response: 0.7 * len(response) + 0.1 * ord(prompt[0]), bias)
+
+
+def test_row_20_the_symmetric_probability_averages_both_orders():
+    judged = Judged(np.array([0.3, -2.0], np.float32), np.array([1.1, 40.0], np.float32))
+    p_12, p_21 = 1 / (1 + np.exp(-judged.z_12)), 1 / (1 + np.exp(-judged.z_21))
+    np.testing.assert_allclose(judged.p_12, p_12, rtol=1e-6)
+    np.testing.assert_allclose(judged.p_21, p_21, rtol=1e-6)
+    np.testing.assert_allclose(judged.p_first, (p_12 + 1 - p_21) / 2, rtol=1e-5, atol=1e-7)
+    swapped = Judged(judged.z_21, judged.z_12)
+    np.testing.assert_allclose(judged.p_first + swapped.p_first, 1.0, rtol=1e-6)
+
+
+def test_probabilities_stay_in_range_without_overflow():
+    extreme = Judged(np.array([-1e4, 1e4], np.float32), np.array([1e4, -1e4], np.float32))
+    np.testing.assert_array_equal(extreme.p_first, [0.0, 1.0])
+    assert extreme.p_12.dtype == np.float32
+
+
+def test_identical_responses_are_even_without_asking():
+    judge = length_judge(bias=0.4)
+    judged = judge_pairs(judge, PROMPTS, FIRST, SECOND)
+    assert judge.asked == [("p", "a", "aa"), ("p", "ccc", "c"), ("r", "dd", "d")]
+    np.testing.assert_array_equal(judged.p_first[1], 0.5)
+    direct = judge(*([column[i] for i in (0, 2, 3)] for column in (PROMPTS, FIRST, SECOND)))
+    np.testing.assert_array_equal(judged.z_12[[0, 2, 3]], direct.z_12)
+    np.testing.assert_array_equal(judged.z_21[[0, 2, 3]], direct.z_21)
+
+
+def test_a_judge_is_not_asked_about_nothing():
+    judge = length_judge()
+    judged = judge_pairs(judge, PROMPTS, FIRST, FIRST)
+    assert judge.asked == [] and (judged.p_first == 0.5).all()
+    assert isinstance(judge, Judge)
+
+
+def test_a_position_bias_moves_both_orders_alike():
+    fair, biased = (judge_pairs(length_judge(b), PROMPTS, FIRST, SECOND) for b in (0.0, 0.4))
+    asked = [0, 2, 3]
+    np.testing.assert_allclose((biased.z_12 - fair.z_12)[asked], 0.4, rtol=1e-5)
+    np.testing.assert_allclose((biased.z_21 - fair.z_21)[asked], 0.4, rtol=1e-5)
+    np.testing.assert_array_equal(np.sign(biased.p_first - 0.5), np.sign(fair.p_first - 0.5))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 8])
+def test_batches_change_nothing_and_have_one_shape(batch_size):
+    rows, shapes = token_rows([[i, i + 1] for i in range(5)], 3), set()
+
+    def forward(batch):
+        shapes.add(batch.tokens.shape)
+        return jnp.stack([batch.tokens.sum(1), batch.segments.sum(1)], axis=1).astype(jnp.float32)
+
+    np.testing.assert_array_equal(in_batches(forward, rows, batch_size), [[2 * i + 1, 2] for i in range(5)])
+    assert shapes == {(batch_size, 3)}
+
+
+def test_columns_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match=r"\[2, 1\]"):
+        check_lengths([1, 2], [1])
+    with pytest.raises(ValueError):
+        judge_pairs(length_judge(), PROMPTS, FIRST, SECOND[:2])
+
+
+def test_the_gold_judge_tells_the_exact_probability():
+    table = {("p", "a", "aa"): 0.25, ("q", "bb", "bb"): 0.5, ("p", "ccc", "c"): 1.0, ("r", "dd", "d"): 0.9}
+    judged = GoldJudge(lambda *row: table[row])(PROMPTS, FIRST, SECOND)
+    np.testing.assert_allclose(judged.p_12, [0.25, 0.5, 1.0, 0.9], rtol=1e-5)
+    np.testing.assert_array_equal(judged.z_21, -judged.z_12)
+    assert np.isfinite(judged.z_12).all()
+    np.testing.assert_allclose(judged.p_first, judged.p_12, rtol=1e-5)

@@ -1,0 +1,88 @@
+"""A generative judge: both orders, one verdict token."""
+
+import jax
+import numpy as np
+import pytest
+from fakes import LetterTokenizer, make_decoder, token_rows, user
+
+from prl_jax.errors import UserError
+from prl_jax.judges import GenerativeJudge, judge_pairs
+from prl_jax.text.judging import JudgeTemplate
+
+TOKENIZER = LetterTokenizer()
+PROMPTS = [user(text) for text in ("ab", "c", "defg", "hh", "ab")]
+FIRST, SECOND = ["a", "bcd", "", "kk", "lmno"], ["qq", "b", "rrr", "kk", "m"]
+LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_decoder(layers=1)
+
+
+@pytest.fixture(scope="module")
+def judge(model):
+    return GenerativeJudge(model, TOKENIZER, JudgeTemplate(), max_length=LENGTH, batch_size=4)
+
+
+def test_row_19_logits_are_those_of_the_verdict_tokens_in_their_context(judge, model):
+    judged = judge(PROMPTS, FIRST, SECOND)
+    special = TOKENIZER.specials
+    yes, no = TOKENIZER.encode("YN")
+    for i in (0, 2):
+        prompt = [special["user"], *TOKENIZER.encode(PROMPTS[i][0].content)]
+        slots = [TOKENIZER.encode(text) for text in (FIRST[i], SECOND[i])]
+        for (one, two), z in ((slots, judged.z_12[i]), (slots[::-1], judged.z_21[i])):
+            ids = [*prompt, special["first"], *one, special["second"], *two, special["verdict"]]
+            logits = model(token_rows([ids], len(ids)).tokens)[0, -1]
+            np.testing.assert_allclose(z, logits[yes] - logits[no], atol=5e-5)
+            mass = judge.verdict_mass([PROMPTS[i]], *([TOKENIZER.decode(x)] for x in (one, two)))
+            np.testing.assert_allclose(mass[0], jax.nn.softmax(logits)[np.array([yes, no])].sum(), rtol=1e-4)
+
+
+def test_row_20_exchanged_responses_exchange_the_orders(judge):
+    there, back = judge(PROMPTS, FIRST, SECOND), judge(PROMPTS, SECOND, FIRST)
+    np.testing.assert_allclose(there.z_12, back.z_21, atol=1e-5)
+    np.testing.assert_allclose(there.z_21, back.z_12, atol=1e-5)
+    np.testing.assert_allclose(there.p_first + back.p_first, 1.0, rtol=1e-5)
+    assert np.abs(there.p_12 + there.p_21 - 1).max() > 0.05  # the orders do disagree
+
+
+def test_batch_size_and_mates_change_nothing(judge, model):
+    expected = judge(PROMPTS, FIRST, SECOND)
+    for batch_size in (1, 10):
+        other = GenerativeJudge(model, TOKENIZER, JudgeTemplate(), max_length=LENGTH, batch_size=batch_size)
+        for one, two in zip(other(PROMPTS, FIRST, SECOND), expected, strict=True):
+            np.testing.assert_allclose(one, two, atol=2e-5)
+    alone = judge(PROMPTS[4:], FIRST[4:], SECOND[4:])
+    np.testing.assert_allclose(alone.z_12, expected.z_12[4:], atol=2e-5)
+
+
+def test_row_04_the_pad_token_changes_nothing(judge, model):
+    other = GenerativeJudge(
+        model, LetterTokenizer(pad_is_eos=True), JudgeTemplate(), max_length=LENGTH, batch_size=4
+    )
+    np.testing.assert_allclose(
+        other(PROMPTS, FIRST, SECOND).z_12, judge(PROMPTS, FIRST, SECOND).z_12, atol=2e-5
+    )
+
+
+def test_shared_positions_reach_the_model(judge, model):
+    template = JudgeTemplate(shared_positions=True)
+    shared = GenerativeJudge(model, TOKENIZER, template, max_length=LENGTH, batch_size=4)
+    assert np.abs(shared(PROMPTS, FIRST, SECOND).z_12 - judge(PROMPTS, FIRST, SECOND).z_12).max() > 1e-3
+
+
+def test_identical_responses_are_even(judge):
+    assert judge_pairs(judge, PROMPTS, FIRST, FIRST).p_first.tolist() == [0.5] * 5
+
+
+def test_long_rows_are_refused_when_asked(model):
+    strict = GenerativeJudge(model, TOKENIZER, JudgeTemplate(), max_length=LENGTH, on_long="error")
+    with pytest.raises(UserError, match="holds 16"):
+        strict([user("abcdefghij")], ["klm"], ["nop"])
+
+
+def test_row_19_a_verdict_of_several_tokens_stops_at_once(model):
+    with pytest.raises(UserError, match='"ab" is 2 tokens'):
+        GenerativeJudge(model, TOKENIZER, JudgeTemplate(verdicts=("ab", "N")), max_length=LENGTH)

@@ -72,6 +72,6 @@ def get_config() -> ConfigDict:
     return c.build(
         stages,
         title="HH dialogues: every stage on real data",
-        model=preset("mini"),
+        model=preset("tiny"),
         tokenizer=dict(kind="bpe", vocab_size=2048, data=source(pairs, "train")),
     )

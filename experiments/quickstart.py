@@ -3,9 +3,9 @@
     prl run --config experiments/quickstart.py --workdir runs/quickstart
     prl run --config experiments/quickstart.py:smoke --workdir runs/smoke
 
-SFT on systematically imperfect demonstrations; a Bradley-Terry and a generative pairwise judge on noisy preference pairs;
-PPO on the scores of the first, pairwise PPO on the win probabilities of the second against the best of four SFT samples;
-and an evaluation by the exact judge of the tasks.
+SFT on systematically imperfect demonstrations; a Bradley-Terry and a generative pairwise judge on noisy pairs;
+PPO on the scores of the first, pairwise PPO on the win probabilities of the second against the best of four SFT
+samples; and an evaluation by the exact judge of the tasks.
 
 Hardware: 2 CPU cores, 2 GB of memory.
 Time: TIME (smoke: SMOKE).
@@ -52,7 +52,7 @@ def get_config(variant: str = "full") -> ConfigDict:
             validation=validation,
             max_length=36,
             shared_positions=True,
-            optimizer=dict(learning_rate=2e-3),
+            optimizer=dict(learning_rate=1.2e-3),
         ),
         anchors=c.anchors(prompts=prompts),
         ppo=c.ppo(judge="bt", reward="score", anchors="", **ppo),

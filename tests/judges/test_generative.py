@@ -1,5 +1,7 @@
 """A generative judge: both orders, one verdict token."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from fakes import LetterTokenizer, make_decoder, token_rows, user
 
 from prl_jax.errors import UserError
 from prl_jax.judges import GenerativeJudge, judge_pairs
-from prl_jax.text.judging import JudgeTemplate
+from prl_jax.text.judging import JudgeTemplate, encode_judge_row
 
 TOKENIZER = LetterTokenizer()
 PROMPTS = [user(text) for text in ("ab", "c", "defg", "hh", "ab")]
@@ -26,18 +28,18 @@ def judge(model):
 
 
 def test_row_19_logits_are_those_of_the_verdict_tokens_in_their_context(judge, model):
-    judged = judge(PROMPTS, FIRST, SECOND)
-    special = TOKENIZER.specials
+    """Left-padded rows: what the judge reads at the last valid token is here simply the last column."""
+    encode = functools.partial(encode_judge_row, TOKENIZER, judge.template, max_length=LENGTH)
+    there = [encode(*row).ids for row in zip(PROMPTS, FIRST, SECOND, strict=True)]
+    back = [encode(*row).ids for row in zip(PROMPTS, SECOND, FIRST, strict=True)]
+    rows = token_rows(there + back, LENGTH, side="left")
+    logits = np.asarray(jax.jit(lambda model: model.logits(model.hidden(*rows)[:, -1]))(model))
     yes, no = TOKENIZER.encode("YN")
-    for i in (0, 2):
-        prompt = [special["user"], *TOKENIZER.encode(PROMPTS[i][0].content)]
-        slots = [TOKENIZER.encode(text) for text in (FIRST[i], SECOND[i])]
-        for (one, two), z in ((slots, judged.z_12[i]), (slots[::-1], judged.z_21[i])):
-            ids = [*prompt, special["first"], *one, special["second"], *two, special["verdict"]]
-            logits = model(token_rows([ids], len(ids)).tokens)[0, -1]
-            np.testing.assert_allclose(z, logits[yes] - logits[no], atol=5e-5)
-            mass = judge.verdict_mass([PROMPTS[i]], *([TOKENIZER.decode(x)] for x in (one, two)))
-            np.testing.assert_allclose(mass[0], jax.nn.softmax(logits)[np.array([yes, no])].sum(), rtol=1e-4)
+    judged = judge(PROMPTS, FIRST, SECOND)
+    np.testing.assert_allclose(np.concatenate(judged), logits[:, yes] - logits[:, no], atol=5e-5)
+    mass = jax.nn.softmax(logits[:5], axis=-1)[:, [yes, no]].sum(1)
+    np.testing.assert_allclose(judge.verdict_mass(PROMPTS, FIRST, SECOND), mass, rtol=1e-4)
+    assert mass.max() < 0.9
 
 
 def test_row_20_exchanged_responses_exchange_the_orders(judge):

@@ -1,5 +1,6 @@
 """A Bradley-Terry model as a judge."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,12 +34,16 @@ def test_antisymmetry_is_exact(judge):
     assert np.std(there.z_12) > 0.1
 
 
-def test_row_18_scores_are_those_of_unpadded_rows_read_at_the_end(judge, model):
-    scores = judge.scores(PROMPTS, FIRST)
-    for i in (0, 2):
-        ids = encode_prompt(TOKENIZER, PROMPTS[i]) + encode_response(TOKENIZER, FIRST[i])
-        values = model.values(token_rows([ids], len(ids)))
-        np.testing.assert_allclose(scores[i], values[0, -1], atol=2e-5)
+@pytest.fixture(scope="module")
+def expected_scores(model):
+    """Scores of given tokens, left-padded: the last valid token is simply the last column."""
+    run = jax.jit(lambda model, rows: model.values(rows)[:, -1])
+    return lambda ids: run(model, token_rows([*ids, *[ids[0]] * (5 - len(ids))], 13, side="left"))[: len(ids)]
+
+
+def test_row_18_scores_are_read_at_the_stop_token(judge, expected_scores):
+    ids = [encode_prompt(TOKENIZER, p) + encode_response(TOKENIZER, r) for p, r in zip(PROMPTS, FIRST, strict=True)]
+    np.testing.assert_allclose(judge.scores(PROMPTS, FIRST), expected_scores(ids), atol=2e-5)
 
 
 def test_row_18_scores_depend_on_no_batch_size_and_no_pad_token(judge, model):
@@ -55,14 +60,14 @@ def test_identical_responses_are_even(judge):
     np.testing.assert_allclose(judge(PROMPTS, FIRST, FIRST).p_first, 0.5)
 
 
-def test_long_rows_lose_the_start_of_their_prompt_and_keep_their_end(judge, model):
-    prompt, response = user("abcdefghij"), "klm"  # 13 + 4 tokens
-    ids = encode_prompt(TOKENIZER, prompt)[-9:] + encode_response(TOKENIZER, response)
-    expected = model.score(token_rows([ids], 13))
-    np.testing.assert_allclose(judge.scores([prompt], [response]), expected, atol=2e-5)
-    longer = judge.scores([prompt], ["k" * 30])  # even a response that fills the row ends in the stop token
-    expected = model.score(token_rows([encode_prompt(TOKENIZER, prompt)[-1:] + [10] * 11 + [TOKENIZER.eos_id]], 13))
-    np.testing.assert_allclose(longer, expected, atol=2e-5)
+def test_long_rows_lose_the_start_of_their_prompt_and_keep_their_end(judge, expected_scores):
+    prompt = user("abcdefghij")
+    asked = encode_prompt(TOKENIZER, prompt)
+    ids = [
+        asked[-9:] + encode_response(TOKENIZER, "klm"),
+        asked[-1:] + [10] * 11 + [TOKENIZER.eos_id],  # a response that fills the row still ends in the stop token
+    ]
+    np.testing.assert_allclose(judge.scores([prompt] * 2, ["klm", "k" * 30]), expected_scores(ids), atol=2e-5)
 
 
 def test_long_rows_are_refused_when_asked(model):

@@ -1,0 +1,131 @@
+"""What each kind of stage may be given, as data. `checks.py` holds a config against it before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from prl_jax.losses.advantages import KL_KINDS
+from prl_jax.losses.pairwise_ppo import REWARD_MAPS
+from prl_jax.losses.ppo import REDUCTIONS
+from prl_jax.losses.preference import FORMS
+from prl_jax.optim import SCHEDULES
+from prl_jax.stages import config
+from prl_jax.text.judging import NAMES as JUDGE_TEMPLATES
+from prl_jax.training.opponents import OPPONENTS
+
+POLICIES = ("sft", "ppo")
+JUDGES = ("bradley_terry", "generative")
+NONE, GOLD = "none", "gold"  # beside kinds of stages: the empty name, and the exact judge
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Of one kind of stage. Keys are dotted names inside its section.
+
+    Attributes:
+      declared: the section with its defaults: its keys, and the type of each.
+      stages: key -> what it may name: kinds of earlier stages, `GOLD`, `NONE`.
+      sources: key of a data source -> the kind of record that is read from it.
+      choices: key -> the words that it may be.
+      lengths: durations that count the data, so that epochs and examples mean something.
+      durations: durations that are parts of the stage.
+      at_least: key -> its smallest value.
+    """
+
+    declared: Callable[[], dict[str, Any]]
+    stages: Mapping[str, Sequence[str]]
+    sources: Mapping[str, str]
+    choices: Mapping[str, Sequence[str]] = MappingProxyType({})
+    lengths: Sequence[str] = ()
+    durations: Sequence[str] = ()
+    at_least: Mapping[str, float] = MappingProxyType({})
+
+
+_SUPERVISED: Mapping[str, Any] = dict(
+    stages={"init_from": (*POLICIES, *JUDGES, NONE)},
+    lengths=("duration",),
+    durations=("optimizer.warmup", "log_every", "save_every", "evaluate_every"),
+)
+_SCHEDULE = {"optimizer.schedule": SCHEDULES}
+_SIZES = {"batch_size": 1, "accumulate": 1}
+_ROOM = {"max_prompt": 2, "max_response": 2}
+
+RULES: Mapping[str, Rules] = MappingProxyType(
+    {
+        "sft": Rules(
+            declared=config.sft,
+            sources={"data": "sft", "validation": "sft"},
+            choices=_SCHEDULE,
+            at_least={**_SIZES, **_ROOM},
+            **_SUPERVISED,
+        ),
+        "bradley_terry": Rules(
+            declared=config.bradley_terry,
+            sources={"data": "preference", "validation": "preference"},
+            choices=_SCHEDULE,
+            at_least={**_SIZES, **_ROOM, "label_smoothing": 0, "center": 0},
+            **_SUPERVISED,
+        ),
+        "generative": Rules(
+            declared=config.generative,
+            sources={"data": "preference", "validation": "preference"},
+            choices={**_SCHEDULE, "template": JUDGE_TEMPLATES, "form": FORMS},
+            at_least={**_SIZES, "max_length": 1, "w_ce": 0, "w_cons": 0},
+            **_SUPERVISED,
+        ),
+        "anchors": Rules(
+            declared=config.anchors,
+            stages={"policy": POLICIES, "judge": JUDGES},
+            sources={"prompts": "prompt"},
+            choices={"choice": ("best_of_n", "reference")},
+            at_least={"samples": 1, "keep": 1, "temperature": 0, "batch_size": 1},
+        ),
+        "ppo": Rules(
+            declared=config.ppo,
+            stages={
+                "policy": POLICIES,
+                "judge": (*JUDGES, GOLD),
+                "anchors": ("anchors", NONE),
+                "evaluation.judge": (*JUDGES, GOLD),
+            },
+            sources={"prompts": "prompt", "evaluation.prompts": "prompt"},
+            choices={
+                "reward": ("pairwise", "score"),
+                "reward_form": REWARD_MAPS,
+                "opponents": OPPONENTS,
+                "policy_optimizer.schedule": SCHEDULES,
+                "critic_optimizer.schedule": SCHEDULES,
+                "algorithm.reduce": REDUCTIONS,
+                "algorithm.kl_estimator": KL_KINDS,
+                "algorithm.kl_placement": ("reward", "loss"),
+            },
+            lengths=("duration",),
+            durations=(
+                "critic_warmup",
+                "policy_optimizer.warmup",
+                "critic_optimizer.warmup",
+                "evaluation.every",
+                "log_every",
+                "save_every",
+            ),
+            at_least={
+                "group_size": 1,
+                "prompts_per_step": 1,
+                "algorithm.epochs": 1,
+                "algorithm.minibatches": 1,
+                "algorithm.accumulate": 1,
+                "algorithm.kl_coef": 0,
+            },
+        ),
+        "evaluation": Rules(
+            declared=config.evaluation,
+            stages={"baseline": (*POLICIES, NONE), "judge": (*JUDGES, GOLD)},
+            sources={"pairs": "preference", "prompts": "prompt"},
+            choices={"anchors": ("reference", "")},
+            at_least={"samples": 1, "temperature": 0, "batch_size": 1, "bootstrap": 1},
+        ),
+    }
+)

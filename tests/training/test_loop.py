@@ -1,0 +1,92 @@
+"""The loop: what happens at which step, and what happens when training breaks."""
+
+import jax.numpy as jnp
+import pytest
+
+from prl_jax.errors import UserError
+from prl_jax.training.loop import LoopConfig, due, run_loop
+
+
+class Outside:
+    """Keeps what the loop does to the outside. The state is the sum of the steps done."""
+
+    def __init__(self, metrics=lambda n: {"loss": 1.0 / n, "grad_norm": 1.0}, evaluates: bool = True):
+        self.metrics, self.evaluates = metrics, evaluates
+        self.stepped, self.shown, self.written, self.saved = [], [], {}, {}
+
+    def run(self, first: int = 0, state: int = 0, **config: int) -> int:
+        def step(state, n):
+            self.stepped.append(n)
+            return state + n, {name: jnp.asarray(value) for name, value in self.metrics(n).items()}
+
+        def write(n, values):
+            assert n not in self.written
+            self.written[n] = dict(values)
+
+        return run_loop(
+            "stage",
+            state,
+            first,
+            LoopConfig(**config),
+            step=step,
+            on_step=lambda n, values: self.shown.append((n, values["loss"])),
+            write=write,
+            save=self.saved.__setitem__,
+            evaluate=(lambda state, n: {"win_rate": float(state)}) if self.evaluates else None,
+        )
+
+
+def test_due_at_multiples_and_at_the_end():
+    assert [n for n in range(1, 12) if due(n, 4, 11)] == [4, 8, 11]
+    assert [n for n in range(1, 12) if due(n, 0, 11)] == [11]
+
+
+def test_cadence_of_logs_checkpoints_and_evaluations():
+    outside = Outside()
+    assert outside.run(total=10, log_every=4, save_every=3, evaluate_every=5) == 55
+    assert outside.stepped == list(range(1, 11))
+    assert [n for n, _ in outside.shown] == list(range(1, 11)) and outside.shown[3][1] == 0.25
+    assert sorted(outside.written) == [0, 4, 5, 8, 10]
+    assert outside.saved == {3: 6, 6: 21, 9: 45, 10: 55}
+    # Evaluations join the metrics of their step; before the first step they stand alone.
+    assert outside.written[0] == {"win_rate": 0.0}
+    assert outside.written[5] == {"loss": pytest.approx(0.2), "grad_norm": 1.0, "win_rate": 15.0}
+    assert "win_rate" not in outside.written[4] and outside.written[10]["win_rate"] == 55.0
+
+
+def test_zero_means_at_the_end_only_and_never_for_evaluations():
+    outside = Outside()
+    outside.run(total=3, log_every=0, save_every=0, evaluate_every=0)
+    assert list(outside.written) == [3] and outside.saved == {3: 6}
+    assert "win_rate" not in outside.written[3]
+    silent = Outside(evaluates=False)
+    silent.run(total=2, log_every=1, evaluate_every=1)
+    assert list(silent.written) == [1, 2]
+
+
+def test_resuming_goes_on_where_the_state_is():
+    whole, rest = Outside(), Outside()
+    final = whole.run(total=7, log_every=2, save_every=2, evaluate_every=3)
+    assert rest.run(first=4, state=whole.saved[4], total=7, log_every=2, save_every=2, evaluate_every=3) == final
+    assert rest.stepped == [5, 6, 7]
+    assert rest.written == {n: values for n, values in whole.written.items() if n > 4}
+    assert rest.saved == {n: state for n, state in whole.saved.items() if n > 4}
+    done = Outside()
+    assert done.run(first=7, state=final, total=7) == final and not done.stepped and not done.saved
+
+
+@pytest.mark.parametrize("broken", ["loss", "grad_norm"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_run_stops_and_saves_nothing_more(broken, value):
+    outside = Outside(lambda n: {"loss": 1.0, "grad_norm": 2.0, **({broken: value} if n == 5 else {})})
+    with pytest.raises(UserError, match=rf"stage: {broken} not finite at step 5 .*{broken}={value}") as error:
+        outside.run(total=10, log_every=1, save_every=1)
+    assert "\n" not in str(error.value)
+    assert list(outside.saved) == [1, 2, 3, 4] and list(outside.written) == [1, 2, 3, 4]
+    assert outside.stepped[-1] == 5
+
+
+def test_other_metrics_may_be_undefined():
+    outside = Outside(lambda n: {"loss": 1.0, "explained_variance": float("nan")})
+    outside.run(total=2, log_every=1)
+    assert outside.written[2]["explained_variance"] != outside.written[2]["explained_variance"]

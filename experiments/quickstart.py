@@ -32,6 +32,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     ppo = dict(
         prompts=prompts,
         duration=f"{size['ppo']} steps",
+        policy_optimizer=dict(learning_rate=3e-4, schedule="linear"),
         evaluation=dict(every="20%", prompts=c.source(split="validation", limit=256), judge="gold"),
     )
     stages = dict(
@@ -52,11 +53,13 @@ def get_config(variant: str = "full") -> ConfigDict:
             validation=validation,
             max_length=36,
             shared_positions=True,
+            w_cons=0.05,
             optimizer=dict(learning_rate=1.2e-3),
         ),
         anchors=c.anchors(prompts=prompts),
-        ppo=c.ppo(judge="bt", reward="score", anchors="", **ppo),
-        pairwise_ppo=c.ppo(judge="genrm", value_init=0.5, **ppo),
+        # Scores range wider than win probabilities: these coefficients lead to about the same KL.
+        ppo=c.ppo(judge="bt", reward="score", anchors="", algorithm=dict(kl_coef=0.25), **ppo),
+        pairwise_ppo=c.ppo(judge="genrm", value_init=0.5, algorithm=dict(kl_coef=0.05), **ppo),
         evaluation=c.evaluation(
             judges=("bt", "genrm"),
             pairs=c.source(split="test", limit=size["pairs"]),

@@ -31,19 +31,19 @@ def get_config() -> ConfigDict:
     )
     stages = dict(
         bt=c.bradley_terry(
-            duration="2 epochs",
+            duration="0.5 epochs",
             batch_size=32,
             max_prompt=40,
             max_response=152,
-            optimizer=dict(learning_rate=1e-3, weight_decay=0.1),
+            optimizer=dict(learning_rate=3e-4, weight_decay=0.1),
             **shared,
         ),
         genrm=c.generative(
-            duration="1 epochs",
+            duration="0.5 epochs",
             batch_size=16,
             max_length=320,
             shared_positions=True,
-            optimizer=dict(learning_rate=1e-3, weight_decay=0.1),
+            optimizer=dict(learning_rate=3e-4, weight_decay=0.1),
             **shared,
         ),
         evaluation=c.evaluation(judges=("bt", "genrm"), pairs=pairs("test"), baseline=""),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from prl_jax.errors import UserError
@@ -59,17 +60,30 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        try:
+            self._manager.close()
+        except Exception:
+            if kind is None:  # else the first error is the one to report
+                raise
 
     def latest(self) -> int | None:
         """Step of the newest whole checkpoint."""
         return self._manager.latest_step()
 
     def save(self, step: int, *, model: Any, train: Any, data: dict[str, Any]) -> None:
-        """Writes a checkpoint unless `step` is there. A disk that takes no more is a `UserError`."""
+        """Writes a checkpoint unless `step` is there.
+
+        Raises:
+          UserError: the disk takes no more, or a parameter is not finite; the checkpoint before stays the newest.
+        """
         if step == self.latest():
             return
+        if not _all_finite(model):
+            raise UserError(
+                f"{self.directory}: parameters are not finite after step {step}; stopped, the last good checkpoint is "
+                "kept; lower the learning rate"
+            )
         args = ocp.args.Composite(
             model=ocp.args.StandardSave(flatten(model)),
             train=ocp.args.StandardSave(flatten(train)),
@@ -113,6 +127,11 @@ class Checkpoints:
                 f"{self.directory}/{step}: the checkpoint cannot be read ({_first_line(error)}); delete this folder to "
                 "continue from the one before it, or train the stage anew"
             ) from error
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 def _abstract(tree: Any) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import difflib
+import errno
+import functools
 import json
 import os
 import re
@@ -33,6 +35,8 @@ USAGE = """Usage: prl COMMAND [flags]
 DIR is a stage directory of a workdir for --model. `prl COMMAND --help` lists the flags of a command."""
 
 EXIT_USER_ERROR = 2
+# A disk that is full or closed to us; whatever meets one first, a library included, it is for the user to mend.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
@@ -49,9 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
             raise UserError(f"unknown command {argv[0]!r}; {hint}")
-        COMMANDS[argv[0]](argv[1:])
+        command, rest = argv[0], argv[1:]
+        if {"-h", "--help"} & set(rest):
+            print(_help(command))
+        else:
+            COMMANDS[command](rest)
     except UserError as error:
         print(f"prl: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"prl: {where}{error.strerror}; what was saved before is kept", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("\nprl: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
@@ -60,13 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    values = flags.FlagValues()
-    _common(values)
-    flags.DEFINE_string("workdir", None, "Folder of the run, new or to be continued.", flag_values=values)
-    full = ["prl run", *argv]
-    config_flags.DEFINE_config_file("config", None, "Config file.", flag_values=values, sys_argv=full)
-    _check_overrides(argv)
-    _parse(values, full, required=("config", "workdir"))
+    _check_overrides(argv, _load_config(argv))
+    values = _run_flags(argv)
+    _parse(values, ["prl run", *argv], required=("config", "workdir"))
     from prl_jax.reporting import build_report, terminal_table
     from prl_jax.stages.run import run_stages
 
@@ -78,13 +88,15 @@ def _run(argv: Sequence[str]) -> None:
     print(f"Report: {report}")
 
 
-def _judge(argv: Sequence[str]) -> None:
+def _run_flags(argv: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
-    _common(values)
-    flags.DEFINE_string("model", None, "Stage directory of a judge.", flag_values=values)
-    flags.DEFINE_string("data", None, "Preference pairs, .jsonl or .jsonl.gz.", flag_values=values)
-    flags.DEFINE_string("out", None, "Where the judgements go, .jsonl.", flag_values=values)
-    flags.DEFINE_integer("batch_size", 256, "Rows of a forward pass.", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("workdir", None, "Folder of the run, new or to be continued.", flag_values=values)
+    config_flags.DEFINE_config_file("config", None, "Config file.", flag_values=values, sys_argv=["prl run", *argv])
+    return values
+
+
+def _judge(argv: Sequence[str]) -> None:
+    values = _judge_flags(argv)
     _parse(values, ["prl judge", *argv], required=("model", "data", "out"))
     from prl_jax.stages.commands import judge_file
 
@@ -92,20 +104,17 @@ def _judge(argv: Sequence[str]) -> None:
     print(json.dumps(metrics))
 
 
-def _generate(argv: Sequence[str]) -> None:
+def _judge_flags(_: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
-    _common(values)
-    flags.DEFINE_string("model", None, "Stage directory of a policy.", flag_values=values)
-    flags.DEFINE_string("prompts", None, "Prompts, .jsonl or .jsonl.gz.", flag_values=values)
-    flags.DEFINE_string("out", None, "Where the responses go, .jsonl.", flag_values=values)
-    flags.DEFINE_integer(
-        "max_new_tokens", 0, "Tokens of a response at most; 0: as the model was trained.", flag_values=values
-    )
-    flags.DEFINE_float("temperature", 1.0, "0 is greedy.", lower_bound=0.0, flag_values=values)
-    flags.DEFINE_integer("top_k", 0, "Sample from the k likeliest tokens; 0: all.", flag_values=values)
-    flags.DEFINE_float("top_p", 1.0, "Sample from the likeliest tokens of this probability.", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "Of sampling.", flag_values=values)
-    flags.DEFINE_integer("batch_size", 256, "Prompts of a batch.", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("model", None, "Stage directory of a judge.", flag_values=values)
+    flags.DEFINE_string("data", None, "Preference pairs, .jsonl or .jsonl.gz.", flag_values=values)
+    flags.DEFINE_string("out", None, "Where the judgements go, .jsonl.", flag_values=values)
+    flags.DEFINE_integer("batch_size", 256, "Rows of a forward pass.", lower_bound=1, flag_values=values)
+    return values
+
+
+def _generate(argv: Sequence[str]) -> None:
+    values = _generate_flags(argv)
     _parse(values, ["prl generate", *argv], required=("model", "prompts", "out"))
     from prl_jax.stages.commands import generate_file
 
@@ -123,32 +132,47 @@ def _generate(argv: Sequence[str]) -> None:
     print(f"{written} responses: {values.out}")
 
 
-def _report(argv: Sequence[str]) -> None:
+def _generate_flags(_: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
-    _common(values)
-    flags.DEFINE_multi_string("workdir", None, "Folder of a run; several give one report.", flag_values=values)
+    number = functools.partial(flags.DEFINE_integer, flag_values=values)
+    flags.DEFINE_string("model", None, "Stage directory of a policy.", flag_values=values)
+    flags.DEFINE_string("prompts", None, "Prompts, .jsonl or .jsonl.gz.", flag_values=values)
+    flags.DEFINE_string("out", None, "Where the responses go, .jsonl.", flag_values=values)
+    number("max_new_tokens", 0, "Tokens of a response at most; 0: as the model was trained.", lower_bound=0)
+    flags.DEFINE_float("temperature", 1.0, "0 is greedy.", lower_bound=0.0, flag_values=values)
+    number("top_k", 0, "Sample from the k likeliest tokens; 0: all.", lower_bound=0)
+    flags.DEFINE_float("top_p", 1.0, "Sample from the likeliest tokens of this probability.", flag_values=values)
+    number("seed", 0, "Of sampling.", lower_bound=0, upper_bound=2**31 - 1)
+    number("batch_size", 256, "Prompts of a batch.", lower_bound=1)
+    return values
+
+
+def _report(argv: Sequence[str]) -> None:
+    values = _report_flags(argv)
     rest = _parse(values, ["prl report", *argv], required=("workdir",), positional=True)
     from prl_jax.reporting import build_report
 
     print(f"Report: {build_report([Path(p) for p in (*values.workdir, *rest)])}")
 
 
+def _report_flags(_: Sequence[str]) -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_multi_string("workdir", None, "Folder of a run; several give one report.", flag_values=values)
+    return values
+
+
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = MappingProxyType(
     {"run": _run, "judge": _judge, "generate": _generate, "report": _report}
 )
-
-
-def _common(values: flags.FlagValues) -> None:
-    flags.DEFINE_bool("help", False, "Shows the flags.", short_name="h", flag_values=values)
+_FLAGS: Mapping[str, Callable[[Sequence[str]], flags.FlagValues]] = MappingProxyType(
+    {"run": _run_flags, "judge": _judge_flags, "generate": _generate_flags, "report": _report_flags}
+)
 
 
 def _parse(
     values: flags.FlagValues, argv: Sequence[str], *, required: Sequence[str], positional: bool = False
 ) -> list[str]:
     """Parses the flags of a command; every mistake in them is a `UserError`."""
-    if "--help" in argv or "-h" in argv:
-        print(f"Flags of {argv[0]}:\n" + _flag_help(values))
-        sys.exit(0)
     try:
         with warnings.catch_warnings():
             # ml_collections 1.1 still loads config files through load_module().
@@ -157,11 +181,11 @@ def _parse(
     except UserError:
         raise
     except flags.Error as error:
-        raise UserError(f"{argv[0]}: {error}") from error
-    except FileNotFoundError as error:
-        raise UserError(f"--config: {error.filename or error}: no such file") from error
+        # What get_config() raised comes with its traceback, of which the last line is the error.
+        lines = str(error).strip().split("\n")
+        raise UserError(f"{argv[0]}: {lines[0]}{' ' + lines[-1] if len(lines) > 1 else ''}") from error
     except Exception as error:  # get_config() is the user's code and raises what it likes
-        raise UserError(f"--config: cannot be loaded ({type(error).__name__}: {error})") from error
+        raise _not_loaded(error) from error
     missing = [name for name in required if not values[name].value]
     if missing:
         raise UserError(f"{argv[0]}: --{missing[0]} is missing; see {argv[0]} --help")
@@ -170,26 +194,42 @@ def _parse(
     return rest
 
 
-def _flag_help(values: flags.FlagValues) -> str:
-    lines = []
+def _help(command: str) -> str:
+    values, lines = _FLAGS[command]([]), []
     for name in sorted(values):
-        if len(name) > 1 and name != "help":
-            default = "" if values[name].default is None else f" (default: {values[name].default})"
-            lines.append(f"  --{name:<16} {values[name].help}{default}")
-    return "\n".join(lines)
+        default = "" if values[name].default is None else f" (default: {values[name].default})"
+        lines.append(f"  --{name:<16} {values[name].help}{default}")
+    return f"Flags of prl {command}:\n" + "\n".join(lines)
 
 
-def _check_overrides(argv: Sequence[str]) -> None:
+def _load_config(argv: Sequence[str]) -> ConfigDict:
+    """The config that `--config` names, without overrides."""
+    plain = list(_config_argument(argv))
+    values = _run_flags(plain)
+    path = re.sub(r"^--?config=?", "", plain[-1]).split(":", 1)[0] if plain else ""
+    if path and not Path(path).is_file():
+        raise UserError(f"--config: {path}: no such file; expected a Python file with a get_config()")
+    _parse(values, ["prl run", *plain], required=() if plain else ("config",))
+    config = values.config
+    if not isinstance(config, ConfigDict):
+        try:
+            hasattr(config, "lock")  # an OSError of get_config() waits until the config is looked at
+        except OSError as error:
+            raise _not_loaded(error.__cause__ or error) from error
+        raise UserError(f"--config: get_config() returned {type(config).__name__}, expected a ConfigDict")
+    return config
+
+
+def _not_loaded(error: BaseException) -> UserError:
+    if isinstance(error, AttributeError) and error.name == "get_config":
+        return UserError("--config: the file defines no get_config()")
+    return UserError(f"--config: cannot be loaded ({type(error).__name__}: {error})")
+
+
+def _check_overrides(argv: Sequence[str], config: ConfigDict) -> None:
     """Refuses `--config.x.y` where the config has no such key, with the nearest key that it has."""
-    given = [match[1] for arg in argv if (match := re.match(r"--?(?:no)?config\.([^=]+)", arg))]
-    if not given:
-        return
-    values = flags.FlagValues()
-    plain = [arg for arg in _config_argument(argv)]
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["prl run", *plain])
-    _common(values)
-    _parse(values, ["prl run", *plain], required=("config",))
-    known = list(_keys(values.config))
+    given = [match[1] for arg in argv if (match := re.match(r"--?(?:no)?config\.([^=[]+)", arg))]
+    known = list(_keys(config))
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)

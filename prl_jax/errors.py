@@ -1,5 +1,8 @@
 """The one exception that a user is meant to read."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(Exception):
     """A mistake in what the user gave: files, configs, flags, a full disk, a diverged run.
@@ -7,3 +10,12 @@ class UserError(Exception):
     The message is one line that names the file and line, key or shape, says what was expected and what to do.
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Puts the key or the row that it is about in front of the message of a `UserError`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error

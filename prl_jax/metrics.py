@@ -201,6 +201,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def latest_metrics(path: Path) -> dict[str, float]:
+    """The newest finite value of each metric: the same for a run that was interrupted as for one that was not."""
+    rows = read_metrics(path)
+    return {name: value for row in rows for name, value in row.items() if name != "step" and value is not None}
+
+
 def _parse_line(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)

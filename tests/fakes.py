@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from prl_jax.judges import Judged
-from prl_jax.models import Decoder, DecoderConfig, ScalarModel
-from prl_jax.sharding import make_mesh
+from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel
+from prl_jax.sharding import make_mesh, tree_shardings
 from prl_jax.text.chat import Prompt, Turn
 from prl_jax.text.padding import pad_rows
 from prl_jax.types import Rollout, TokenRows
@@ -56,6 +56,11 @@ def copy(tree: Any) -> Any:
 
 def one_device() -> jax.sharding.Mesh:
     return make_mesh(devices=jax.devices()[:1])
+
+
+def on_mesh(model: Any, mesh: jax.sharding.Mesh) -> Any:
+    """A copy of the model with the shardings that a stage gives it."""
+    return jax.device_put(copy(model), tree_shardings(model, mesh, LOGICAL_AXES))
 
 
 def token_rows(rows: Any, length: int, *, side: str = "right", pad_id: int = 0) -> TokenRows:

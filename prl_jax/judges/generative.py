@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from prl_jax.judges.base import Judged, check_lengths, in_batches
 from prl_jax.models import Decoder, verdict_log_probs
 from prl_jax.text.chat import Prompt
-from prl_jax.text.judging import JudgeTemplate, encode_judge_row, verdict_ids
+from prl_jax.text.judging import JudgeRow, JudgeTemplate, encode_judge_row, verdict_ids
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.types import TokenRows
@@ -52,18 +52,30 @@ class GenerativeJudge:
         z = log_probs[:, 0] - log_probs[:, 1]
         return Judged(z[: len(prompts)], z[len(prompts) :])
 
+    def check_fits(self, prompt: Prompt, first: str, second: str) -> None:
+        """Raises `UserError` for a pair that is too long, with `on_long="error"`."""
+        self._encode(prompt, first, second)
+
     def verdict_mass(
         self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
     ) -> Float[np.ndarray, "N"]:
         """`[N]` probability of the two verdict tokens together, in the order given."""
         return np.exp(self._log_probs(prompts, first, second)).sum(-1)
 
+    def _encode(self, prompt: Prompt, first: str, second: str) -> JudgeRow:
+        return encode_judge_row(
+            self.tokenizer,
+            self.template,
+            prompt,
+            first,
+            second,
+            max_length=self.max_length,
+            on_long=self.on_long,
+        )
+
     def _log_probs(self, prompts, first, second) -> Float[np.ndarray, "N 2"]:
         check_lengths(prompts, first, second)
-        encode = functools.partial(
-            encode_judge_row, self.tokenizer, self.template, max_length=self.max_length, on_long=self.on_long
-        )
-        encoded = [encode(*row) for row in zip(prompts, first, second, strict=True)]
+        encoded = [self._encode(*row) for row in zip(prompts, first, second, strict=True)]
         rows = pad_rows(
             [row.ids for row in encoded],
             self.max_length,

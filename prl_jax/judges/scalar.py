@@ -47,6 +47,11 @@ class ScalarJudge:
         rows = pad_rows(ids, self.max_length, pad_id=self.tokenizer.pad_id)
         return in_batches(lambda batch: _score(self.model, batch), rows, self.batch_size)
 
+    def check_fits(self, prompt: Prompt, first: str, second: str) -> None:
+        """Raises `UserError` for a pair that is too long, with `on_long="error"`."""
+        for response in (first, second):
+            self._row(prompt, response)
+
     def _row(self, prompt: Prompt, response: str) -> list[int]:
         question, answer = encode_prompt(self.tokenizer, prompt), encode_response(self.tokenizer, response)
         needed = len(question) + len(answer)

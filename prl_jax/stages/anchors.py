@@ -16,7 +16,6 @@ from prl_jax.stages.artifacts import load_judge, load_policy
 from prl_jax.stages.context import StageContext
 
 ANCHORS_FILE = "anchors.jsonl"
-CHOICES = ("best_of_n", "reference")
 
 
 def run(context: StageContext) -> dict[str, float]:
@@ -25,10 +24,8 @@ def run(context: StageContext) -> dict[str, float]:
     records = context.records(section.prompts, "prompt")
     if section.choice == "reference":
         chosen = [[_reference(record)] for record in records]
-    elif section.choice == "best_of_n":
-        chosen = _best_of_n(context, records)
     else:
-        raise UserError(f"{context.name}.choice={section.choice!r}, expected one of {CHOICES}")
+        chosen = _best_of_n(context, records)
     rows = [
         {"id": record.id, "prompt": [turn._asdict() for turn in record.prompt], "anchors": texts}
         for record, texts in zip(records, chosen, strict=True)
@@ -60,8 +57,6 @@ def _reference(record: PromptRecord) -> str:
 def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> list[list[str]]:
     """The `keep` best of `samples` responses of a policy to every prompt, as a judge ranks them."""
     section, count = context.section, context.section.samples
-    if not 1 <= section.keep <= count:
-        raise UserError(f"{context.name}.keep={section.keep}, expected between 1 and samples={count}")
     card, policy, tokenizer = load_policy(context.stage(section.policy), context.mesh)
     judge = load_judge(context.stage(section.judge), context.mesh, batch_size=section.batch_size)
     sampling = SamplingConfig(card.max_response, (tokenizer.eos_id,), tokenizer.pad_id, temperature=section.temperature)

@@ -57,6 +57,8 @@ def save_card(directory: Path, card: ModelCard, tokenizer: Tokenizer) -> None:
 def read_card(directory: Path) -> ModelCard:
     """Reads model.json; a directory without one is a `UserError`."""
     path = directory / MODEL_FILE
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory; give a stage of a workdir, such as WORKDIR/sft")
     if not path.is_file():
         raise UserError(
             f"{directory}: not a model directory (no {MODEL_FILE}); give a stage of a workdir, such as WORKDIR/sft"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 from prl_jax.data.jsonl import write_jsonl
 from prl_jax.data.records import PreferenceRecord, PromptRecord
 from prl_jax.data.sources import SourceSpec, load_records
-from prl_jax.errors import UserError
+from prl_jax.errors import UserError, naming
+from prl_jax.judges import GenerativeJudge, ScalarJudge
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.sharding import make_mesh
 from prl_jax.stages.artifacts import load_judge, load_policy
@@ -20,9 +22,14 @@ from prl_jax.stages.judging import judge_records, record_metrics
 
 def judge_file(model: Path, data: Path, out: Path, *, batch_size: int) -> dict[str, Any]:
     """Judges every pair of a file, writes `id, p_12, p_21, p_chosen` rows and returns the metrics."""
-    judge = load_judge(model, make_mesh(), batch_size=batch_size, on_long="error")
+    _check_writable(out)
     records = load_records(SourceSpec("jsonl", path=str(data)), "preference", data_dir=data.parent)
-    assert all(isinstance(record, PreferenceRecord) for record in records)
+    judge = load_judge(model, make_mesh(), batch_size=batch_size, on_long="error")
+    assert isinstance(judge, ScalarJudge | GenerativeJudge)
+    for record in records:
+        assert isinstance(record, PreferenceRecord)
+        with naming(_place(record, data)):
+            judge.check_fits(record.prompt, record.chosen, record.rejected)
     judged = judge_records(judge, records)
     rows = zip(records, judged.p_12, judged.p_21, judged.p_first, strict=True)
     write_jsonl(out, [{"id": r.id, "p_12": float(a), "p_21": float(b), "p_chosen": float(p)} for r, a, b, p in rows])
@@ -42,9 +49,10 @@ def generate_file(
     batch_size: int,
 ) -> int:
     """Writes a response to each prompt of a file: rows of `id, prompt, response, logp, truncated`."""
+    _check_writable(out)
+    records = load_records(SourceSpec("jsonl", path=str(prompts)), "prompt", data_dir=prompts.parent)
     mesh = make_mesh()
     card, policy, tokenizer = load_policy(model, mesh)
-    records = load_records(SourceSpec("jsonl", path=str(prompts)), "prompt", data_dir=prompts.parent)
     config = SamplingConfig(
         max_new_tokens or card.max_response,
         (tokenizer.eos_id,),
@@ -53,19 +61,18 @@ def generate_file(
         top_k=top_k,
         top_p=top_p,
     )
-    if max_new_tokens < 0:
-        raise UserError(f"--max_new_tokens={max_new_tokens}: expected a positive number")
-    texts, rollout = respond(
-        policy,
-        tokenizer,
-        [record.prompt for record in records],
-        config=config,
-        key=jax.random.key(seed),
-        max_prompt=card.max_prompt,
-        batch_size=min(batch_size, len(records)),
-        mesh=mesh,
-        on_long="error",
-    )
+    with naming(str(prompts)):
+        texts, rollout = respond(
+            policy,
+            tokenizer,
+            [record.prompt for record in records],
+            config=config,
+            key=jax.random.key(seed),
+            max_prompt=card.max_prompt,
+            batch_size=min(batch_size, len(records)),
+            mesh=mesh,
+            on_long="error",
+        )
     rows = []
     for record, text, logp, cut in zip(records, texts, np.sum(rollout.logp, axis=1), rollout.truncated, strict=True):
         assert isinstance(record, PromptRecord)
@@ -73,3 +80,18 @@ def generate_file(
         rows.append({"id": record.id, "prompt": turns, "response": text, "logp": float(logp), "truncated": bool(cut)})
     write_jsonl(out, rows)
     return len(rows)
+
+
+def _place(record: PreferenceRecord, path: Path) -> str:
+    """A record without an id is called by its file and line."""
+    return record.id if record.id.startswith(f"{path}:") else f"{path}: pair {record.id!r}"
+
+
+def _check_writable(out: Path) -> None:
+    """A mistake in the name of the output shows before the work, not after it."""
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder, expected the name of a file for --out")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: there is no folder {out.parent}; make it or choose another --out")
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"{out}: cannot write there; choose another --out")

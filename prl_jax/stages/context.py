@@ -24,6 +24,7 @@ from prl_jax.sharding import sharded_init
 from prl_jax.stages.artifacts import load_decoder
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.workdir import Workdir
+from prl_jax.text.common import FILE_NAME
 from prl_jax.text.tokenizer import BPETokenizer, ByteTokenizer, HFTokenizer, Tokenizer, load_tokenizer
 
 
@@ -76,18 +77,13 @@ class StageContext:
             kind=source.kind,
             path=source.path,
             split=source.split,
-            builder_args=self.gold_arguments() if source.kind == "gold" else {},
+            builder_args=gold_arguments(self.config) if source.kind == "gold" else {},
             limit=source.limit and source.limit + source.skip,
         )
         records = load_records(spec, what, data_dir=self.workdir.path / "data")[source.skip :]
         if not records:
             raise UserError(f"{self.name}: skip={source.skip} leaves no record of {source.path or source.kind}")
         return records
-
-    def gold_arguments(self) -> dict[str, Any]:
-        """Arguments of the built-in tasks, without those that leave the builder its default."""
-        values = self.config.gold.to_dict()
-        return {k: v for k, v in values.items() if v != () and not (k == "train_rows" and v == 0)}
 
     def progress(self, total: int) -> Progress:
         """A progress line on standard error."""
@@ -99,6 +95,12 @@ class StageContext:
         values = section.to_dict()
         warmup = to_steps(values.pop("warmup"), key=f"{self.name}.{key}.warmup", total=total)
         return make_optimizer(**values, warmup_steps=warmup, total_steps=total)
+
+
+def gold_arguments(config: ConfigDict) -> dict[str, Any]:
+    """Arguments of the built-in tasks, without those that leave the builder its default."""
+    values = config.gold.to_dict()
+    return {k: v for k, v in values.items() if v != () and not (k == "train_rows" and v == 0)}
 
 
 class _Silent:
@@ -114,20 +116,27 @@ class _Silent:
         return False
 
 
-def run_tokenizer(config: ConfigDict, context: StageContext) -> Tokenizer:
-    """The run's tokenizer: made once, kept in the workdir."""
-    section, directory = config.tokenizer, context.workdir.path / "tokenizer"
+def run_tokenizer(context: StageContext) -> Tokenizer:
+    """The run's tokenizer; a trained one is read from the workdir where it is kept, and trained where it is not."""
+    section, directory = context.config.tokenizer, context.workdir.path / "tokenizer"
     if section.kind == "byte":
         return ByteTokenizer()
     if section.kind == "huggingface":
         return HFTokenizer(Path(section.path))
     if section.kind != "bpe":
         raise UserError(f"tokenizer.kind={section.kind!r}, expected 'byte', 'bpe' or 'huggingface'")
-    if not directory.is_dir():
-        records = context.records(section.data, "preference")
-        texts = [t for r in records for t in (*(turn.content for turn in r.prompt), r.chosen, r.rejected)]
-        BPETokenizer.train(texts, section.vocab_size).save(directory)
-    return load_tokenizer(directory)
+    if (directory / FILE_NAME).is_file():
+        return load_tokenizer(directory)
+    records = context.records(section.data, "preference")
+    texts = [t for r in records for t in (*(turn.content for turn in r.prompt), r.chosen, r.rejected)]
+    return BPETokenizer.train(texts, section.vocab_size)
+
+
+def keep_tokenizer(context: StageContext, tokenizer: Tokenizer) -> None:
+    """Keeps a trained tokenizer for the later stages, before any model depends on it."""
+    directory = context.workdir.path / "tokenizer"
+    if context.config.tokenizer.kind == "bpe" and not (directory / FILE_NAME).is_file():
+        tokenizer.save(directory)
 
 
 def initial_decoder(context: StageContext, tokenizer: Tokenizer) -> Decoder:

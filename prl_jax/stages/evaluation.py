@@ -18,7 +18,7 @@ from prl_jax.models import Decoder
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.sharding import put_batch
 from prl_jax.stages.artifacts import SAMPLES_FILE, load_judge, load_policy
-from prl_jax.stages.context import StageContext
+from prl_jax.stages.context import StageContext, gold_arguments
 from prl_jax.stages.judging import judge_records, record_metrics
 from prl_jax.stages.win_rate import named_judge
 from prl_jax.stages.workdir import write_json
@@ -94,7 +94,7 @@ def evaluate_judge(context: StageContext, name: str) -> dict[str, Any]:
 
 def _bayes(context: StageContext, records: Sequence[PreferenceRecord]) -> float:
     """The accuracy that nobody exceeds on the sampled labels of built-in pairs."""
-    arguments = make_arguments(context.gold_arguments())
+    arguments = make_arguments(gold_arguments(context.config))
     return bayes_accuracy(
         [(prompt_text(r.prompt), r.chosen, r.rejected) for r in records],
         noise=arguments.noise,

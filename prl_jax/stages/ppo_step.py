@@ -133,16 +133,17 @@ def sample_rows(n: int, done: Step, experience: Experience) -> list[dict[str, An
     logp = np.asarray(jnp.sum(experience.logp_old, axis=1))
     kl = logp - np.asarray(jnp.sum(experience.logp_ref, axis=1))
     rows = []
+    judged = done.comparisons
     for i in range(min(SAMPLES_A_STEP, len(done.responses))):
-        judged = done.comparisons
+        shown = 0 if judged is None else int(judged.mask[i].argmax())  # its first opponent; the own column has none
         rows.append(
             {
                 "step": n,
                 "prompt": prompt_text(done.prompts[i]),
                 "response": done.responses[i],
                 "anchor": done.anchors[i][0] if done.anchors[i] else None,
-                "p_12": None if judged is None else float(jax.nn.sigmoid(judged.z_ya[i, 0])),
-                "p_21": None if judged is None else float(jax.nn.sigmoid(judged.z_ay[i, 0])),
+                "p_12": None if judged is None else float(jax.nn.sigmoid(judged.z_ya[i, shown])),
+                "p_21": None if judged is None else float(jax.nn.sigmoid(judged.z_ay[i, shown])),
                 "reward": float(done.score[i]),
                 "logp": float(logp[i]),
                 "kl": float(kl[i]),

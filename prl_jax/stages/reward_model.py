@@ -28,7 +28,7 @@ from prl_jax.types import PreferenceBatch
 def run_bradley_terry(context: StageContext) -> dict[str, float]:
     """Trains a scalar judge and returns the last metrics."""
     section = context.section
-    tokenizer = run_tokenizer(context.config, context)
+    tokenizer = run_tokenizer(context)
     decoder = initial_decoder(context, tokenizer)
     model = sharded_init(lambda: ScalarModel(decoder), context.mesh, LOGICAL_AXES)
     card = ModelCard("scalar_judge", dataclasses.asdict(decoder.config), section.max_prompt, section.max_response)
@@ -42,7 +42,7 @@ def run_bradley_terry(context: StageContext) -> dict[str, float]:
 def run_generative(context: StageContext) -> dict[str, float]:
     """Trains a generative pairwise judge and returns the last metrics."""
     section = context.section
-    tokenizer = run_tokenizer(context.config, context)
+    tokenizer = run_tokenizer(context)
     template = JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
     verdicts = verdict_ids(tokenizer, template)
     decoder = initial_decoder(context, tokenizer)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from prl_jax.losses.advantages import KL_KINDS
 from prl_jax.losses.pairwise_ppo import REWARD_MAPS
 from prl_jax.losses.ppo import REDUCTIONS
 from prl_jax.losses.preference import FORMS
-from prl_jax.optim import SCHEDULES
 from prl_jax.stages import config
 from prl_jax.text.judging import NAMES as JUDGE_TEMPLATES
 from prl_jax.training.opponents import OPPONENTS
@@ -32,24 +33,28 @@ class Rules:
       choices: key -> the words that it may be.
       lengths: durations that count the data, so that epochs and examples mean something.
       durations: durations that are parts of the stage.
+      optimizers: keys of optimizers.
       at_least: key -> its smallest value.
+      unused: a section -> keys that it does not look at, as it stands.
     """
 
     declared: Callable[[], dict[str, Any]]
     stages: Mapping[str, Sequence[str]]
     sources: Mapping[str, str]
-    choices: Mapping[str, Sequence[str]] = MappingProxyType({})
+    choices: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     lengths: Sequence[str] = ()
     durations: Sequence[str] = ()
-    at_least: Mapping[str, float] = MappingProxyType({})
+    optimizers: Sequence[str] = ()
+    at_least: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    unused: Callable[[ConfigDict], Sequence[str]] = lambda section: ()
 
 
 _SUPERVISED: Mapping[str, Any] = dict(
     stages={"init_from": (*POLICIES, *JUDGES, NONE)},
     lengths=("duration",),
     durations=("optimizer.warmup", "log_every", "save_every", "evaluate_every"),
+    optimizers=("optimizer",),
 )
-_SCHEDULE = {"optimizer.schedule": SCHEDULES}
 _SIZES = {"batch_size": 1, "accumulate": 1}
 _ROOM = {"max_prompt": 2, "max_response": 2}
 
@@ -58,21 +63,19 @@ RULES: Mapping[str, Rules] = MappingProxyType(
         "sft": Rules(
             declared=config.sft,
             sources={"data": "sft", "validation": "sft"},
-            choices=_SCHEDULE,
             at_least={**_SIZES, **_ROOM},
             **_SUPERVISED,
         ),
         "bradley_terry": Rules(
             declared=config.bradley_terry,
             sources={"data": "preference", "validation": "preference"},
-            choices=_SCHEDULE,
             at_least={**_SIZES, **_ROOM, "label_smoothing": 0, "center": 0},
             **_SUPERVISED,
         ),
         "generative": Rules(
             declared=config.generative,
             sources={"data": "preference", "validation": "preference"},
-            choices={**_SCHEDULE, "template": JUDGE_TEMPLATES, "form": FORMS},
+            choices={"template": JUDGE_TEMPLATES, "form": FORMS},
             at_least={**_SIZES, "max_length": 1, "w_ce": 0, "w_cons": 0},
             **_SUPERVISED,
         ),
@@ -82,6 +85,7 @@ RULES: Mapping[str, Rules] = MappingProxyType(
             sources={"prompts": "prompt"},
             choices={"choice": ("best_of_n", "reference")},
             at_least={"samples": 1, "keep": 1, "temperature": 0, "batch_size": 1},
+            unused=lambda section: ("policy", "judge") if section.choice == "reference" else (),
         ),
         "ppo": Rules(
             declared=config.ppo,
@@ -96,11 +100,8 @@ RULES: Mapping[str, Rules] = MappingProxyType(
                 "reward": ("pairwise", "score"),
                 "reward_form": REWARD_MAPS,
                 "opponents": OPPONENTS,
-                "policy_optimizer.schedule": SCHEDULES,
-                "critic_optimizer.schedule": SCHEDULES,
                 "algorithm.reduce": REDUCTIONS,
                 "algorithm.kl_estimator": KL_KINDS,
-                "algorithm.kl_placement": ("reward", "loss"),
             },
             lengths=("duration",),
             durations=(
@@ -111,14 +112,8 @@ RULES: Mapping[str, Rules] = MappingProxyType(
                 "log_every",
                 "save_every",
             ),
-            at_least={
-                "group_size": 1,
-                "prompts_per_step": 1,
-                "algorithm.epochs": 1,
-                "algorithm.minibatches": 1,
-                "algorithm.accumulate": 1,
-                "algorithm.kl_coef": 0,
-            },
+            optimizers=("policy_optimizer", "critic_optimizer"),
+            at_least={"group_size": 1, "prompts_per_step": 1, "algorithm.kl_coef": 0, "algorithm.kl_horizon": 1},
         ),
         "evaluation": Rules(
             declared=config.evaluation,
@@ -126,6 +121,10 @@ RULES: Mapping[str, Rules] = MappingProxyType(
             sources={"pairs": "preference", "prompts": "prompt"},
             choices={"anchors": ("reference", "")},
             at_least={"samples": 1, "temperature": 0, "batch_size": 1, "bootstrap": 1},
+            unused=lambda section: (
+                *(() if section.baseline else ("prompts", "judge")),
+                *(() if section.judges else ("pairs",)),
+            ),
         ),
     }
 )

@@ -10,10 +10,10 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
-from prl_jax.errors import UserError
 from prl_jax.sharding import make_mesh
 from prl_jax.stages import anchors, evaluation, ppo, reward_model, sft
-from prl_jax.stages.context import StageContext
+from prl_jax.stages.checks import check_config, check_inputs
+from prl_jax.stages.context import StageContext, keep_tokenizer, run_tokenizer
 from prl_jax.stages.workdir import Workdir, make_directory
 
 KINDS: Mapping[str, Callable[[StageContext], dict[str, float]]] = MappingProxyType(
@@ -26,30 +26,31 @@ KINDS: Mapping[str, Callable[[StageContext], dict[str, float]]] = MappingProxyTy
         "evaluation": evaluation.run,
     }
 )
+READERS = ("sft", "bradley_terry", "generative")  # stages that make a model for the run's tokenizer
 
 
 def run_stages(config: ConfigDict, path: Path) -> Workdir:
-    """Runs what is not finished in the workdir; an interrupted stage continues from its last checkpoint."""
-    check_stages(config)
-    workdir = Workdir(path, config)
+    """Runs what is not finished in the workdir; an interrupted stage continues from its last checkpoint.
+
+    Raises:
+      UserError: before anything is written, for whatever can be told to be wrong by then.
+    """
+    check_config(config)
     mesh = make_mesh(**config.mesh.to_dict())
+    workdir = Workdir(path, config)
+    contexts = [StageContext(name, config, workdir, mesh) for name in config.stages if not workdir.finished(name)]
+    readers = [context for context in contexts if context.section.kind in READERS]
+    tokenizer = run_tokenizer(readers[0]) if readers else None
+    check_inputs(contexts, tokenizer)
+    workdir.create()
+    if tokenizer is not None:
+        keep_tokenizer(readers[0], tokenizer)
     for name in config.stages:
         if workdir.finished(name):
             print(f"{name:<16} finished before, skipped", file=sys.stderr)
-            continue
-        make_directory(workdir.stage(name))
+    for context in contexts:
+        make_directory(context.directory)
         start = time.monotonic()
-        metrics = KINDS[config[name].kind](StageContext(name, config, workdir, mesh))
-        workdir.finish(name, kind=config[name].kind, metrics=metrics, seconds=time.monotonic() - start)
+        metrics = KINDS[context.section.kind](context)
+        workdir.finish(context.name, kind=context.section.kind, metrics=metrics, seconds=time.monotonic() - start)
     return workdir
-
-
-def check_stages(config: ConfigDict) -> None:
-    """Raises `UserError` for a list of stages that cannot run."""
-    if not config.stages:
-        raise UserError("stages: empty, expected the names of the stages to run")
-    for name in config.stages:
-        if name not in config or "kind" not in config[name]:
-            raise UserError(f"stages: {name!r} has no section in the config")
-        if config[name].kind not in KINDS:
-            raise UserError(f"{name}.kind={config[name].kind!r}, expected one of {', '.join(KINDS)}")

@@ -19,7 +19,7 @@ from prl_jax.training.sft import SFT
 def run(context: StageContext) -> dict[str, float]:
     """Trains and returns the last metrics."""
     section = context.section
-    tokenizer = run_tokenizer(context.config, context)
+    tokenizer = run_tokenizer(context)
     model = initial_decoder(context, tokenizer)
     card = ModelCard("policy", dataclasses.asdict(model.config), section.max_prompt, section.max_response)
     validation = context.records(section.validation, "sft")

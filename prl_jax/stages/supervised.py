@@ -14,7 +14,7 @@ from flax import nnx
 from prl_jax.checkpoint import Checkpoints
 from prl_jax.data.pipeline import batch_iterator
 from prl_jax.data.rows import stack_rows
-from prl_jax.metrics import JsonlLog, MetricsWriter
+from prl_jax.metrics import JsonlLog, MetricsWriter, latest_metrics
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.sharding import put_batch
 from prl_jax.stages.artifacts import CHECKPOINTS_DIR, SAMPLES_FILE, ModelCard, save_card
@@ -68,7 +68,6 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
         state, first, truncated = _start(context, task, optimizer, checkpoints, iterator)
         train_step = make_train_step(task.objective, optimizer, section.accumulate)
         validate = _validation(context, task)
-        last: dict[str, float] = {}
 
         def step(state: TrainState, n: int):
             nonlocal truncated
@@ -92,7 +91,6 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
                 return validate(state)
 
             def write(n: int, values: Mapping[str, float]) -> None:
-                last.update(values, truncated_rows=truncated, **task.counters)
                 writer.write(n, {**values, "truncated_rows": truncated, **task.counters})
 
             run_loop(
@@ -106,7 +104,7 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
                 save=save,
                 evaluate=evaluate,
             )
-    return last
+    return latest_metrics(writer.path)
 
 
 def _with_flag(encoded: tuple[Any, bool]) -> tuple[Any, np.ndarray]:

@@ -14,7 +14,7 @@ from prl_jax.judges import GoldJudge, Judge, judge_pairs
 from prl_jax.models import Decoder
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.stages.artifacts import load_judge
-from prl_jax.stages.context import StageContext
+from prl_jax.stages.context import StageContext, gold_arguments
 from prl_jax.text.tokenizer import Tokenizer
 
 
@@ -22,7 +22,7 @@ def named_judge(context: StageContext, name: str) -> Judge:
     """The judge of a stage, or "gold", the exact judge of the built-in tasks."""
     if name != "gold":
         return load_judge(context.stage(name), context.mesh)
-    strength = make_arguments(context.gold_arguments()).intransitivity
+    strength = make_arguments(gold_arguments(context.config)).intransitivity
     return GoldJudge(lambda prompt, first, second: preference(prompt, first, second, intransitivity=strength))
 
 

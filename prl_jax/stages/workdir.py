@@ -24,17 +24,20 @@ _FREE = ("mesh.", "profile.", "logging.")
 class Workdir:
     """A folder with one run: `config.json`, a folder a stage, the summary and the report.
 
-    Opening it for a config creates it, or checks that it belongs to this config.
+    Opening it for a config checks that it is new or belongs to this config; `create` makes it.
     """
 
     def __init__(self, path: Path, config: ConfigDict):
         self.path = path
-        plain = json.loads(json.dumps(config.to_dict()))
+        self._plain = json.loads(json.dumps(config.to_dict()))
         known = self._read_config()
-        if known is None:
-            self._write_config(plain)
-        else:
-            _check_same(path, known, plain)
+        if known is not None:
+            _check_same(path, known, self._plain)
+
+    def create(self) -> None:
+        """Writes `config.json` where it is not there yet."""
+        if not (self.path / CONFIG_FILE).exists():
+            self._write_config(self._plain)
 
     def stage(self, name: str) -> Path:
         """Folder of a stage."""
@@ -54,7 +57,8 @@ class Workdir:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file, expected a folder for --workdir")
         if not path.exists():
-            if self.path.is_dir() and any(self.path.iterdir()):
+            # A run that was stopped before it wrote its config leaves these at most.
+            if self.path.is_dir() and any(p.name not in ("data", f"{CONFIG_FILE}.tmp") for p in self.path.iterdir()):
                 raise UserError(f"{self.path}: is not empty and holds no {CONFIG_FILE}; give an empty --workdir")
             return None
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -74,12 +75,12 @@ def compare(
     else:
         raise UserError(f"opponents={kind!r}, expected one of {OPPONENTS}")
     judged = judge_pairs(judge, [prompts[i] for i in rows], [responses[i] for i in rows], others)
-    z_ya, z_ay, mask = np.zeros((count, width), np.float32), np.zeros((count, width), np.float32), None
+    z_ya, z_ay = np.zeros((count, width), np.float32), np.zeros((count, width), np.float32)
     mask = np.zeros((count, width), bool)
     rows, columns = np.asarray(rows), np.asarray(columns)
     z_ya[rows, columns], z_ay[rows, columns], mask[rows, columns] = judged.z_12, judged.z_21, True
     if mirrored:  # one judgement of a pair, in both orders, serves both of its members
         partners, own = np.asarray(partners), rows % group_size % width
         z_ya[partners, own], z_ay[partners, own], mask[partners, own] = judged.z_21, judged.z_12, True
-    reward = np.asarray(pairwise_rl_reward(z_ya, z_ay, mask, f=form), np.float32)
+    reward = np.asarray(pairwise_rl_reward(*map(jnp.asarray, (z_ya, z_ay, mask)), f=form), np.float32)
     return Comparisons(reward, z_ya, z_ay, mask)

@@ -26,7 +26,7 @@ from prl_jax.losses import (
 )
 from prl_jax.models import Decoder, ScalarModel
 from prl_jax.training.rollout import Experience, join_rows, response_logprobs, response_values
-from prl_jax.training.state import TrainState
+from prl_jax.training.state import TrainState, jit_update
 from prl_jax.training.step import Metrics, Objective, apply_gradients, gradients
 from prl_jax.types import LossOutput, Rollout
 
@@ -106,7 +106,7 @@ class CriticContext(NamedTuple):
 
 def initial_state(policy: TrainState, critic: TrainState, config: PPOConfig) -> PPOState:
     """State before the first update."""
-    return PPOState(policy, critic, jnp.float32(config.kl_coef))
+    return PPOState(policy, critic, jax.device_put(jnp.float32(config.kl_coef), policy.step.sharding))
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -243,7 +243,7 @@ def make_update(
         metrics = {**metrics, "critic_grad_norm": critic_norm, "grad_norm": policy_norm}
         return PPOState(policy, critic, state.kl_coef), metrics
 
-    return jax.jit(update, donate_argnums=0)
+    return jit_update(update)
 
 
 def run_update(

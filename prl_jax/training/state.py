@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -39,3 +40,21 @@ def create_state(
     shardings = tree_shardings(jax.eval_shape(optimizer.init, model), mesh, logical_axes)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings)(model)
     return TrainState(model, opt_state, jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)))
+
+
+def jit_update(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+    """A jitted `(state, *arguments) -> (state, metrics)` that donates the state and gives the new one its shardings.
+
+    Left to itself the compiler chooses them: parameters would come back cut in another way than they went in, and the
+    second call would compile once more.
+    """
+
+    @functools.cache
+    def compiled(structure: Any, shardings: tuple[Any, ...]) -> Callable[..., tuple[Any, Any]]:
+        return jax.jit(update, donate_argnums=0, out_shardings=(jax.tree.unflatten(structure, shardings), None))
+
+    def call(state: Any, *arguments: Any) -> tuple[Any, Any]:
+        leaves, structure = jax.tree.flatten(state)
+        return compiled(structure, tuple(leaf.sharding for leaf in leaves))(state, *arguments)
+
+    return call

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prl_jax.training.state import TrainState
+from prl_jax.training.state import TrainState, jit_update
 from prl_jax.types import LossOutput
 
 _TINY = 1e-30
@@ -87,4 +87,4 @@ def make_train_step(
         state, norm = apply_gradients(state, grads, optimizer)
         return state, {**metrics, "grad_norm": norm}
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jit_update(train_step)

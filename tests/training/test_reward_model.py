@@ -5,14 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from fakes import LetterTokenizer, copy, make_decoder, make_scalar_model, one_device, user
 
 from prl_jax.data.records import PreferenceRecord
 from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, stack_rows
 from prl_jax.judges import GenerativeJudge, ScalarJudge
-from prl_jax.models import LOGICAL_AXES, last_index
-from prl_jax.optim import make_optimizer
+from prl_jax.models import LOGICAL_AXES, ScalarModel, last_index
 from prl_jax.text.judging import JudgeTemplate, verdict_ids
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.state import create_state
@@ -33,8 +33,8 @@ SCALAR = functools.partial(encode_scalar_pair, TOKENIZER, max_prompt=8, max_resp
 PAIR = functools.partial(encode_generative_pair, TOKENIZER, TEMPLATE, max_length=LENGTH)
 KINDS = {
     "bradley_terry": (make_scalar_model, SCALAR, bradley_terry_objective()),
-    "antisymmetric": (make_decoder, PAIR, generative_objective(VERDICTS, w_cons=0.1)),
-    "both_orders": (make_decoder, PAIR, generative_objective(VERDICTS, form="both_orders")),
+    "antisymmetric": (make_decoder, PAIR, generative_objective(VERDICTS)),
+    "both_orders": (make_decoder, PAIR, generative_objective(VERDICTS, form="both_orders", w_cons=0.1)),
 }
 
 
@@ -89,20 +89,21 @@ def test_row_13_rows_without_weight_do_not_count(kind):
     np.testing.assert_allclose(loss(model, other).sum, term.sum, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["bradley_terry", "antisymmetric"], indirect=True)
 def test_a_tiny_set_is_learnt(kind):
-    """The trained judge then tells every pair apart, in both orders."""
+    """The trained judge then tells every pair apart, whichever response comes first."""
     model, batch, objective, _ = kind
-    optimizer = make_optimizer(learning_rate=0.02, total_steps=40)
+    optimizer = optax.adam(0.01)
     state = create_state(copy(model), optimizer, one_device(), LOGICAL_AXES)
     step = make_train_step(objective, optimizer)
     for _ in range(40):
         state, metrics = step(state, batch)
     assert float(metrics["accuracy"]) == 1.0 and float(metrics["loss"]) < 0.3
     texts = [record.prompt for record in RECORDS], [r.chosen for r in RECORDS], [r.rejected for r in RECORDS]
-    if "verdict_mass" in metrics:
-        judge = GenerativeJudge(state.model, TOKENIZER, TEMPLATE, max_length=LENGTH, batch_size=12)
-    else:
+    if isinstance(state.model, ScalarModel):
         judge = ScalarJudge(state.model, TOKENIZER, max_length=LENGTH, batch_size=12)
+    else:
+        judge = GenerativeJudge(state.model, TOKENIZER, TEMPLATE, max_length=LENGTH, batch_size=12)
     assert judge(*texts).p_first.min() > 0.5
     assert judge(texts[0], texts[2], texts[1]).p_first.max() < 0.5
 

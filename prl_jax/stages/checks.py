@@ -1,0 +1,272 @@
+"""What can be told of a run before it starts, so that a mistake in the last stage does not show after the first ones.
+
+`check_config` looks at the config alone; `check_inputs` at the files that the unfinished stages read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from prl_jax.data.gold import make_arguments, parse
+from prl_jax.data.gold.arguments import SPLITS
+from prl_jax.data.records import PromptRecord
+from prl_jax.data.sources import KINDS as SOURCE_KINDS
+from prl_jax.errors import UserError, naming
+from prl_jax.models import DecoderConfig
+from prl_jax.optim import make_optimizer
+from prl_jax.sampling import SamplingConfig
+from prl_jax.sharding import BATCH_AXES
+from prl_jax.stages.config import build
+from prl_jax.stages.context import StageContext, gold_arguments
+from prl_jax.stages.durations import to_steps
+from prl_jax.stages.rules import GOLD, JUDGES, NONE, POLICIES, RULES
+from prl_jax.text.chat import Turn, prompt_text
+from prl_jax.text.judging import JudgeTemplate, encode_judge_row, verdict_ids
+from prl_jax.text.tokenizer import Tokenizer
+from prl_jax.training.ppo import PPOConfig
+
+_RESERVED = ("data", "tokenizer")  # folders of a workdir that belong to no stage
+_NAME = re.compile(r"[A-Za-z0-9]\w*", re.ASCII)
+_TYPES = {
+    str: "a string",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    tuple: "a list",
+    dict: "a section",
+}
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises `UserError` for a config that cannot run; it names the key."""
+    declared = build({}).to_dict()
+    for name, value in config.items():
+        if name not in declared and not (isinstance(value, ConfigDict) and "kind" in value):
+            raise UserError(f"config: {name!r} is neither a declared key nor a stage (a section with a kind)")
+    _conform({k: v for k, v in config.items() if k in declared}, declared, "")
+    DecoderConfig.from_dict(config.model.to_dict(), vocab_size=1)
+    make_arguments(gold_arguments(config))
+    if config.seed < 0:
+        raise UserError(f"seed={config.seed}, expected at least 0")
+    if not config.stages:
+        raise UserError("stages: empty, expected the names of the stages to run")
+    for index, name in enumerate(config.stages):
+        if name in config.stages[:index]:
+            raise UserError(f"stages: {name!r} is listed twice")
+        if name in declared or name in _RESERVED or not _NAME.fullmatch(name):
+            raise UserError(f"stages: {name!r} cannot be the name of a stage; use letters, digits and _")
+        if name not in config:
+            raise UserError(f"stages: {name!r} has no section in the config")
+        if config[name].kind not in RULES:
+            raise UserError(f"{name}.kind={config[name].kind!r}, expected one of {', '.join(RULES)}")
+        _check_section(config, name)
+
+
+def check_inputs(contexts: Sequence[StageContext], tokenizer: Tokenizer | None) -> None:
+    """Raises `UserError` for what the stages will not be able to use: their data, their batches on the mesh, their
+    verdict words. `tokenizer` is that of the stages that train from text, if there are any."""
+    for context in contexts:
+        section, rules = context.section, RULES[context.section.kind]
+        for key, what in rules.sources.items():
+            if key not in rules.unused(section):
+                with naming(f"{context.name}.{key}"):
+                    _check_source(context, key, what)
+        _check_batches(context)
+        if section.kind == "generative":
+            assert tokenizer is not None
+            with naming(context.name):
+                _check_template(section, tokenizer)
+
+
+def _conform(given: Mapping[str, Any], declared: Mapping[str, Any], prefix: str) -> None:
+    """The same keys as declared, with values of the same types."""
+    for name in (*declared, *given):
+        key = f"{prefix}{name}"
+        if name not in declared:
+            raise UserError(f"{key}: no such key; known: {', '.join(declared)}")
+        if name not in given:
+            raise UserError(f"{key}: is missing; make the section with prl_jax.stages.config, which declares every key")
+        value, default = given[name], declared[name]
+        kind = dict if isinstance(default, Mapping) else type(default)
+        accepted = {dict: (Mapping, ConfigDict), tuple: (tuple, list), float: (float, int)}.get(kind, (kind,))
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"{key}={value!r}: expected {_TYPES[kind]}, such as {default!r}")
+        if kind is dict and default:
+            _conform(dict(value.items()), default, f"{key}.")
+
+
+def _check_section(config: ConfigDict, name: str) -> None:
+    section, rules = config[name], RULES[config[name].kind]
+    _conform(dict(section.items()), rules.declared(), f"{name}.")
+    unused = rules.unused(section)
+    for key, words in rules.choices.items():
+        if _at(section, key) not in words:
+            raise UserError(f"{name}.{key}={_at(section, key)!r}, expected one of {', '.join(map(repr, words))}")
+    for key, least in rules.at_least.items():
+        if not _at(section, key) >= least:
+            raise UserError(f"{name}.{key}={_at(section, key)!r}, expected at least {least}")
+    for key, kinds in rules.stages.items():
+        if key not in unused:
+            _check_reference(config, name, key, _at(section, key), kinds)
+    for key in rules.lengths:
+        to_steps(_at(section, key), key=f"{name}.{key}", batch_size=1, examples=1)
+    for key in rules.durations:
+        to_steps(_at(section, key), key=f"{name}.{key}", total=1)
+    for key in rules.optimizers:
+        values = {k: v for k, v in _at(section, key).items() if k != "warmup"}
+        with naming(f"{name}.{key}"):
+            make_optimizer(**values, total_steps=1)
+    for key in rules.sources:
+        source = _at(section, key)
+        if source.kind not in SOURCE_KINDS:
+            raise UserError(f"{name}.{key}.kind={source.kind!r}, expected one of {', '.join(SOURCE_KINDS)}")
+        if source.limit < 0 or source.skip < 0:
+            raise UserError(f"{name}.{key}: limit={source.limit}, skip={source.skip}, expected at least 0")
+        if source.kind == "gold" and source.split not in SPLITS:
+            raise UserError(f"{name}.{key}.split={source.split!r}, expected one of {', '.join(SPLITS)}")
+    for check in _FURTHER.get(section.kind, ()):
+        check(config, name)
+
+
+def _check_reference(config: ConfigDict, name: str, key: str, value: str, kinds: Sequence[str]) -> None:
+    """`value` names a stage of one of the kinds that runs before stage `name`, or what stands for one."""
+    if (value == "" and NONE in kinds) or (value == GOLD and GOLD in kinds):
+        return
+    before = config.stages[: config.stages.index(name)]
+    fit = [n for n in before if config[n].kind in kinds] + [repr(w) for w in (GOLD,) if w in kinds]
+    fit += ["'' for none"] if NONE in kinds else []
+    expected = (
+        f"expected one of: {', '.join(fit)}" if fit else f"no stage before {name} is of kind {' or '.join(kinds)}"
+    )
+    if value not in config.stages:
+        raise UserError(f"{name}.{key}={value!r} is not among the stages; {expected}")
+    if value not in before:
+        raise UserError(f"{name}.{key}={value!r} does not run before {name}; change the order of stages, or {expected}")
+    if config[value].kind not in kinds:
+        raise UserError(f"{name}.{key}={value!r} is a {config[value].kind} stage; {expected}")
+
+
+def _check_accumulation(config: ConfigDict, name: str) -> None:
+    section = config[name]
+    if section.batch_size % section.accumulate:
+        raise UserError(
+            f"{name}: batch_size={section.batch_size} does not divide into accumulate={section.accumulate} microbatches"
+        )
+
+
+def _check_anchors(config: ConfigDict, name: str) -> None:
+    section = config[name]
+    if section.choice == "best_of_n" and section.keep > section.samples:
+        raise UserError(f"{name}.keep={section.keep}, expected at most samples={section.samples}")
+
+
+def _check_ppo(config: ConfigDict, name: str) -> None:
+    section = config[name]
+    with naming(f"{name}.algorithm"):
+        algorithm = PPOConfig(**section.algorithm.to_dict(), temperature=section.temperature)
+    if not (algorithm.dual == 0 or algorithm.dual > 1):
+        raise UserError(f"{name}.algorithm.dual={algorithm.dual}, expected 0 (none) or a number above 1")
+    sampling = SamplingConfig(1, (0,), 0, temperature=section.temperature, top_k=section.top_k, top_p=section.top_p)
+    if sampling.truncates:
+        raise UserError(
+            f"{name}: top_k={section.top_k}, top_p={section.top_p}: PPO's ratio needs the log-probs of the "
+            "distribution that was sampled; set top_k=0 and top_p=1"
+        )
+    rows = section.prompts_per_step * section.group_size
+    if rows % (algorithm.minibatches * algorithm.accumulate):
+        raise UserError(
+            f"{name}: {rows} rows a step (prompts_per_step * group_size) do not divide into "
+            f"{algorithm.minibatches} minibatches of {algorithm.accumulate} microbatches"
+        )
+    if section.reward == "score":
+        _check_reference(config, name, "judge", section.judge, ("bradley_terry",))
+    elif section.opponents != "anchor" and (
+        section.group_size < 2 or (section.opponents == "peer" and section.group_size % 2)
+    ):
+        raise UserError(
+            f"{name}.group_size={section.group_size}: opponents={section.opponents!r} needs at least 2 samples a "
+            "prompt, and peers an even number"
+        )
+    needs_anchor = section.critic_sees_anchor or (section.reward == "pairwise" and section.opponents == "anchor")
+    if needs_anchor and not section.anchors:
+        raise UserError(f"{name}: needs anchors; name the anchors stage in {name}.anchors")
+    if section.anchors and not _covers(config[section.anchors].prompts, section.prompts):
+        raise UserError(
+            f"{name}.prompts reads prompts that {section.anchors}.prompts does not; give both the same source"
+        )
+
+
+def _covers(whole: ConfigDict, part: ConfigDict) -> bool:
+    """Whether every record of one source is surely a record of another."""
+    if any(whole[key] != part[key] for key in ("kind", "path", "split")) or whole.skip > part.skip:
+        return False
+    return not whole.limit or bool(part.limit and part.skip + part.limit <= whole.skip + whole.limit)
+
+
+def _check_evaluation(config: ConfigDict, name: str) -> None:
+    section = config[name]
+    for judge in section.judges:
+        _check_reference(config, name, "judges", judge, JUDGES)
+    for stage, arm in section.arms.items():
+        _check_reference(config, name, "arms", stage, POLICIES)
+        _conform(dict(arm.items()), {"title": "", "judge": ""}, f"{name}.arms.{stage}.")
+        if arm.judge not in ("", GOLD, *section.judges):
+            raise UserError(f"{name}.arms.{stage}.judge={arm.judge!r}, expected one of {name}.judges, 'gold' or ''")
+    if section.arms and not section.baseline:
+        raise UserError(f"{name}.baseline: empty, expected the policy that the arms are compared with")
+
+
+_FURTHER: Mapping[str, Sequence[Callable[[ConfigDict, str], None]]] = {
+    "sft": (_check_accumulation,),
+    "bradley_terry": (_check_accumulation,),
+    "generative": (_check_accumulation,),
+    "anchors": (_check_anchors,),
+    "ppo": (_check_ppo,),
+    "evaluation": (_check_evaluation,),
+}
+
+
+def _check_source(context: StageContext, key: str, what: str) -> None:
+    """Reads a source to the end. Built-in data are made when the stage runs, and nothing is wrong with them."""
+    section, source = context.section, _at(context.section, key)
+    if source.kind == "gold":
+        return
+    records = context.records(source, what)
+    prompts = [record for record in records if isinstance(record, PromptRecord)]
+    judge = "evaluation.judge" if key == "evaluation.prompts" else "judge"
+    if prompts and section.kind in ("ppo", "evaluation") and _at(section, judge) == GOLD:
+        for record in prompts:
+            parse(prompt_text(record.prompt))
+    if section.kind == "anchors" and section.choice == "reference":
+        missing = next((record.id for record in prompts if record.reference is None), None)
+        if missing is not None:
+            raise UserError(f"prompt {missing!r} has no reference answer; use choice='best_of_n' or another source")
+
+
+def _check_batches(context: StageContext) -> None:
+    section, shards = context.section, 1
+    for axis in BATCH_AXES:
+        shards *= context.mesh.shape[axis]
+    if section.kind == "ppo":
+        rows, what = section.prompts_per_step * section.group_size, "prompts_per_step * group_size"
+    else:
+        rows, what = section.batch_size, "batch_size"
+    if rows % shards:
+        raise UserError(f"{context.name}: {what} = {rows} does not divide among the mesh's {shards} shards of a batch")
+
+
+def _check_template(section: ConfigDict, tokenizer: Tokenizer) -> None:
+    """Verdicts are single tokens, and the template's own tokens leave room in a row."""
+    template = JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
+    verdict_ids(tokenizer, template)
+    encode_judge_row(tokenizer, template, (Turn("user", ""),), "", "", max_length=section.max_length)
+
+
+def _at(section: ConfigDict, key: str) -> Any:
+    for part in key.split("."):
+        section = section[part]
+    return section

@@ -1,0 +1,208 @@
+"""The PPO update: what moves, what is frozen, and that it learns."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import make_decoder, make_scalar_model, on_mesh, one_device, random_tokens
+
+from prl_jax.losses import kl_estimate
+from prl_jax.models import LOGICAL_AXES
+from prl_jax.optim import make_optimizer
+from prl_jax.sampling import SamplingConfig, generate, row_keys
+from prl_jax.training.ppo import CriticContext, PPOConfig, initial_state, make_update, ppo_objective, prepare, run_update
+from prl_jax.training.rollout import response_logprobs
+from prl_jax.training.state import create_state
+from prl_jax.training.step import gradients
+
+ROWS, PROMPT, ROOM, WANTED, EOS = 32, 3, 4, 7, 21
+CONFIG = PPOConfig(
+    epochs=2, minibatches=2, kl_coef=0.01, entropy_weight=0.003, temperature=0.8, missing_eos_penalty=0.1
+)
+SAMPLING = SamplingConfig(ROOM, (EOS,), EOS, temperature=CONFIG.temperature)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """A policy whose every token is fairly likely, and functions that are compiled once."""
+    mesh, optimizer = one_device(), make_optimizer(learning_rate=0.05, total_steps=100)
+    policy, critic = make_decoder(0, layers=1), make_scalar_model(1, layers=1)
+    policy.embedding[...] = policy.embedding[...] * 0.5
+    prompt = jnp.asarray(random_tokens(2, ROWS, PROMPT))
+    prompt_mask = jnp.arange(PROMPT) >= jnp.arange(ROWS)[:, None] % PROMPT
+    update = make_update(CONFIG, optimizer, optimizer)
+
+    def fresh():
+        return initial_state(
+            *(create_state(on_mesh(model, mesh), optimizer, mesh, LOGICAL_AXES) for model in (policy, critic)), CONFIG
+        )
+
+    def sample(state, n: int):
+        keys = row_keys(jax.random.fold_in(jax.random.key(0), n), 0, ROWS)
+        return generate(state.policy.model, prompt, prompt_mask, keys, config=SAMPLING)
+
+    def freeze(state, rollout):
+        wanted = (rollout.response == WANTED) & rollout.mask
+        score = wanted.sum(1) / rollout.mask.sum(1)
+        context = CriticContext(prompt, prompt_mask)
+        return prepare(state, reference, rollout, context, score.astype(jnp.float32), config=CONFIG)
+
+    reference = on_mesh(policy, mesh)
+    return SimpleNamespace(fresh=fresh, sample=sample, freeze=freeze, update=update)
+
+
+@pytest.fixture(scope="module")
+def experience(bench):
+    state = bench.fresh()
+    return bench.freeze(state, bench.sample(state, 0))
+
+
+def equal(one, other) -> bool:
+    return all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+def test_row_10_the_sampler_agrees_with_the_trainer(experience):
+    """At a temperature other than 1, before any update; and policy and reference are still the same."""
+    _, metrics = experience
+    assert float(metrics["sampler_gap"]) < 1e-5
+    np.testing.assert_allclose(metrics["kl"], 0.0, atol=1e-4)
+
+
+def test_row_09_the_ratio_leaves_1_after_the_first_update(bench, experience):
+    """Old log-probs stay those of the rollout, so the same rows are clipped when they come again."""
+    frozen, _ = experience
+    state, rows, seen = bench.fresh(), jnp.arange(ROWS // 2), []
+    for _ in range(4):
+        state, metrics = bench.update(state, frozen, rows, jnp.asarray(True))
+        seen.append(jax.device_get(metrics))
+    np.testing.assert_allclose(seen[0]["ratio"], 1.0, atol=1e-5)
+    assert seen[0]["clip_fraction"] == 0 and seen[0]["approx_kl"] < 1e-8
+    assert all(metrics["clip_fraction"] > 0.02 and metrics["approx_kl"] > 1e-3 for metrics in seen[2:])
+    assert seen[1]["policy_loss"] < seen[0]["policy_loss"]
+
+
+def test_run_update_goes_over_all_rows_and_logs_the_first_clip_fraction(bench, experience):
+    frozen, calls = experience[0], []
+
+    def update(state, batch, index, train_policy):
+        assert batch is frozen and bool(train_policy) and index.shape == (ROWS // 2,)
+        calls.append(np.asarray(index))
+        return state, {"clip_fraction": jnp.float32(len(calls)), "loss": jnp.float32(len(calls) ** 2)}
+
+    _, metrics = run_update(update, bench.fresh(), frozen, jax.random.key(1), CONFIG, train_policy=True)
+    assert len(calls) == CONFIG.epochs * CONFIG.minibatches == 4
+    for epoch in (calls[:2], calls[2:]):
+        assert sorted(np.concatenate(epoch)) == list(range(ROWS))
+    assert (calls[0] != calls[2]).any()
+    assert {name: float(value) for name, value in metrics.items()} == {
+        "clip_fraction": 2.5, "loss": 7.5, "clip_fraction_first": 1.0
+    }  # fmt: skip
+
+
+def test_the_critic_warms_up_while_the_policy_stays_bitwise(bench, experience):
+    before, state = bench.fresh(), bench.fresh()
+    state, metrics = run_update(bench.update, state, experience[0], jax.random.key(0), CONFIG, train_policy=False)
+    assert equal(state.policy, before.policy)
+    assert not equal(state.critic.model, before.critic.model) and int(state.critic.step) == 4
+    assert float(metrics["clip_fraction"]) == 0.0
+    again, warmer = run_update(bench.update, state, experience[0], jax.random.key(0), CONFIG, train_policy=False)
+    assert float(warmer["value_loss"]) < float(metrics["value_loss"])
+    trained, _ = run_update(bench.update, again, experience[0], jax.random.key(0), CONFIG, train_policy=True)
+    assert not equal(trained.policy.model, before.policy.model) and int(trained.policy.step) == 4
+
+
+def test_the_new_state_keeps_its_shardings(bench, experience):
+    """What the compiler chose instead would make the next update compile once more."""
+    state = bench.fresh()
+    expected = [x.sharding for x in jax.tree.leaves(state)]
+    state, _ = bench.update(state, experience[0], jnp.arange(ROWS // 2), jnp.asarray(True))
+    assert [x.sharding for x in jax.tree.leaves(state)] == expected
+
+
+BASE = dataclasses.replace(CONFIG, e_lo=0.1, value_weight=0.7)
+CONFIGS = {
+    "reward": BASE,
+    "loss": dataclasses.replace(
+        BASE, kl_placement="loss", kl_estimator="k2", kl_coef=0.5, reduce="seq_mean_token_sum", dual=3.0
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def partly_masked(experience):
+    """An experience some of whose rows do not train the policy."""
+    batch = experience[0]
+    return batch._replace(loss_mask=batch.loss_mask & (jnp.arange(ROWS) % 5 > 0)[:, None])
+
+
+@pytest.fixture(scope="module")
+def results(partly_masked):
+    """Terms and gradients of PPO's loss under two configs, for models that are no longer those of the rollout."""
+    models = make_decoder(3, layers=1), make_scalar_model(4, layers=1)
+
+    @jax.jit
+    def run(models, batch):
+        out = {}
+        for name, config in CONFIGS.items():
+            objective = ppo_objective(config, jnp.float32(config.kl_coef))
+            whole, parts = (gradients(objective, models, batch, n) for n in (1, 4))
+            out[name] = {"whole": whole, "parts": parts}
+            out[name] |= {"terms": objective.terms(models, batch), "denominators": objective.denominators(batch)}
+        out["logp"] = response_logprobs(models[0], batch.rows, batch.response, batch.mask, CONFIG.temperature)[0]
+        return out
+
+    return jax.device_get(run(models, partly_masked))
+
+
+@pytest.mark.parametrize("placement", CONFIGS)
+def test_row_13_accumulation_gives_the_same_gradient(results, placement):
+    (one, metrics), (four, others) = results[placement]["whole"], results[placement]["parts"]
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max() + 1e-7)
+        assert np.abs(a).max() > 0
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], others[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("placement", CONFIGS)
+def test_row_13_denominators_are_those_of_the_terms(results, partly_masked, placement):
+    terms, denominators = results[placement]["terms"], results[placement]["denominators"]
+    assert terms.keys() == denominators.keys()
+    for name, term in terms.items():
+        assert float(term.denominator) == float(denominators[name]) > 0
+    tokens, trained = (float(mask.sum()) for mask in (partly_masked.mask, partly_masked.loss_mask))
+    assert denominators["value_loss"] == tokens and denominators["kl_loss"] == trained < tokens
+    policy = {"reward": trained, "loss": float(partly_masked.loss_mask.any(1).sum())}
+    assert denominators["policy_loss"] == policy[placement]
+
+
+@pytest.mark.parametrize("placement", CONFIGS)
+def test_the_loss_is_the_weighted_sum_of_its_terms(results, placement):
+    metrics = results[placement]["whole"][1]
+    weights = {"policy_loss": 1.0, "value_loss": 0.7, "entropy_loss": 0.003}
+    weights |= {"kl_loss": 0.5} if placement == "loss" else {}
+    np.testing.assert_allclose(metrics["loss"], sum(w * metrics[name] for name, w in weights.items()), rtol=1e-4)
+
+
+def test_row_11_the_kl_loss_uses_the_named_estimator(results, partly_masked):
+    mask = np.asarray(partly_masked.loss_mask)
+    for placement, kind in (("reward", "k1"), ("loss", "k2")):
+        kl = np.asarray(kl_estimate(jnp.asarray(results["logp"]), partly_masked.logp_ref, kind))[mask].mean()
+        np.testing.assert_allclose(results[placement]["whole"][1]["kl_loss"], kl, rtol=1e-4)
+    assert results["loss"]["whole"][1]["kl_loss"] > 0.1
+
+
+def test_a_certain_token_is_learnt(bench):
+    """A bandit: the share of one token is the reward."""
+    state, rewards = bench.fresh(), []
+    for n in range(20):
+        frozen, metrics = bench.freeze(state, bench.sample(state, n))
+        rewards.append(float(metrics["score"]))
+        assert float(metrics["sampler_gap"]) < 1e-4
+        state, _ = run_update(bench.update, state, frozen, jax.random.key(n), CONFIG, train_policy=n > 0)
+    print(rewards)
+    assert np.mean(rewards[:2]) < 0.1 and np.mean(rewards[-3:]) > 0.6
+    assert float(metrics["kl"]) > 1.0

@@ -1,0 +1,65 @@
+"""Rows of prompt and response, and what is read off them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import make_decoder, make_rollout, make_scalar_model
+
+from prl_jax.training.rollout import join_rows, response_logprobs, response_values
+
+PROMPTS, LENGTHS, ROOM = [3, 1, 4], [2, 5, 1], 5
+
+
+@pytest.fixture(scope="module")
+def rollout():
+    return make_rollout(0, PROMPTS, LENGTHS, [False, True, False], room=ROOM)
+
+
+@pytest.fixture(scope="module")
+def rows(rollout):
+    return join_rows(rollout.prompt, rollout.prompt_mask, rollout.response, rollout.mask)
+
+
+def test_row_16_positions_count_the_real_tokens(rollout, rows):
+    for i, (prompt, length) in enumerate(zip(PROMPTS, LENGTHS, strict=True)):
+        valid = np.asarray(rows.segments[i]) == 1
+        assert np.flatnonzero(valid).tolist() == list(range(4 - prompt, 4 + length))
+        assert rows.positions[i][valid].tolist() == list(range(prompt + length))
+        np.testing.assert_array_equal(rows.tokens[i, :4], rollout.prompt[i])
+        np.testing.assert_array_equal(rows.tokens[i, 4:], rollout.response[i])
+    assert rows.positions.min() == 0 and all(x.dtype == jnp.int32 for x in rows)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_row_06_log_probs_are_those_of_the_tempered_distribution(rollout, rows, temperature):
+    model = make_decoder(layers=1)
+
+    @jax.jit
+    def run(model):
+        logits = model.logits(model.hidden(*rows)) / temperature
+        return response_logprobs(model, rows, rollout.response, rollout.mask, temperature), logits
+
+    (logp, entropy), logits = run(model)
+    law = jax.nn.log_softmax(logits, axis=-1)
+    for i, t in np.ndindex(3, ROOM):
+        if t < LENGTHS[i]:  # the token before it predicts a token; the first one follows the prompt
+            before = law[i, 4 + t - 1]
+            np.testing.assert_allclose(logp[i, t], before[rollout.response[i, t]], atol=2e-5)
+            np.testing.assert_allclose(entropy[i, t], -(jnp.exp(before) * before).sum(), atol=2e-5)
+        else:
+            assert logp[i, t] == entropy[i, t] == 0
+    assert logp.dtype == jnp.float32
+
+
+def test_values_stand_before_each_token_and_after_the_last(rollout, rows):
+    critic = make_scalar_model(layers=1)
+
+    @jax.jit
+    def run(critic):
+        return response_values(critic, rows, ROOM), critic.values(rows)
+
+    (values, after), everywhere = run(critic)
+    np.testing.assert_allclose(values, everywhere[:, 3:-1], atol=1e-6)
+    np.testing.assert_allclose(after, everywhere[:, -1], atol=1e-6)
+    assert values.shape == (3, ROOM) and after.shape == (3,)

@@ -7,6 +7,10 @@ A checkpoint has three items: `model` (the trained parameters, alone, for whoeve
 from __future__ import annotations
 
 import contextlib
+import inspect
+import os
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,13 +24,13 @@ from prl_jax.errors import UserError
 Tree = TypeVar("Tree")
 
 
-def flatten(tree: Any) -> dict[str, jax.Array]:
-    """Leaves of a pytree by their dotted path, `blocks.attention.q`."""
+def flatten(tree: Any) -> dict[str, Any]:
+    """Leaves of a pytree, arrays or abstract ones, by their dotted path, `blocks.attention.q`."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {_name(path): leaf for path, leaf in leaves}
 
 
-def unflatten(like: Tree, arrays: dict[str, jax.Array]) -> Tree:
+def unflatten(like: Tree, arrays: dict[str, Any]) -> Tree:
     """The inverse of `flatten` for a tree with the structure of `like`."""
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     return jax.tree.unflatten(structure, [arrays[_name(path)] for path, _ in paths])
@@ -89,13 +93,14 @@ class Checkpoints:
             train=ocp.args.StandardSave(flatten(train)),
             data=ocp.args.JsonSave(data),
         )
-        try:
-            self._manager.save(step, args=args)
-        except Exception as error:  # Orbax and TensorStore raise OSError, ValueError and their own kinds alike.
-            raise UserError(
-                f"{self.directory}: cannot save step {step} ({_first_line(error)}); the checkpoint before it is kept; "
-                "free some disk space and run the same command again"
-            ) from error
+        with _without_stragglers():
+            try:
+                self._manager.save(step, args=args)
+            except Exception as error:  # Orbax and TensorStore raise OSError, ValueError and their own kinds alike.
+                raise UserError(
+                    f"{self.directory}: cannot save step {step} ({_reason(error)}); the checkpoint before it is "
+                    "kept; free some disk space and run the same command again"
+                ) from error
 
     def restore(self, *, model: Tree, train: Any) -> tuple[Tree, Any, dict[str, Any]]:
         """The newest checkpoint, onto the shapes and shardings of the given trees (arrays or abstract)."""
@@ -120,13 +125,33 @@ class Checkpoints:
         step = self.latest()
         if step is None:
             raise UserError(f"{self.directory}: holds no checkpoint; train the stage first")
-        try:
-            yield step
-        except Exception as error:
-            raise UserError(
-                f"{self.directory}/{step}: the checkpoint cannot be read ({_first_line(error)}); delete this folder to "
-                "continue from the one before it, or train the stage anew"
-            ) from error
+        with _without_stragglers():
+            try:
+                yield step
+            except Exception as error:
+                raise UserError(
+                    f"{self.directory}/{step}: the checkpoint cannot be read ({_reason(error)}); delete "
+                    f"{self.directory.parent} to train this stage anew"
+                ) from error
+
+
+@contextlib.contextmanager
+def _without_stragglers() -> Iterator[None]:
+    """Keeps quiet what Orbax's other reads and writes say, out of their threads, once one of them has failed.
+
+    They may speak after this is left, so the hook stays where there was an error.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        coroutine = unraisable.object if inspect.iscoroutine(unraisable.object) else None
+        of_orbax = coroutine is not None and "orbax" in coroutine.cr_code.co_filename
+        if not of_orbax and "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = before
 
 
 @jax.jit
@@ -138,6 +163,10 @@ def _abstract(tree: Any) -> dict[str, Any]:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), flatten(tree))
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """The operating system's reason, where there is one, in place of where in a database it was met."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code is not None:
+        return os.strerror(int(code[1]))
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:200] + " ..."

@@ -252,8 +252,8 @@ def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
 
 
 def _quiet() -> None:
-    """Libraries keep to themselves: what they log below an error is not for the user's terminal."""
-    logging.set_verbosity(logging.ERROR)
+    """Libraries keep to themselves: what they log is not for the user's terminal, which shows the error itself."""
+    logging.set_verbosity(logging.FATAL)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

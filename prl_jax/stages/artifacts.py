@@ -64,8 +64,10 @@ def read_card(directory: Path) -> ModelCard:
             f"{directory}: not a model directory (no {MODEL_FILE}); give a stage of a workdir, such as WORKDIR/sft"
         )
     try:
-        return ModelCard(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        card = ModelCard(**json.loads(path.read_text()))
+        card.config  # noqa: B018  (checks its values)
+        return card
+    except (OSError, ValueError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{path}: cannot be read ({error}); train the stage anew") from error
 
 

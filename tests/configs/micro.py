@@ -1,8 +1,9 @@
 """Every kind of stage in a few steps each, for the tests.
 
     prl run --config tests/configs/micro.py --workdir DIR
+    prl run --config tests/configs/micro.py:short --workdir DIR
 
-Hardware: 1 CPU core. Time: half a minute, nearly all of it compilation. Result: none; nothing learns anything here.
+Hardware: 1 CPU core. Time: a minute (short: half of it), nearly all of it compilation. Result: nothing learns anything.
 """
 
 from ml_collections import ConfigDict
@@ -10,39 +11,44 @@ from ml_collections import ConfigDict
 from prl_jax.stages import config as c
 
 
-def get_config() -> ConfigDict:
-    """Both reward models, both kinds of anchors, PPO on scores and on each kind of opponent."""
+def get_config(variant: str = "all") -> ConfigDict:
+    """`all`: both judges, both kinds of anchors, PPO on scores and on each kind of opponent. `short`: one of each kind,
+    long enough to be interrupted in the middle."""
+    steps = 6 if variant == "all" else 16
     lengths = dict(max_prompt=12, max_response=6)
-    often = dict(log_every="1 steps", save_every="2 steps", evaluate_every="3 steps", batch_size=16)
+    often = dict(log_every="1 steps", save_every="2 steps", evaluate_every="5 steps", batch_size=16)
+    prompts = c.source(limit=24)
     ppo = dict(
+        prompts=prompts,
         prompts_per_step=8,
         duration="4 steps",
         critic_warmup="1 steps",
         save_every="2 steps",
-        prompts=c.source(limit=24),
         evaluation=dict(every="2 steps", prompts=c.source(split="validation", limit=8)),
     )
     stages = dict(
-        sft=c.sft(duration="6 steps", validation=c.source(split="validation", limit=20), **lengths, **often),
+        sft=c.sft(duration=f"{steps} steps", validation=c.source(split="validation", limit=20), **lengths, **often),
         bt=c.bradley_terry(init_from="sft", duration="4 steps", **lengths, **often),
-        genrm=c.generative(init_from="sft", duration="6 steps", max_length=32, soft_labels=True, **often),
-        anchors=c.anchors(prompts=c.source(limit=24), samples=3, keep=2, batch_size=24),
-        references=c.anchors(prompts=c.source(limit=24), choice="reference"),
-        ppo=c.ppo(judge="bt", reward="score", anchors="", **ppo),
-        pairwise_ppo=c.ppo(critic_sees_anchor=True, **ppo),
-        peer_ppo=c.ppo(judge="gold", opponents="peer", anchors="references", group_size=2, **ppo | dict(prompts_per_step=4)),
-        group_ppo=c.ppo(opponents="group", reward_form="centred", anchors="", group_size=4, **ppo | dict(prompts_per_step=2)),
-        evaluation=c.evaluation(
-            judges=("bt", "genrm"),
-            prompts=c.source(split="test", limit=16),
-            samples=2,
-            bootstrap=50,
-            batch_size=16,
-            arms=dict(
-                ppo=dict(title="BT + PPO", judge="bt"),
-                pairwise_ppo=dict(title="Pairwise-RL", judge="genrm"),
-            ),
-        ),
+        genrm=c.generative(init_from="sft", duration=f"{steps} steps", max_length=32, soft_labels=True, **often),
+        anchors=c.anchors(prompts=prompts, samples=3, keep=2, batch_size=24),
+        pairwise_ppo=c.ppo(critic_sees_anchor=True, **ppo | dict(duration=f"{steps - 2} steps")),
+    )
+    if variant == "all":
+        peers, group = ppo | dict(prompts_per_step=4, group_size=2), ppo | dict(prompts_per_step=2, group_size=4)
+        stages |= dict(
+            references=c.anchors(prompts=prompts, choice="reference"),
+            ppo=c.ppo(judge="bt", reward="score", anchors="", **ppo),
+            peer_ppo=c.ppo(judge="gold", opponents="peer", anchors="references", **peers),
+            group_ppo=c.ppo(opponents="group", reward_form="centred", anchors="", **group),
+        )
+    titles = dict(ppo=dict(title="BT + PPO", judge="bt"), pairwise_ppo=dict(title="Pairwise-RL", judge="genrm"))
+    stages["evaluation"] = c.evaluation(
+        judges=("bt", "genrm"),
+        prompts=c.source(split="test", limit=16),
+        samples=2,
+        bootstrap=50,
+        batch_size=16,
+        arms={name: arm for name, arm in titles.items() if name in stages},
     )
     return c.build(
         stages,

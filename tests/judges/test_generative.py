@@ -61,12 +61,8 @@ def test_batch_size_and_mates_change_nothing(judge, model):
 
 
 def test_row_04_the_pad_token_changes_nothing(judge, model):
-    other = GenerativeJudge(
-        model, LetterTokenizer(pad_is_eos=True), JudgeTemplate(), max_length=LENGTH, batch_size=4
-    )
-    np.testing.assert_allclose(
-        other(PROMPTS, FIRST, SECOND).z_12, judge(PROMPTS, FIRST, SECOND).z_12, atol=2e-5
-    )
+    other = GenerativeJudge(model, LetterTokenizer(pad_is_eos=True), JudgeTemplate(), max_length=LENGTH, batch_size=4)
+    np.testing.assert_allclose(other(PROMPTS, FIRST, SECOND).z_12, judge(PROMPTS, FIRST, SECOND).z_12, atol=2e-5)
 
 
 def test_shared_positions_reach_the_model(judge, model):

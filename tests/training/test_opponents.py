@@ -51,7 +51,9 @@ def test_groups_equal_plain_python(kind):
         orders = sigmoid(got.z_ya[i][got.mask[i]]), sigmoid(got.z_ay[i][got.mask[i]])
         np.testing.assert_allclose(sorted((orders[0] + 1 - orders[1]) / 2), sorted(expected), rtol=1e-5)
     # Each unordered pair is asked once, the identical one never.
-    pairs = {(text, frozenset((RESPONSES[i], RESPONSES[j]))) for i, text in enumerate(TEXTS) for j in opponents(kind, i)}
+    pairs = {
+        (text, frozenset((RESPONSES[i], RESPONSES[j]))) for i, text in enumerate(TEXTS) for j in opponents(kind, i)
+    }
     asked_pairs = [(text, frozenset(pair)) for text, *pair in asked.asked]
     if kind == "group":  # "a" stands twice in the first group, so two of its pairs are asked twice
         assert len(asked_pairs) == 6 - 1 + 6

@@ -63,7 +63,8 @@ def prepared(state, reference, rollout):
     context = CriticContext(rollout.prompt, rollout.prompt_mask)
     arguments = (state, reference, rollout, context, jnp.asarray(SCORE))
     return {
-        name: jax.device_get(prepare(*arguments, config=config)) for name, config in (("plain", PLAIN), ("other", OTHER))
+        name: jax.device_get(prepare(*arguments, config=config))
+        for name, config in (("plain", PLAIN), ("other", OTHER))
     }
 
 

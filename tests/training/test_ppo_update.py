@@ -2,6 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,19 @@ from prl_jax.losses import kl_estimate
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
 from prl_jax.sampling import SamplingConfig, generate, row_keys
-from prl_jax.training.ppo import CriticContext, PPOConfig, initial_state, make_update, ppo_objective, prepare, run_update
+from prl_jax.training.ppo import (
+    CriticContext,
+    PPOConfig,
+    initial_state,
+    make_update,
+    ppo_objective,
+    prepare,
+    run_update,
+)
 from prl_jax.training.rollout import response_logprobs
 from prl_jax.training.state import create_state
 from prl_jax.training.step import gradients
+from prl_jax.types import LossOutput
 
 ROWS, PROMPT, ROOM, WANTED, EOS = 32, 3, 4, 7, 21
 CONFIG = PPOConfig(
@@ -28,7 +38,7 @@ SAMPLING = SamplingConfig(ROOM, (EOS,), EOS, temperature=CONFIG.temperature)
 @pytest.fixture(scope="module")
 def bench():
     """A policy whose every token is fairly likely, and functions that are compiled once."""
-    mesh, optimizer = one_device(), make_optimizer(learning_rate=0.05, total_steps=100)
+    mesh, optimizer = one_device(), make_optimizer(learning_rate=0.03, total_steps=100)
     policy, critic = make_decoder(0, layers=1), make_scalar_model(1, layers=1)
     policy.embedding[...] = policy.embedding[...] * 0.5
     prompt = jnp.asarray(random_tokens(2, ROWS, PROMPT))
@@ -129,6 +139,7 @@ CONFIGS = {
         BASE, kl_placement="loss", kl_estimator="k2", kl_coef=0.5, reduce="seq_mean_token_sum", dual=3.0
     ),
 }
+OBJECTIVES = {name: ppo_objective(config, jnp.float32(config.kl_coef)) for name, config in CONFIGS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -138,28 +149,29 @@ def partly_masked(experience):
     return batch._replace(loss_mask=batch.loss_mask & (jnp.arange(ROWS) % 5 > 0)[:, None])
 
 
+class Results(NamedTuple):
+    terms: dict[str, dict[str, LossOutput]]
+    logp: jax.Array
+    whole: tuple[Any, dict[str, jax.Array]]
+    parts: tuple[Any, dict[str, jax.Array]]
+
+
 @pytest.fixture(scope="module")
 def results(partly_masked):
-    """Terms and gradients of PPO's loss under two configs, for models that are no longer those of the rollout."""
+    """PPO's terms under two configs and gradients of one, for models that are no longer those of the rollout."""
     models = make_decoder(3, layers=1), make_scalar_model(4, layers=1)
 
     @jax.jit
     def run(models, batch):
-        out = {}
-        for name, config in CONFIGS.items():
-            objective = ppo_objective(config, jnp.float32(config.kl_coef))
-            whole, parts = (gradients(objective, models, batch, n) for n in (1, 4))
-            out[name] = {"whole": whole, "parts": parts}
-            out[name] |= {"terms": objective.terms(models, batch), "denominators": objective.denominators(batch)}
-        out["logp"] = response_logprobs(models[0], batch.rows, batch.response, batch.mask, CONFIG.temperature)[0]
-        return out
+        logp, _ = response_logprobs(models[0], batch.rows, batch.response, batch.mask, CONFIG.temperature)
+        terms = {name: objective.terms(models, batch) for name, objective in OBJECTIVES.items()}
+        return Results(terms, logp, *(gradients(OBJECTIVES["loss"], models, batch, n) for n in (1, 4)))
 
-    return jax.device_get(run(models, partly_masked))
+    return run(models, partly_masked)
 
 
-@pytest.mark.parametrize("placement", CONFIGS)
-def test_row_13_accumulation_gives_the_same_gradient(results, placement):
-    (one, metrics), (four, others) = results[placement]["whole"], results[placement]["parts"]
+def test_row_13_accumulation_gives_the_same_gradient(results):
+    (one, metrics), (four, others) = results.whole, results.parts
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max() + 1e-7)
         assert np.abs(a).max() > 0
@@ -167,32 +179,34 @@ def test_row_13_accumulation_gives_the_same_gradient(results, placement):
         np.testing.assert_allclose(metrics[name], others[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("placement", CONFIGS)
-def test_row_13_denominators_are_those_of_the_terms(results, partly_masked, placement):
-    terms, denominators = results[placement]["terms"], results[placement]["denominators"]
-    assert terms.keys() == denominators.keys()
-    for name, term in terms.items():
-        assert float(term.denominator) == float(denominators[name]) > 0
+@pytest.mark.parametrize("name", CONFIGS)
+def test_row_13_denominators_are_those_of_the_terms(results, partly_masked, name):
+    terms, denominators = results.terms[name], OBJECTIVES[name].denominators(partly_masked)
+    assert terms.keys() == denominators.keys() == OBJECTIVES[name].weights.keys()
+    for key, term in terms.items():
+        assert float(term.denominator) == float(denominators[key]) > 0
     tokens, trained = (float(mask.sum()) for mask in (partly_masked.mask, partly_masked.loss_mask))
     assert denominators["value_loss"] == tokens and denominators["kl_loss"] == trained < tokens
     policy = {"reward": trained, "loss": float(partly_masked.loss_mask.any(1).sum())}
-    assert denominators["policy_loss"] == policy[placement]
+    assert denominators["policy_loss"] == policy[name]
 
 
-@pytest.mark.parametrize("placement", CONFIGS)
-def test_the_loss_is_the_weighted_sum_of_its_terms(results, placement):
-    metrics = results[placement]["whole"][1]
-    weights = {"policy_loss": 1.0, "value_loss": 0.7, "entropy_loss": 0.003}
-    weights |= {"kl_loss": 0.5} if placement == "loss" else {}
-    np.testing.assert_allclose(metrics["loss"], sum(w * metrics[name] for name, w in weights.items()), rtol=1e-4)
+def test_the_loss_is_the_weighted_sum_of_its_terms(results):
+    """KL in the reward leaves no KL term in the loss; in the loss it has the coefficient."""
+    for name, kl_weight in (("reward", 0.0), ("loss", 0.5)):
+        weights = {key: float(weight) for key, weight in OBJECTIVES[name].weights.items()}
+        expected = {"policy_loss": 1.0, "value_loss": 0.7, "entropy_loss": 0.003, "kl_loss": kl_weight}
+        assert weights == pytest.approx(expected)
+    total = sum(weight * float(results.terms["loss"][key].value) for key, weight in weights.items())
+    np.testing.assert_allclose(results.whole[1]["loss"], total, rtol=1e-4)
 
 
 def test_row_11_the_kl_loss_uses_the_named_estimator(results, partly_masked):
     mask = np.asarray(partly_masked.loss_mask)
-    for placement, kind in (("reward", "k1"), ("loss", "k2")):
-        kl = np.asarray(kl_estimate(jnp.asarray(results["logp"]), partly_masked.logp_ref, kind))[mask].mean()
-        np.testing.assert_allclose(results[placement]["whole"][1]["kl_loss"], kl, rtol=1e-4)
-    assert results["loss"]["whole"][1]["kl_loss"] > 0.1
+    for name, kind in (("reward", "k1"), ("loss", "k2")):
+        kl = np.asarray(kl_estimate(results.logp, partly_masked.logp_ref, kind))[mask].mean()
+        np.testing.assert_allclose(results.terms[name]["kl_loss"].value, kl, rtol=1e-4)
+        assert abs(kl) > 0.1
 
 
 def test_a_certain_token_is_learnt(bench):
@@ -203,6 +217,5 @@ def test_a_certain_token_is_learnt(bench):
         rewards.append(float(metrics["score"]))
         assert float(metrics["sampler_gap"]) < 1e-4
         state, _ = run_update(bench.update, state, frozen, jax.random.key(n), CONFIG, train_policy=n > 0)
-    print(rewards)
     assert np.mean(rewards[:2]) < 0.1 and np.mean(rewards[-3:]) > 0.6
     assert float(metrics["kl"]) > 1.0

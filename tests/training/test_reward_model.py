@@ -25,7 +25,14 @@ LENGTH = 18
 RECORDS = [
     PreferenceRecord(str(i), user(prompt), good, bad)
     for i, (prompt, good, bad) in enumerate(
-        [("a", "cd", "ef"), ("b", "ef", "cd"), ("a", "g", "hhh"), ("b", "hhh", "g"), ("c", "", "kk"), ("ab", "lm", "ml")]
+        [
+            ("a", "cd", "ef"),
+            ("b", "ef", "cd"),
+            ("a", "g", "hhh"),
+            ("b", "hhh", "g"),
+            ("c", "", "kk"),
+            ("ab", "lm", "ml"),
+        ]
     )
 ]
 VERDICTS = verdict_ids(TOKENIZER, TEMPLATE)

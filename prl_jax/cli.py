@@ -90,6 +90,8 @@ def _run(argv: Sequence[str]) -> None:
 
 def _run_flags(argv: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
+    # The module under whose name ml_collections loads a config file; what another file has left in it would stay.
+    sys.modules.pop("config_config", None)
     flags.DEFINE_string("workdir", None, "Folder of the run, new or to be continued.", flag_values=values)
     config_flags.DEFINE_config_file("config", None, "Config file.", flag_values=values, sys_argv=["prl run", *argv])
     return values

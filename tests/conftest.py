@@ -4,7 +4,21 @@ import os
 import sys
 from pathlib import Path
 
-# Before jax is imported. Identities are held to float32 rounding, which accelerators don't promise.
+import jax
+
+# Identities are held to float32 rounding, which accelerators don't promise.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+
+# Tests compile hundreds of small programs and run each a few times: less optimised machine code halves their time.
+# XLA reads its flags when the backend starts; processes that tests start get those of the user again.
+_flags = os.environ.get("XLA_FLAGS")
+os.environ["XLA_FLAGS"] = f"{_flags or ''} --xla_backend_optimization_level=0"
+jax.devices()
+if _flags is None:
+    del os.environ["XLA_FLAGS"]
+else:
+    os.environ["XLA_FLAGS"] = _flags
+
 # `--import-mode=importlib` leaves sys.path alone, so that test files find no neighbour without this.
 sys.path.append(str(Path(__file__).parent))

@@ -51,6 +51,7 @@ class Step(NamedTuple):
     comparisons: Comparisons | None
     score: np.ndarray
     rollout: Rollout
+    truncated_prompts: int
 
 
 def iteration(
@@ -72,6 +73,7 @@ def iteration(
     )
     state = adapt_kl(state, before["kl"], len(done.responses), setup.config)
     metrics = {**metrics, **before, "kl_coef": state.kl_coef, "reward": jnp.asarray(done.score.mean())}
+    metrics["truncated_prompts"] = jnp.asarray(done.truncated_prompts)
     if done.comparisons is not None:
         metrics |= _judge_metrics(setup.context.section.opponents, done.comparisons)
     return state, metrics, done, experience
@@ -90,7 +92,8 @@ def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
     responses = decode_responses(setup.tokenizer, rollout)
     if section.reward == "score":
         assert isinstance(setup.judge, ScalarJudge)
-        return Step(prompts, responses, anchors, None, setup.judge.scores(prompts, responses), rollout)
+        scores = setup.judge.scores(prompts, responses)
+        return Step(prompts, responses, anchors, None, scores, rollout, encoded.truncated)
     comparisons = compare(
         setup.judge,
         section.opponents,
@@ -100,7 +103,7 @@ def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
         anchors=anchors,
         form=section.reward_form,
     )
-    return Step(prompts, responses, anchors, comparisons, comparisons.reward, rollout)
+    return Step(prompts, responses, anchors, comparisons, comparisons.reward, rollout, encoded.truncated)
 
 
 def critic_context(setup: Setup, done: Step) -> CriticContext:
@@ -124,7 +127,7 @@ def _judge_metrics(opponents: str, comparisons: Comparisons) -> dict[str, jax.Ar
     """How the judge saw the step: win probability, and how often the two orders name different winners."""
     mask = comparisons.mask
     disagree = (np.sign(comparisons.z_ya) == np.sign(comparisons.z_ay)) & mask
-    wins = pairwise_rl_reward(comparisons.z_ya, comparisons.z_ay, mask).mean()
+    wins = pairwise_rl_reward(*map(jnp.asarray, (comparisons.z_ya, comparisons.z_ay, mask))).mean()
     return {f"win_rate_{opponents}": wins, "order_disagreement": jnp.asarray(disagree.sum() / mask.sum())}
 
 

@@ -45,7 +45,7 @@ class Rules:
     lengths: Sequence[str] = ()
     durations: Sequence[str] = ()
     optimizers: Sequence[str] = ()
-    at_least: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    at_least: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unused: Callable[[ConfigDict], Sequence[str]] = lambda section: ()
 
 

@@ -49,7 +49,7 @@ class Supervised:
     validation: Sequence[Any]
     encode: Callable[[Any], tuple[Any, bool]]
     sample: Callable[[Any], list[dict[str, Any]]]
-    counters: Mapping[str, float]
+    counters: Mapping[str, int]
 
 
 def train(context: StageContext, task: Supervised) -> dict[str, float]:

@@ -121,8 +121,8 @@ def test_layers_are_slices_of_the_stack(model):
         np.testing.assert_array_equal(block.mlp.up[...], model.blocks.mlp.up[...][i])
 
 
-def test_rematerialising_changes_no_gradient(model):
-    again = make_decoder(remat=True)
+def test_rematerialising_changes_no_gradient():
+    model, again = make_decoder(layers=1), make_decoder(layers=1, remat=True)
     assert again.config.remat and not model.config.remat
     tokens = jnp.asarray(random_tokens(8, 2, 6))
     loss = lambda model: jnp.sum(jax.nn.log_softmax(model(tokens))[..., 3])  # noqa: E731
@@ -133,8 +133,8 @@ def test_rematerialising_changes_no_gradient(model):
         assert np.abs(one).max() > 0
 
 
-def test_row_15_a_bfloat16_model_gives_float32_logits_near_those_of_float32(model):
-    narrow = make_decoder(dtype="bfloat16")
+def test_row_15_a_bfloat16_model_gives_float32_logits_near_those_of_float32():
+    model, narrow = make_decoder(layers=1), make_decoder(layers=1, dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(narrow)} == {jnp.dtype("float32")}
     rows = token_rows(random_tokens(9, 2, 6), 6)
 
@@ -153,8 +153,8 @@ def test_row_15_a_bfloat16_model_gives_float32_logits_near_those_of_float32(mode
     np.testing.assert_allclose(logits, exact, rtol=1e-4, atol=1e-4)
 
 
-def test_tied_embeddings_are_the_untied_case_with_the_transposed_table(model):
-    untied = make_decoder(tied_embeddings=False)
+def test_tied_embeddings_are_the_untied_case_with_the_transposed_table():
+    model, untied = make_decoder(layers=1), make_decoder(layers=1, tied_embeddings=False)
     names = {path_names(path)[0] for path, _ in jax.tree_util.tree_flatten_with_path(untied)[0]}
     tied_names = {path_names(path)[0] for path, _ in jax.tree_util.tree_flatten_with_path(model)[0]}
     assert names - tied_names == {"head"}

@@ -60,12 +60,16 @@ def test_row_15_a_fresh_head_gives_its_bias_in_float32():
 def test_row_19_verdicts_are_normalised_over_the_vocabulary():
     model = make_decoder(vocab_size=6, layers=1)
     rows = token_rows([random_tokens(i, n, high=6).tolist() for i, n in enumerate((4, 1, 6))], 6)
-    pairs = jax.jit(lambda model: [verdict_log_probs(model, rows, (i, i + 1)) for i in (0, 2, 4)])(model)
-    both = np.concatenate(pairs, axis=1)
-    assert both.shape == (3, 6)
-    np.testing.assert_allclose(np.exp(both).sum(1), 1.0, rtol=1e-5)
-    logits = np.asarray(model.logits(model.hidden(*rows)))[np.arange(3), [3, 0, 5]]
-    np.testing.assert_allclose(both - both[:, :1], logits - logits[:, :1], atol=1e-5)
+
+    @jax.jit
+    def run(model):
+        pairs = [verdict_log_probs(model, rows, (i, i + 1)) for i in (0, 2, 4)]
+        return jnp.concatenate(pairs, axis=1), model.logits(model.hidden(*rows))
+
+    log_probs, logits = run(model)
+    np.testing.assert_allclose(np.exp(log_probs).sum(1), 1.0, rtol=1e-5)
+    logits = np.asarray(logits)[np.arange(3), [3, 0, 5]]
+    np.testing.assert_allclose(log_probs - log_probs[:, :1], logits - logits[:, :1], atol=1e-5)
 
 
 def test_verdicts_do_not_depend_on_batch_mates():

@@ -62,10 +62,8 @@ def forward(state, reference, rollout):
 def prepared(state, reference, rollout):
     context = CriticContext(rollout.prompt, rollout.prompt_mask)
     arguments = (state, reference, rollout, context, jnp.asarray(SCORE))
-    return {
-        name: jax.device_get(prepare(*arguments, config=config))
-        for name, config in (("plain", PLAIN), ("other", OTHER))
-    }
+    configs = {"plain": PLAIN, "other": OTHER}
+    return {name: jax.device_get(prepare(*arguments, config=config)) for name, config in configs.items()}
 
 
 def plain_gae(rewards, values, bootstrap, gamma, lam):

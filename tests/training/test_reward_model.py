@@ -22,19 +22,15 @@ from prl_jax.types import PreferenceBatch
 TOKENIZER, TEMPLATE = LetterTokenizer(), JudgeTemplate()
 LENGTH = 18
 # What is better differs from prompt to prompt, so that no response is good in itself.
-RECORDS = [
-    PreferenceRecord(str(i), user(prompt), good, bad)
-    for i, (prompt, good, bad) in enumerate(
-        [
-            ("a", "cd", "ef"),
-            ("b", "ef", "cd"),
-            ("a", "g", "hhh"),
-            ("b", "hhh", "g"),
-            ("c", "", "kk"),
-            ("ab", "lm", "ml"),
-        ]
-    )
+TRIPLES = [
+    ("a", "cd", "ef"),
+    ("b", "ef", "cd"),
+    ("a", "g", "hhh"),
+    ("b", "hhh", "g"),
+    ("c", "", "kk"),
+    ("ab", "lm", "ml"),
 ]
+RECORDS = [PreferenceRecord(text, user(text.split()[0]), *text.split()[1:]) for text in TRIPLES]
 VERDICTS = verdict_ids(TOKENIZER, TEMPLATE)
 SCALAR = functools.partial(encode_scalar_pair, TOKENIZER, max_prompt=8, max_response=10)
 PAIR = functools.partial(encode_generative_pair, TOKENIZER, TEMPLATE, max_length=LENGTH)

@@ -31,25 +31,25 @@ def test_row_16_positions_count_the_real_tokens(rollout, rows):
     assert rows.positions.min() == 0 and all(x.dtype == jnp.int32 for x in rows)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_row_06_log_probs_are_those_of_the_tempered_distribution(rollout, rows, temperature):
+def test_row_06_log_probs_are_those_of_the_tempered_distribution(rollout, rows):
     model = make_decoder(layers=1)
 
     @jax.jit
     def run(model):
-        logits = model.logits(model.hidden(*rows)) / temperature
-        return response_logprobs(model, rows, rollout.response, rollout.mask, temperature), logits
+        logits = model.logits(model.hidden(*rows))
+        return logits, [response_logprobs(model, rows, rollout.response, rollout.mask, t) for t in (1.0, 0.5)]
 
-    (logp, entropy), logits = run(model)
-    law = jax.nn.log_softmax(logits, axis=-1)
-    for i, t in np.ndindex(3, ROOM):
-        if t < LENGTHS[i]:  # the token before it predicts a token; the first one follows the prompt
-            before = law[i, 4 + t - 1]
-            np.testing.assert_allclose(logp[i, t], before[rollout.response[i, t]], atol=2e-5)
-            np.testing.assert_allclose(entropy[i, t], -(jnp.exp(before) * before).sum(), atol=2e-5)
-        else:
-            assert logp[i, t] == entropy[i, t] == 0
-    assert logp.dtype == jnp.float32
+    logits, results = jax.device_get(run(model))
+    for temperature, (logp, entropy) in zip((1.0, 0.5), results, strict=True):
+        law = np.asarray(jax.nn.log_softmax(logits / temperature, axis=-1))
+        for i, t in np.ndindex(3, ROOM):
+            if t < LENGTHS[i]:  # the token before it predicts a token; the first one follows the prompt
+                before = law[i, 4 + t - 1]
+                np.testing.assert_allclose(logp[i, t], before[rollout.response[i, t]], atol=2e-5)
+                np.testing.assert_allclose(entropy[i, t], -(np.exp(before) * before).sum(), atol=2e-5)
+            else:
+                assert logp[i, t] == entropy[i, t] == 0
+        assert logp.dtype == np.float32
 
 
 def test_values_stand_before_each_token_and_after_the_last(rollout, rows):

@@ -1,0 +1,64 @@
+"""The command line, run inside the test's process."""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from prl_jax import cli
+
+ROOT = Path(__file__).parents[1]
+MICRO = str(ROOT / "tests" / "configs" / "micro.py")
+
+
+class Done(NamedTuple):
+    """What a command left on the terminal."""
+
+    code: int
+    out: str
+    err: str
+
+
+def prl(*argv: object) -> Done:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = cli.main([str(word) for word in argv])
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def unoptimised() -> Iterator[None]:
+    """XLA compiles in a third of the time; for tests that compile a lot and compute little."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def refused(*argv: object) -> str:
+    """The one line that a command is refused with, after the progress that it may have shown."""
+    done = prl(*argv)
+    *progress, line = done.err.splitlines()
+    assert (done.code, done.out) == (2, ""), done
+    assert line.startswith("prl: ") and not any(shown.startswith(("prl", "Traceback")) for shown in progress), done
+    return line
+
+
+def says(line: str, *words: str) -> bool:
+    """Whether a message holds all the words."""
+    missing = [word for word in words if word not in line]
+    assert not missing, f"{missing} not in: {line}"
+    return True
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

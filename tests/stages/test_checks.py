@@ -1,0 +1,203 @@
+"""What is wrong with a run is told before it starts, and leaves nothing behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+from running import MICRO, ROOT, prl, refused, says, write_rows
+
+PAIR = {"prompt": "rev ab.", "chosen": "ba", "rejected": "ab"}
+
+
+def run(tmp_path: Path, *overrides: str, config: object = MICRO) -> str:
+    """The message that a run with overrides is refused with; nothing is written."""
+    line = refused("run", "--config", config, "--workdir", tmp_path / "run", *(f"--config.{o}" for o in overrides))
+    assert not (tmp_path / "run").exists()
+    return line
+
+
+def stages(*names: str) -> str:
+    return f"stages=({', '.join(map(repr, names))},)"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        # Flags and keys.
+        (["seed=abc"], ["--config.seed=abc", "int"]),
+        (["seed=1.5"], ["--config.seed=1.5"]),
+        (["sft.optimizer.learning_rate=fast"], ["learning_rate=fast"]),
+        (["logging.progress=perhaps"], ["progress=perhaps"]),
+        (["sft.batchsize=8"], ["--config.sft.batchsize", "nearest is --config.sft.batch_size"]),
+        (["genrm.optimiser.b1=0.5"], ["no such key", "nearest is --config.genrm.optimizer.b1"]),
+        (["sft=3"], ["--config.sft=3"]),
+        (["seed=-1"], ["seed=-1", "at least 0"]),
+        # Durations.
+        (["sft.duration=soon"], ["sft.duration='soon'", '"300 steps"']),
+        (["bt.duration=10%"], ["bt.duration", "cannot be counted"]),
+        (["genrm.save_every=2 epochs"], ["genrm.save_every", "cannot be counted"]),
+        (["pairwise_ppo.critic_warmup=-1 steps"], ["pairwise_ppo.critic_warmup"]),
+        (["ppo.evaluation.every=often"], ["ppo.evaluation.every"]),
+        (["sft.optimizer.warmup=warm"], ["sft.optimizer.warmup"]),
+        # Words that are options, in whichever stage.
+        (["pairwise_ppo.opponents=ancor"], ["pairwise_ppo.opponents='ancor'", "'anchor', 'peer', 'group'"]),
+        (["ppo.reward=points"], ["ppo.reward='points'", "'pairwise', 'score'"]),
+        (["group_ppo.reward_form=square"], ["group_ppo.reward_form", "'centred'"]),
+        (["ppo.algorithm.reduce=mean"], ["ppo.algorithm.reduce", "'token_mean'"]),
+        (["ppo.algorithm.kl_estimator=k4"], ["ppo.algorithm.kl_estimator", "'k3'"]),
+        (["ppo.algorithm.kl_placement=nowhere"], ["ppo.algorithm", "kl_placement='nowhere'", "'reward'"]),
+        (["ppo.critic_optimizer.schedule=step"], ["ppo.critic_optimizer", "schedule='step'", "cosine"]),
+        (["genrm.template=compact"], ["genrm.template='compact'", "'compact-v1'"]),
+        (["genrm.form=both"], ["genrm.form='both'", "'both_orders'"]),
+        (["anchors.choice=best"], ["anchors.choice='best'", "'best_of_n'"]),
+        (["evaluation.anchors=gold"], ["evaluation.anchors='gold'", "'reference'"]),
+        (["evaluation.pairs.kind=csv"], ["evaluation.pairs.kind='csv'", "jsonl"]),
+        (["evaluation.pairs.split=dev"], ["evaluation.pairs.split='dev'", "validation"]),
+        (["tokenizer.kind=word"], ["tokenizer.kind='word'", "'bpe'"]),
+        (["model.dtype=float16"], ["dtype='float16'", "bfloat16"]),
+        (["gold.reference=best"], ["reference = 'best'", "'gold'"]),
+        # Numbers that make no sense, alone or together.
+        (["sft.batch_size=0"], ["sft.batch_size=0", "at least 1"]),
+        (["bt.accumulate=3"], ["bt: batch_size=16", "accumulate=3"]),
+        (["genrm.data.limit=-1"], ["genrm.data", "limit=-1"]),
+        (["genrm.max_length=4"], ["genrm", "without any content", "4"]),
+        (["sft.optimizer.learning_rate=0"], ["sft.optimizer", "learning_rate=0"]),
+        (["anchors.keep=5"], ["anchors.keep=5", "samples=3"]),
+        (["ppo.prompts_per_step=3"], ["ppo: 3 rows a step", "2 minibatches"]),
+        (["ppo.temperature=0"], ["ppo.algorithm", "temperature=0"]),
+        (["ppo.top_k=5"], ["ppo: top_k=5", "set top_k=0"]),
+        (["ppo.algorithm.dual=0.5"], ["ppo.algorithm.dual=0.5", "above 1"]),
+        (["ppo.algorithm.epochs=0"], ["ppo.algorithm", "epochs"]),
+        (["peer_ppo.group_size=3", "peer_ppo.prompts_per_step=4"], ["peer_ppo.group_size=3", "even"]),
+        (["group_ppo.group_size=1", "group_ppo.prompts_per_step=8"], ["group_ppo.group_size=1", "at least 2"]),
+        (["model.heads=3", "model.kv_heads=2"], ["heads=3", "kv_heads=2"]),
+        (["mesh.data=3"], ["mesh", "devices"]),
+        # Verdict words.
+        (["genrm.verdicts=('yes', 'no')"], ["genrm", 'verdict word "no"', "2 tokens"]),
+        (["genrm.verdicts=('Y', 'Y')"], ["genrm", "Y"]),
+        # Stages and what they name.
+        (["stages=()"], ["stages: empty"]),
+        ([stages("sft", "sft")], ["'sft' is listed twice"]),
+        ([stages("sft", "policy")], ["stages: 'policy' has no section"]),
+        ([stages("sft", "model")], ["stages: 'model' cannot be the name"]),
+        ([stages("genrm", "sft")], ["genrm.init_from='sft' does not run before genrm"]),
+        ([stages("genrm")], ["genrm.init_from='sft' is not among the stages", "'' for none"]),
+        (["sft.init_from=bt"], ["sft.init_from='bt' does not run before sft"]),
+        (["sft.init_from=sft"], ["sft.init_from='sft' does not run before sft"]),
+        (["bt.init_from=anchors"], ["bt.init_from='anchors'"]),
+        (["pairwise_ppo.judge=sft"], ["pairwise_ppo.judge='sft' is a sft stage", "bt, genrm"]),
+        (["pairwise_ppo.policy=genrm"], ["pairwise_ppo.policy='genrm' is a generative stage", "sft"]),
+        (["pairwise_ppo.anchors="], ["pairwise_ppo: needs anchors", "pairwise_ppo.anchors"]),
+        (["pairwise_ppo.anchors=bt"], ["pairwise_ppo.anchors='bt' is a bradley_terry stage", "anchors"]),
+        (["pairwise_ppo.prompts.split=test"], ["pairwise_ppo.prompts", "anchors.prompts", "same source"]),
+        (["pairwise_ppo.prompts.limit=25"], ["pairwise_ppo.prompts", "anchors.prompts", "same source"]),
+        (["ppo.judge=genrm"], ["ppo.judge='genrm' is a generative stage", "bt"]),
+        (["ppo.judge=gold"], ["ppo.judge='gold' is not among the stages", "bt"]),
+        (["ppo.evaluation.judge=silver"], ["ppo.evaluation.judge='silver'", "'gold'"]),
+        (["evaluation.judges=('bt', 'sft')"], ["evaluation.judges='sft' is a sft stage"]),
+        (["evaluation.baseline="], ["evaluation.baseline", "compared"]),
+        (["evaluation.arms.ppo.judge=pairwise_ppo"], ["evaluation.arms.ppo.judge='pairwise_ppo'"]),
+        ([stages("sft", "bt", "genrm", "evaluation")], ["evaluation.arms='pairwise_ppo' is not among the stages"]),
+        (["ppo.kind=dpo"], ["ppo.kind='dpo'", "bradley_terry"]),
+    ],
+    ids=lambda value: ",".join(value)[:60].replace("/", "_") if isinstance(value, list) else None,
+)  # fmt: skip
+def test_configs_that_cannot_run_are_refused_by_key(tmp_path, overrides, words):
+    assert says(run(tmp_path, *overrides), *words)
+
+
+def test_data_of_a_later_stage_is_read_before_the_first_one(tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    rows = [f"genrm.data.{key}" for key in ("kind=jsonl", f"path={data}")]
+    assert says(run(tmp_path, *rows), "genrm.data", str(data), "no such file")
+    data.write_text(json.dumps(PAIR) + '\n{"prompt": ')
+    assert says(run(tmp_path, *rows), "genrm.data", f"{data}:2", "malformed JSON")
+    write_rows(data, [PAIR, {"prompt": "a", "chosen": "b"}])
+    assert says(run(tmp_path, *rows), "genrm.data", f"{data}:2", '"rejected" is missing')
+    write_rows(data, [PAIR | {"chosen": 7}])
+    assert says(run(tmp_path, *rows), "genrm.data", f"{data}:1", '"chosen" is 7')
+    data.write_text("\n")
+    assert says(run(tmp_path, *rows), "genrm.data", str(data), "empty")
+    write_rows(data, [PAIR])
+    assert says(run(tmp_path, *rows, "genrm.data.skip=1"), "genrm", "skip=1 leaves no record")
+    assert says(run(tmp_path, "sft.data.kind=tfds", "sft.data.path=no_such_data"), "sft.data", "no_such_data")
+    assert says(run(tmp_path, "sft.data.kind=jsonl"), "sft.data", "no path")
+
+
+def test_prompts_that_the_exact_judge_cannot_read_are_refused(tmp_path):
+    data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "rev abc."}, {"prompt": "What is up?"}])
+    rows = [f"evaluation.prompts.{key}" for key in ("kind=jsonl", f"path={data}")]
+    assert says(run(tmp_path, *rows), "evaluation.prompts", "What is up?", "sort dbca!")
+    rows = [f"{stage}.prompts.{key}" for stage in ("references", "peer_ppo") for key in ("kind=jsonl", f"path={data}")]
+    assert says(run(tmp_path, *rows), "references.prompts", f"{data}:1", "no reference")
+
+
+def test_an_unset_variable_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("PRL_DATA_DIR", raising=False)
+    for name in ("ukp_judges", "hh_pairwise_ppo"):
+        assert says(run(tmp_path, config=ROOT / "experiments" / f"{name}.py"), "PRL_DATA_DIR is not set")
+    monkeypatch.setenv("PRL_DATA_DIR", str(tmp_path / "nowhere"))
+    assert says(run(tmp_path, config=ROOT / "experiments" / "ukp_judges.py"), str(tmp_path / "nowhere"), "no such file")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("def get_config(:", ["SyntaxError", "line 1"]),
+        ("x = 1", ["defines no get_config()"]),
+        ("def get_config():\n    return undefined", ["NameError", "undefined"]),
+        ("import no_such_module", ["No module named 'no_such_module'"]),
+        ("def get_config():\n    open('/no/such/file')", ["/no/such/file"]),
+        ("def get_config(): pass", ["returned NoneType", "ConfigDict"]),
+        ("def get_config(): return {'seed': 1}", ["returned dict", "ConfigDict"]),
+        ("def get_config(): raise ValueError('bad\\nvalue')", ["value"]),
+        ("from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({'a': 1})", ["'a' is neither"]),
+        (
+            "from prl_jax.stages import config as c\ndef get_config(): return c.build(dict(s=c.sft(steps=3)))",
+            ["'steps'"],
+        ),
+        (
+            "from prl_jax.stages import config as c\ndef get_config(): return c.build(dict(s=c.sft(batch_size='16')))",
+            ["s.batch_size='16'", "an integer"],
+        ),
+        (
+            "from prl_jax.stages import config as c\ndef get_config():\n    return c.build(dict(s={'kind': 'sft'}))",
+            ["s.", "is missing", "prl_jax.stages.config"],
+        ),
+        ("from prl_jax.stages import config as c\ndef get_config(): return c.build({'../s': c.sft()})", ["../s"]),
+        (
+            "from prl_jax.stages import config as c\ndef get_config(): return c.build({'data': c.sft()})",
+            ["'data' cannot"],
+        ),
+    ],
+)
+def test_config_files_that_cannot_be_read_are_refused(tmp_path, source, words):
+    (tmp_path / "config.py").write_text(source)
+    assert says(run(tmp_path, config=tmp_path / "config.py"), *words)
+
+
+def test_flags_that_are_wrong_are_refused(tmp_path):
+    workdir = tmp_path / "run"
+    assert says(refused("run", "--workdir", workdir), "--config is missing")
+    assert says(refused("run", "--config", MICRO), "--workdir is missing")
+    assert says(refused("run", "--config", tmp_path / "no.py", "--workdir", workdir), "no.py", "no such file")
+    assert says(refused("run", "--config", tmp_path, "--workdir", workdir), str(tmp_path), "no such file")
+    assert says(refused("run", "--config", MICRO + ":", "--workdir", workdir, "--config"), "config")
+    assert says(refused("run", "--config", MICRO, "--workdir", workdir, "--sede=1"), "sede")
+    assert says(refused("run", "--config", MICRO, "--workdir", workdir, "more"), "unexpected argument 'more'")
+    assert says(refused("runs"), "unknown command 'runs'", "did you mean 'run'")
+    assert says(refused("xyz"), "expected one of run, judge, generate, report")
+    assert says(refused("judge", "--model", workdir), "--data is missing")
+    assert says(refused("judge", "--model=a", "--data=b", "--out=c", "--batch_size=0"), "batch_size=0")
+    for flag in ("--max_new_tokens=-1", "--temperature=-1", "--temperature=hot", "--seed=-1", "--top_k=-2", "--seed=x"):
+        line = refused("generate", "--model=a", "--prompts=b", "--out=c", flag)
+        assert says(line, flag.strip("-").split("=")[0])
+    assert says(refused("report"), "--workdir is missing")
+    assert not workdir.exists()
+
+
+def test_help_is_no_mistake(capsys):
+    assert prl("--help").code == prl("help").code == 0 and prl().code == 2
+    for command in ("run", "judge", "generate", "report"):
+        done = prl(command, "--help")
+        assert done.code == 0 and done.err == "" and f"prl {command}" in done.out and "--" in done.out

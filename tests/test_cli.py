@@ -1,0 +1,378 @@
+"""The command line from end to end, on a pipeline of a few steps: what it writes, prints and refuses."""
+
+import gzip
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl import logging
+from running import MICRO, ROOT, prl, read_rows, refused, says, unoptimised, write_rows
+
+from prl_jax.metrics import MetricsWriter
+
+STAGES = (
+    "sft", "bt", "genrm", "anchors", "pairwise_ppo", "references", "ppo", "peer_ppo", "group_ppo", "evaluation",
+)  # fmt: skip
+TRAINED = ("sft", "bt", "genrm", "ppo", "pairwise_ppo", "peer_ppo", "group_ppo")
+PPO = ("ppo", "pairwise_ppo", "peer_ppo", "group_ppo")
+JUDGES = ("bt", "genrm")
+PAIRS = [
+    {"id": "sure", "prompt": "sort dcb.", "chosen": "bcd", "rejected": "dcb"},
+    {"id": "soft", "prompt": "rev abc.", "chosen": "cba", "rejected": "abc~", "p_chosen": 0.8},
+    {"id": "votes", "prompt": "rev bcd.", "chosen": "dcb", "rejected": "d", "meta": {"votes": [1, 3, 0], "pos": 2}},
+    {"id": "tie", "prompt": "sort fe.", "chosen": "ef", "rejected": "e f", "tie": True},
+    {"id": "same", "prompt": "sort ba.", "chosen": "ab", "rejected": "ab"},
+    {"prompt": [{"role": "user", "content": "rev aab."}], "chosen": "baa", "rejected": "bba b"},
+]
+SOFT = [1.0, 0.8, 0.75, 0.5, 1.0, 1.0]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """Workdir and terminal of the micro pipeline, and the order of what it compiled and the steps that it logged."""
+    events = []
+
+    def on_compile(event: str, _: float, **labels: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(("compiled", labels["fun_name"], 0))
+
+    write = MetricsWriter.write
+
+    def on_write(self: MetricsWriter, step: int, metrics) -> None:
+        write(self, step, metrics)
+        events.append(("step", self.path.parent.name, step))
+
+    workdir, verbosity = tmp_path_factory.mktemp("runs") / "micro", logging.get_verbosity()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetricsWriter, "write", on_write)
+        patch.setattr(sys, "warnoptions", ["error"])  # the command line leaves warnings alone then: they fail the test
+        jax.monitoring.register_event_duration_secs_listener(on_compile)
+        try:
+            with unoptimised():
+                done = prl("run", "--config", MICRO, "--workdir", workdir)
+        finally:
+            jax.monitoring.unregister_event_duration_listener(on_compile)
+            logging.set_verbosity(verbosity)
+    assert done.code == 0, done.err
+    return workdir, done, events
+
+
+@pytest.fixture(scope="module")
+def workdir(pipeline):
+    return pipeline[0]
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    return write_rows(tmp_path / "pairs.jsonl", PAIRS)
+
+
+def judge(model, data, out):
+    done = prl("judge", "--model", model, "--data", data, "--out", out)
+    assert (done.code, done.err) == (0, ""), done
+    (line,) = done.out.splitlines()
+    return read_rows(out), json.loads(line)
+
+
+def generate(model, prompts, out, *flags):
+    done = prl("generate", "--model", model, "--prompts", prompts, "--out", out, *flags)
+    assert (done.code, done.err) == (0, ""), done
+    return read_rows(out)
+
+
+def test_run_leaves_the_files_of_a_workdir(workdir):
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["config"]["sft"]["optimizer"]["b2"] == 0.95 and config["versions"]["jax"] == jax.__version__
+    assert set(config) == {"config", "versions", "git_revision", "devices"} and config["devices"] == ["cpu cpu"]
+    for name in ("summary.json", "report.html", "report.md", "arms.png", "reliability.png", "win_rate_vs_kl.png"):
+        assert (workdir / name).stat().st_size > 500, name
+    assert {path.name for path in workdir.iterdir() if path.is_dir()} == {"data", *STAGES}
+    for name in STAGES:
+        assert (workdir / name / "result.json").is_file(), name
+    for name in TRAINED:
+        stage = workdir / name
+        assert {path.name for path in stage.iterdir() if "tfevents" not in path.name} == {
+            "checkpoints", "metrics.jsonl", "model.json", "result.json", "samples.jsonl", "tokenizer",
+        }  # fmt: skip
+        assert len(list(stage.glob("events.out.tfevents.*"))) == 1
+        last = str(read_rows(stage / "metrics.jsonl")[-1]["step"])
+        assert [path.name for path in (stage / "checkpoints").iterdir()] == [last]
+
+
+def test_metrics_have_what_they_are_read_for(workdir):
+    shared = {"loss", "grad_norm"}
+    for name, keys in {
+        "sft": {"validation_loss", "truncated_rows"},
+        "bt": {"accuracy", "margin", "validation_accuracy", "identical_pairs_skipped", "ties"},
+        "genrm": {"accuracy", "order_consistency", "position_bias", "validation_accuracy", "truncated_rows"},
+        "ppo": {"reward", "kl", "kl_coef", "entropy", "win_rate", "clip_fraction", "value_loss", "response_length"},
+        "pairwise_ppo": {"win_rate_anchor", "order_disagreement"},
+        "peer_ppo": {"win_rate_peer"},
+        "group_ppo": {"win_rate_group"},
+    }.items():
+        rows = read_rows(workdir / name / "metrics.jsonl")
+        assert shared | keys <= set().union(*rows), name
+        assert [row["step"] for row in rows] == list(range(len(rows)))
+    peers = read_rows(workdir / "peer_ppo" / "metrics.jsonl")[1:]
+    np.testing.assert_allclose([row["reward"] for row in peers], 0.5, atol=1e-6)  # what one wins the other loses
+
+
+def test_samples_of_ppo_add_up(workdir):
+    for name in PPO:
+        rows = read_rows(workdir / name / "samples.jsonl")
+        assert [row["step"] for row in rows] == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
+        for row in rows:
+            assert set(row) == {"step", "prompt", "response", "anchor", "p_12", "p_21", "reward", "logp", "kl"}
+            assert row["logp"] < 0 and (row["anchor"] is None) == (name in ("ppo", "group_ppo"))
+            assert (row["p_12"] is None) == (name == "ppo")
+    for row in read_rows(workdir / "peer_ppo" / "samples.jsonl"):  # one opponent, so its judgement is the reward
+        assert math.isclose(row["reward"], (row["p_12"] + 1 - row["p_21"]) / 2, abs_tol=1e-6)
+
+
+def test_anchors_are_one_list_a_prompt(workdir):
+    best, given = (read_rows(workdir / name / "anchors.jsonl") for name in ("anchors", "references"))
+    assert len(best) == len(given) == 24 and {len(row["anchors"]) for row in best} == {2}
+    assert {len(row["anchors"]) for row in given} == {1}
+    assert [row["id"] for row in best] == [row["id"] for row in given] and len({row["id"] for row in best}) == 24
+
+
+def test_summary_is_the_final_table_as_data(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert set(summary["judges"]) == {"bt", "genrm"} and summary["prompts"] == 16
+    assert [arm["stage"] for arm in summary["arms"]] == ["sft", "sft", "pairwise_ppo", "ppo"]
+    for arm in summary["arms"]:
+        assert 0 <= arm["win_rate_vs_sft_low"] <= arm["win_rate_vs_sft"] <= arm["win_rate_vs_sft_high"] <= 1
+        assert arm["response_length"] > 0 and "kl" in arm and "utility" in arm
+        judged = (arm["judge_accuracy"], arm["judge_ece"], arm["judge_order_consistency"])
+        assert all(v is None for v in judged) if arm["judge"] is None else all(0 <= v <= 1 for v in judged)
+    assert summary["arms"][0]["kl"] == 0.0
+
+
+def test_terminal_shows_stages_a_table_and_the_report_and_nothing_else(pipeline):
+    workdir, done, _ = pipeline
+    assert done.out.splitlines()[-1] == f"Report: {workdir / 'report.html'}" and "BT + PPO" in done.out
+    assert {line.split()[0] for line in done.err.splitlines()} == set(STAGES) - {"references"}
+    last = {line.split()[0]: line for line in done.err.splitlines()}
+    assert says(last["sft"], "6/6", "step/s", "ETA 0:00", "loss") and says(last["bt"], "accuracy")
+    assert says(last["pairwise_ppo"], "4/4", "win rate", "kl", "reward")
+
+
+def test_steps_of_ppo_compile_nothing(pipeline):
+    """All is compiled by the end of the second step, whose state is the first that an update has made."""
+    events = pipeline[2]
+    for name in PPO:
+        steps = {n: events.index(("step", name, n)) for n in range(5)}
+        before = [what for kind, what, _ in events[steps[0] : steps[1]] if kind == "compiled"]
+        assert sum("update" in what for what in before) == 1, f"{name}: {before}"
+        late = [what for kind, what, _ in events[steps[3] : steps[4]] if kind == "compiled"]
+        second = [what for kind, what, _ in events[steps[1] : steps[2]] if kind == "compiled"]
+        assert late == [] and not any("update" in w or "prepare" in w or "generate" in w for w in second), name
+
+
+def test_a_second_run_skips_every_stage(workdir):
+    files = [path for name in STAGES for path in (workdir / name).rglob("*") if path.is_file()]
+    before = [path.stat().st_mtime_ns for path in files]
+    free = ("--config.logging.progress=false", "--config.mesh.fsdp=-1", "--config.mesh.data=1")
+    done = prl("run", "--config", MICRO, "--workdir", workdir, *free)
+    assert done.code == 0 and f"Report: {workdir / 'report.html'}" in done.out
+    assert [line.split()[0] for line in done.err.splitlines()] == [*json_stages(workdir)]
+    assert done.err.count("finished before, skipped") == len(STAGES)
+    assert [path.stat().st_mtime_ns for path in files] == before
+
+
+def json_stages(workdir):
+    return json.loads((workdir / "config.json").read_text())["config"]["stages"]
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_judge_writes_both_orders_of_every_pair(workdir, pairs, tmp_path, name):
+    rows, _ = judge(workdir / name, pairs, tmp_path / "out.jsonl")
+    assert [row["id"] for row in rows] == ["sure", "soft", "votes", "tie", "same", f"{pairs}:6"]
+    assert all(list(row) == ["id", "p_12", "p_21", "p_chosen"] for row in rows)
+    p_12, p_21, p = (np.array([row[key] for row in rows]) for key in ("p_12", "p_21", "p_chosen"))
+    np.testing.assert_allclose(p, (p_12 + 1 - p_21) / 2, atol=1e-7)
+    assert (p_12[4], p_21[4], p[4]) == (0.5, 0.5, 0.5) and ((0 < p) & (p < 1)).all()
+    one_minus = np.abs(p_21 - (1 - p_12))
+    assert one_minus.max() < 1e-6 if name == "bt" else one_minus.max() > 1e-4
+    exchanged = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in PAIRS]
+    other, _ = judge(workdir / name, write_rows(tmp_path / "other.jsonl", exchanged), tmp_path / "out.jsonl")
+    np.testing.assert_allclose([row["p_12"] for row in other], p_21, atol=1e-6)
+    np.testing.assert_allclose([row["p_21"] for row in other], p_12, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_judge_prints_its_metrics(workdir, pairs, tmp_path, name):
+    rows, metrics = judge(workdir / name, pairs, tmp_path / "out.jsonl")
+    keys = ["n", "accuracy", "longer_wins", "ece", "brier", "log_loss", "order_consistency", "ties"]
+    assert list(metrics) == keys and (metrics["n"], metrics["ties"]) == (6, 1)
+    p = [row["p_chosen"] for row in rows]
+    right = [0.5 if q == 0.5 else float(q > 0.5) for q, row in zip(p, PAIRS, strict=True) if not row.get("tie")]
+    assert metrics["accuracy"] == pytest.approx(sum(right) / 5)
+    # Longer, of pairs that are no tie: same length, rejected, chosen, identical, rejected (two words).
+    assert metrics["longer_wins"] == pytest.approx((0.5 + 0 + 1 + 0.5 + 0) / 5)
+    assert metrics["brier"] == pytest.approx(np.mean([(a - b) ** 2 for a, b in zip(p, SOFT, strict=True)]), abs=1e-6)
+    entropy = [-(s * math.log(q) + (1 - s) * math.log(1 - q)) for q, s in zip(p, SOFT, strict=True)]
+    assert metrics["log_loss"] == pytest.approx(np.mean(entropy), abs=1e-6)
+    named = [np.sign(row["p_12"] - 0.5) == np.sign(0.5 - row["p_21"]) for row in rows]
+    assert metrics["order_consistency"] == pytest.approx(np.mean(named)) and (name != "bt" or all(named))
+    assert 0 <= metrics["ece"] <= 1
+
+
+def test_judge_reads_gzip_and_any_batch_size(workdir, pairs, tmp_path):
+    rows, metrics = judge(workdir / "bt", pairs, tmp_path / "out.jsonl")
+    zipped = tmp_path / "zipped.jsonl.gz"
+    zipped.write_bytes(gzip.compress(pairs.read_bytes()))
+    done = prl(
+        "judge", f"--model={workdir / 'bt'}", "--data", zipped, "--out", tmp_path / "other.jsonl", "--batch_size=4"
+    )
+    assert done.code == 0 and json.loads(done.out) == pytest.approx(metrics, abs=1e-6)
+    for a, b in zip(rows[:5], read_rows(tmp_path / "other.jsonl")[:5], strict=True):
+        assert a == pytest.approx(b, abs=1e-6)
+
+
+def test_generate_follows_its_seed(workdir, tmp_path):
+    prompts = write_rows(
+        tmp_path / "prompts.jsonl", [{"id": f"p{i}", "prompt": f"sort {w}."} for i, w in enumerate(("ba", "cab", "dd"))]
+    )
+    flags = ("--max_new_tokens=5", "--temperature=1.0", "--batch_size=2")
+    out = tmp_path / "out.jsonl"
+    rows = generate(workdir / "pairwise_ppo", prompts, out, *flags, "--seed=3")
+    assert [row["id"] for row in rows] == ["p0", "p1", "p2"] and rows[1]["prompt"][0]["content"] == "sort cab."
+    assert all(set(row) == {"id", "prompt", "response", "logp", "truncated"} and row["logp"] < 0 for row in rows)
+    assert all(len(row["response"]) <= 5 for row in rows)
+    assert generate(workdir / "pairwise_ppo", prompts, out, *flags, "--seed=3") == rows
+    other = generate(workdir / "pairwise_ppo", prompts, out, *flags, "--seed=4")
+    assert [row["response"] for row in other] != [row["response"] for row in rows]
+    zipped = tmp_path / "prompts.jsonl.gz"
+    zipped.write_bytes(gzip.compress(prompts.read_bytes()))
+    assert generate(workdir / "pairwise_ppo", zipped, out, *flags, "--seed=3") == rows
+
+
+def test_greedy_generation_needs_no_seed(workdir, pairs, tmp_path):
+    flags = ("--temperature=0", "--max_new_tokens=5", "--batch_size=2")
+    one, two = (generate(workdir / "sft", pairs, tmp_path / "out.jsonl", *flags, f"--seed={seed}") for seed in (0, 1))
+    assert one == two and len(one) == len(PAIRS)
+
+
+def test_report_of_two_workdirs_has_both(workdir, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(workdir, tmp_path / name, ignore=shutil.ignore_patterns("data", "checkpoints", "report.*"))
+    done = prl("report", "--workdir", tmp_path / "one", tmp_path / "two")
+    assert (done.code, done.err, done.out) == (0, "", f"Report: {tmp_path / 'one' / 'report.html'}\n")
+    page = (tmp_path / "one" / "report.html").read_text()
+    assert "two" in page and not (tmp_path / "two" / "report.html").exists()
+
+
+def test_a_wrong_model_is_refused(workdir, pairs, tmp_path):
+    out = tmp_path / "out.jsonl"
+
+    def asked(command, model):
+        data = "--data" if command == "judge" else "--prompts"
+        return refused(command, "--model", model, data, pairs, "--out", out)
+
+    assert says(asked("judge", tmp_path / "nowhere"), str(tmp_path / "nowhere"), "no such directory")
+    assert says(asked("judge", workdir), str(workdir), "not a model directory", "WORKDIR/sft")
+    assert says(asked("generate", workdir / "anchors"), "not a model directory")
+    assert says(asked("judge", workdir / "sft"), "holds a policy", "expected a judge")
+    assert says(asked("judge", workdir / "ppo"), "holds a policy", "expected a judge")
+    assert says(asked("generate", workdir / "genrm"), "holds a generative_judge", "expected a policy")
+    assert says(asked("generate", workdir / "bt"), "holds a scalar_judge", "expected a policy")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_judge_refuses_long_prompts_and_names_the_pair(workdir, tmp_path, name):
+    out = write_rows(tmp_path / "out.jsonl", [{"kept": True}])
+    long = PAIRS[0] | {"id": "long one", "prompt": "sort " + "a" * 40 + "."}
+    data = write_rows(tmp_path / "data.jsonl", [*PAIRS, long])
+    line = refused("judge", "--model", workdir / name, "--data", data, "--out", out)
+    assert says(line, str(data), "'long one'", "tokens", "shorten") and read_rows(out) == [{"kept": True}]
+    line = refused("judge", "--model", workdir / name, "--data", write_rows(data, [long | {"id": None}]), "--out", out)
+    assert says(line, f"{data}:1")
+
+
+def test_generate_refuses_long_prompts(workdir, tmp_path):
+    out = write_rows(tmp_path / "out.jsonl", [{"kept": True}])
+    data = write_rows(tmp_path / "data.jsonl", [{"prompt": "sort ba."}, {"prompt": "sort " + "a" * 40 + "."}])
+    line = refused("generate", "--model", workdir / "sft", "--prompts", data, "--out", out)
+    assert says(line, str(data), "prompt 2", "tokens", "12") and read_rows(out) == [{"kept": True}]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": ', ("data.jsonl:2", "malformed JSON")),
+        ('{"prompt": "a", "chosen": "b"}', ("data.jsonl:1", '"rejected" is missing')),
+        ('\n{"prompt": "a", "chosen": "b", "rejected": 3}', ("data.jsonl:2", '"rejected"', "is 3")),
+        ('{"prompt": 1, "chosen": "b", "rejected": "c"}', ("data.jsonl:1", '"prompt"')),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "tie": "no"}', ("data.jsonl:1", '"tie"', "true or false")),
+        ("[1]", ("data.jsonl:1", "expected a JSON object")),
+        ("\n\n", ("data.jsonl", "empty")),
+        (None, ("data.jsonl", "no such file")),
+    ],
+)
+def test_bad_rows_are_refused_by_file_line_and_field(workdir, tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "data.jsonl").write_text(text)
+    argv = ("judge", "--model", workdir / "bt", "--data", tmp_path / "data.jsonl", "--out", tmp_path / "out.jsonl")
+    assert says(refused(*argv), *words) and not (tmp_path / "out.jsonl").exists()
+
+
+def test_outputs_that_cannot_be_written_are_refused(workdir, pairs, tmp_path):
+    argv = ("judge", "--model", workdir / "bt", "--data", pairs, "--out")
+    assert says(refused(*argv, tmp_path), "is a folder")
+    assert says(refused(*argv, tmp_path / "nowhere" / "out.jsonl"), "no folder", "nowhere")
+    assert says(refused("run", "--config", MICRO, "--workdir", pairs), "is a file")
+    assert says(refused("run", "--config", MICRO, "--workdir", tmp_path), "not empty", "config.json")
+    assert says(refused("report", "--workdir", tmp_path / "nowhere"), "nowhere", "no such workdir")
+    assert says(refused("report", "--workdir", tmp_path), "expected a workdir")
+    assert read_rows(pairs) == PAIRS
+
+
+def damage(stage, cut):
+    """Applies `cut` to every file that holds arrays of a stage's parameters."""
+    files = [path for path in (stage / "checkpoints").glob("*/model/**/d/*") if path.is_file()]
+    assert files
+    for path in files:
+        path.write_bytes(cut(path.read_bytes()))
+
+
+@pytest.mark.parametrize("cut", [lambda data: data[: len(data) // 2], lambda data: data[:20] + b"?" * 9 + data[29:]])
+def test_unreadable_checkpoints_are_refused(workdir, pairs, tmp_path, cut):
+    shutil.copytree(workdir / "bt", tmp_path / "bt")
+    damage(tmp_path / "bt", cut)
+    argv = ("judge", "--model", tmp_path / "bt", "--data", pairs, "--out", tmp_path / "out.jsonl")
+    assert says(refused(*argv), str(tmp_path / "bt" / "checkpoints" / "4"), "cannot be read")
+    shutil.rmtree(tmp_path / "bt" / "checkpoints" / "4")
+    assert says(refused(*argv), "holds no checkpoint")
+    (tmp_path / "bt" / "model.json").write_text('{"kind": "scalar_judge"')
+    assert says(refused(*argv), "model.json", "cannot be read")
+
+
+def test_a_run_stops_at_an_unreadable_checkpoint(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    damage(tmp_path / "run" / "group_ppo", lambda data: data[:20])
+    (tmp_path / "run" / "group_ppo" / "result.json").unlink()
+    line = refused("run", "--config", MICRO, "--workdir", tmp_path / "run")
+    assert says(line, "group_ppo/checkpoints/4", "cannot be read", "delete")
+
+
+def test_a_workdir_of_another_config_is_refused(workdir, tmp_path):
+    argv = ("run", "--config", MICRO, "--workdir", workdir)
+    assert says(refused(*argv, "--config.bt.batch_size=8"), str(workdir), "bt.batch_size is 16 there and 8 here")
+    assert says(refused(*argv, "--config.seed=1", "--config.title=x"), "seed is 0 there and 1 here", "1 more")
+    assert says(refused("run", "--config", MICRO + ":short", "--workdir", workdir), "another config")
+
+
+def test_the_module_is_the_command_and_loads_nothing_that_it_does_not_need():
+    run = [sys.executable, "-W", "error"]
+    usage = subprocess.run([*run, "-m", "prl_jax", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert usage.stdout.startswith("Usage: prl COMMAND") and usage.stderr == ""
+    code = "import sys, prl_jax.cli; print({'jax', 'tensorflow_datasets', 'matplotlib'} & set(sys.modules))"
+    loaded = subprocess.run([*run, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout == "set()\n"

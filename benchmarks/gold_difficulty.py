@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/gold_difficulty.py --out benchmarks/results/gold_difficulty.json
 
-Prints one JSON line a difficulty and writes all of them to --out. Budgets are those of the quickstart at every difficulty,
+Prints one JSON line a difficulty and writes all of them to --out. Budgets are the quickstart's at every difficulty,
 so the table says what the same minutes buy, not what is possible.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
 import platform
 import tempfile
@@ -17,8 +18,8 @@ import time
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
-from experiments.quickstart import get_config
 from prl_jax.cli import keep_heap
 from prl_jax.stages.run import run_stages
 
@@ -26,9 +27,18 @@ from prl_jax.stages.run import run_stages
 LENGTHS = {0: (14, 10), 1: (20, 18), 2: (26, 26), 3: (36, 36)}
 
 
+def load_config() -> ConfigDict:
+    """The quickstart's config."""
+    path = Path(__file__).parents[1] / "experiments" / "quickstart.py"
+    spec = importlib.util.spec_from_file_location("quickstart", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
 def measure(difficulty: int, workdir: Path) -> dict:
     """Runs SFT, both judges and the evaluation at one difficulty."""
-    config = get_config()
+    config = load_config()
     prompt, response = LENGTHS[difficulty]
     with config.unlocked():
         config.stages = ("sft", "bt", "genrm", "evaluation")

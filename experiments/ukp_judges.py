@@ -7,8 +7,11 @@ tokenizer made from the training topics, and tested on topics that they have not
 
 Data: ukp_convarg1.{train,validation,test}.jsonl.gz in $PRL_DATA_DIR (Habernal and Gurevych, ACL 2016; CC-BY-4.0).
 Hardware: 2 CPU cores, 3 GB of memory.
-Time: TIME.
-Result: RESULT.
+Time: 7 minutes of CPU, about 5 on an idle machine.
+Result: with seed 0, accuracy .67 (Bradley-Terry) and .69 (generative) on the test topics, below the .71 of always
+picking the longer argument; ECE against the vote shares .02 and .03. So small a model, from scratch on 20 topics,
+learns the training arguments faster than what convinces. The generative judge names the same winner in both
+orders for only .32 of the pairs.
 """
 
 from ml_collections import ConfigDict

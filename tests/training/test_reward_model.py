@@ -30,7 +30,7 @@ TRIPLES = [
     ("c", "", "kk"),
     ("ab", "lm", "ml"),
 ]
-RECORDS = [PreferenceRecord(text, user(text.split()[0]), *text.split()[1:]) for text in TRIPLES]
+RECORDS = [PreferenceRecord(str(i), user(prompt), good, bad) for i, (prompt, good, bad) in enumerate(TRIPLES)]
 VERDICTS = verdict_ids(TOKENIZER, TEMPLATE)
 SCALAR = functools.partial(encode_scalar_pair, TOKENIZER, max_prompt=8, max_response=10)
 PAIR = functools.partial(encode_generative_pair, TOKENIZER, TEMPLATE, max_length=LENGTH)
@@ -42,7 +42,7 @@ KINDS = {
 
 
 def batch_of(encode) -> PreferenceBatch:
-    """Odd rows have the better response in slot 2; a tie and a soft label besides."""
+    """Odd rows have the better response in slot 2."""
     batch = jax.tree.map(jnp.asarray, stack_rows([encode(record)[0] for record in RECORDS]))
     flip = jnp.arange(len(RECORDS)) % 2 == 1
     first, second = (

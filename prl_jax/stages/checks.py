@@ -19,9 +19,8 @@ from prl_jax.errors import UserError, naming
 from prl_jax.models import DecoderConfig
 from prl_jax.optim import make_optimizer
 from prl_jax.sampling import SamplingConfig
-from prl_jax.sharding import BATCH_AXES
 from prl_jax.stages.config import build
-from prl_jax.stages.context import StageContext, gold_arguments
+from prl_jax.stages.context import StageContext, gold_arguments, whole_batch
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.rules import GOLD, JUDGES, NONE, POLICIES, RULES
 from prl_jax.text.chat import Turn, prompt_text
@@ -248,15 +247,14 @@ def _check_source(context: StageContext, key: str, what: str) -> None:
 
 
 def _check_batches(context: StageContext) -> None:
-    section, shards = context.section, 1
-    for axis in BATCH_AXES:
-        shards *= context.mesh.shape[axis]
+    section = context.section
     if section.kind == "ppo":
         rows, what = section.prompts_per_step * section.group_size, "prompts_per_step * group_size"
     else:
         rows, what = section.batch_size, "batch_size"
-    if rows % shards:
-        raise UserError(f"{context.name}: {what} = {rows} does not divide among the mesh's {shards} shards of a batch")
+    if whole_batch(rows, context.mesh) != rows:
+        shape = dict(context.mesh.shape)
+        raise UserError(f"{context.name}: {what} = {rows} does not divide among the shards of a batch on mesh {shape}")
 
 
 def _check_template(section: ConfigDict, tokenizer: Tokenizer) -> None:

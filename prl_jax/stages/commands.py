@@ -17,6 +17,7 @@ from prl_jax.judges import GenerativeJudge, ScalarJudge
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.sharding import make_mesh
 from prl_jax.stages.artifacts import load_judge, load_policy
+from prl_jax.stages.context import whole_batch
 from prl_jax.stages.judging import judge_records, record_metrics
 
 
@@ -69,7 +70,7 @@ def generate_file(
             config=config,
             key=jax.random.key(seed),
             max_prompt=card.max_prompt,
-            batch_size=min(batch_size, len(records)),
+            batch_size=whole_batch(min(batch_size, len(records)), mesh),
             mesh=mesh,
             on_long="error",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import zlib
 from collections.abc import Sequence
@@ -16,11 +17,11 @@ from ml_collections import ConfigDict
 
 from prl_jax.data.records import Record
 from prl_jax.data.sources import SourceSpec, load_records
-from prl_jax.errors import UserError
+from prl_jax.errors import UserError, naming
 from prl_jax.metrics import Progress
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig
 from prl_jax.optim import make_optimizer
-from prl_jax.sharding import sharded_init
+from prl_jax.sharding import BATCH_AXES, sharded_init
 from prl_jax.stages.artifacts import load_decoder
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.workdir import Workdir
@@ -116,6 +117,12 @@ class _Silent:
         return False
 
 
+def whole_batch(rows: int, mesh: Mesh) -> int:
+    """The smallest number of at least `rows` rows that divides among the mesh's shards of a batch."""
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return -(-rows // shards) * shards
+
+
 def run_tokenizer(context: StageContext) -> Tokenizer:
     """The run's tokenizer; a trained one is read from the workdir where it is kept, and trained where it is not."""
     section, directory = context.config.tokenizer, context.workdir.path / "tokenizer"
@@ -127,7 +134,8 @@ def run_tokenizer(context: StageContext) -> Tokenizer:
         raise UserError(f"tokenizer.kind={section.kind!r}, expected 'byte', 'bpe' or 'huggingface'")
     if (directory / FILE_NAME).is_file():
         return load_tokenizer(directory)
-    records = context.records(section.data, "preference")
+    with naming("tokenizer.data"):
+        records = context.records(section.data, "preference")
     texts = [t for r in records for t in (*(turn.content for turn in r.prompt), r.chosen, r.rejected)]
     return BPETokenizer.train(texts, section.vocab_size)
 

@@ -11,7 +11,7 @@ from prl_jax.models import Decoder
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.stages import supervised
 from prl_jax.stages.artifacts import SAMPLES_SHOWN, ModelCard
-from prl_jax.stages.context import StageContext, initial_decoder, run_tokenizer
+from prl_jax.stages.context import StageContext, initial_decoder, run_tokenizer, whole_batch
 from prl_jax.text.chat import prompt_text
 from prl_jax.training.sft import SFT
 
@@ -34,7 +34,7 @@ def run(context: StageContext) -> dict[str, float]:
             config=sampling,
             key=context.key,
             max_prompt=section.max_prompt,
-            batch_size=SAMPLES_SHOWN,
+            batch_size=whole_batch(SAMPLES_SHOWN, context.mesh),
             mesh=context.mesh,
         )
         rows = zip(shown, texts, rollout.logp.sum(1).tolist(), strict=True)

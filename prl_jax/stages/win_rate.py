@@ -14,7 +14,7 @@ from prl_jax.judges import GoldJudge, Judge, judge_pairs
 from prl_jax.models import Decoder
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.stages.artifacts import load_judge
-from prl_jax.stages.context import StageContext, gold_arguments
+from prl_jax.stages.context import StageContext, gold_arguments, whole_batch
 from prl_jax.text.tokenizer import Tokenizer
 
 
@@ -48,7 +48,7 @@ def policy_win_rate(
             config=sampling,
             key=jax.random.fold_in(key, stream),
             max_prompt=max_prompt,
-            batch_size=len(prompts),
+            batch_size=whole_batch(len(prompts), context.mesh),
             mesh=context.mesh,
         )
         return texts

@@ -40,8 +40,12 @@ def environment(tmp_path_factory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, environment) -> Path:
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    done = subprocess.run([sys.executable, *COMMAND, str(workdir)], cwd=ROOT, env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
+    command = [sys.executable, *COMMAND, str(workdir)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # Nothing but progress, the tables and the report's path, from Python or from below it.
+    assert {line.split()[0] for line in done.stderr.splitlines()} == set(STAGES), done.stderr
+    assert done.stdout.splitlines()[-1] == f"Report: {workdir / 'report.html'}" and "WARNING" not in done.stdout
     return workdir
 
 

@@ -9,9 +9,9 @@ write sensible answers: it shows that the whole pipeline runs on real input, and
 Data: sft_dolly_sub and hh_harmless_base, {train,validation,test}.jsonl.gz in $PRL_DATA_DIR.
 Hardware: 2 CPU cores, 4 GB of memory.
 Time: 10 minutes of CPU, 12 minutes on a busy machine.
-Result: with seed 0, the referee itself is right on .55 of the test pairs, so its word counts for little. By it, BT + PPO
-wins .59 [.58, .61] of the comparisons with SFT (by answers of 16 tokens in place of 43, at a KL of 3.7), Pairwise-RL .50
-[.49, .51] (KL .5). The judges reach .56 and .61; always picking the longer response would reach .39.
+Result: with seed 0, the referee itself is right on .55 of the test pairs, so its word counts for little. By it,
+BT + PPO wins .59 [.58, .61] of the comparisons with SFT (by answers of 16 tokens in place of 43, at a KL of 3.7) and
+Pairwise-RL .50 [.49, .51] (KL .5). The judges reach .56 and .61; always picking the longer response would reach .39.
 """
 
 from ml_collections import ConfigDict

@@ -24,7 +24,8 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list[A
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
-    if len(free) > 1 or fixed < 1 or len(devices) % fixed or (not free and fixed != len(devices)):
+    negative = len(free) > 1 or min(sizes.values()) < -1 or fixed < 1
+    if negative or len(devices) % fixed or (not free and fixed != len(devices)):
         raise UserError(
             f"mesh: sizes {sizes} do not multiply to the {len(devices)} devices here; set at most one of them to -1"
         )

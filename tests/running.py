@@ -3,11 +3,13 @@
 import contextlib
 import io
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 
 from prl_jax import cli
 
@@ -24,8 +26,15 @@ class Done(NamedTuple):
 
 
 def prl(*argv: object) -> Done:
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        code = cli.main([str(word) for word in argv])
+    """Runs a command. Warnings fail the test: with an option about them, the command line leaves them alone."""
+    verbosity, options = logging.get_verbosity(), sys.warnoptions
+    sys.warnoptions = ["error"]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            code = cli.main([str(word) for word in argv])
+    finally:
+        sys.warnoptions = options
+        logging.set_verbosity(verbosity)
     return Done(code, out.getvalue(), err.getvalue())
 
 

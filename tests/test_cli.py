@@ -10,9 +10,9 @@ import sys
 import jax
 import numpy as np
 import pytest
-from absl import logging
 from running import MICRO, ROOT, prl, read_rows, refused, says, unoptimised, write_rows
 
+from prl_jax import reporting
 from prl_jax.metrics import MetricsWriter
 
 STAGES = (
@@ -47,17 +47,15 @@ def pipeline(tmp_path_factory):
         write(self, step, metrics)
         events.append(("step", self.path.parent.name, step))
 
-    workdir, verbosity = tmp_path_factory.mktemp("runs") / "micro", logging.get_verbosity()
+    workdir = tmp_path_factory.mktemp("runs") / "micro"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MetricsWriter, "write", on_write)
-        patch.setattr(sys, "warnoptions", ["error"])  # the command line leaves warnings alone then: they fail the test
         jax.monitoring.register_event_duration_secs_listener(on_compile)
         try:
             with unoptimised():
                 done = prl("run", "--config", MICRO, "--workdir", workdir)
         finally:
             jax.monitoring.unregister_event_duration_listener(on_compile)
-            logging.set_verbosity(verbosity)
     assert done.code == 0, done.err
     return workdir, done, events
 
@@ -174,19 +172,36 @@ def test_steps_of_ppo_compile_nothing(pipeline):
         assert late == [] and not any("update" in w or "prepare" in w or "generate" in w for w in second), name
 
 
-def test_a_second_run_skips_every_stage(workdir):
+@pytest.fixture
+def no_report(monkeypatch):
+    """Reports have tests of their own, and take seconds."""
+    monkeypatch.setattr(reporting, "build_report", lambda paths: paths[0] / "report.html")
+
+
+def test_a_second_run_skips_every_stage(workdir, no_report):
     files = [path for name in STAGES for path in (workdir / name).rglob("*") if path.is_file()]
     before = [path.stat().st_mtime_ns for path in files]
     free = ("--config.logging.progress=false", "--config.mesh.fsdp=-1", "--config.mesh.data=1")
     done = prl("run", "--config", MICRO, "--workdir", workdir, *free)
     assert done.code == 0 and f"Report: {workdir / 'report.html'}" in done.out
-    assert [line.split()[0] for line in done.err.splitlines()] == [*json_stages(workdir)]
+    assert [line.split()[0] for line in done.err.splitlines()] == list(STAGES)
     assert done.err.count("finished before, skipped") == len(STAGES)
     assert [path.stat().st_mtime_ns for path in files] == before
 
 
-def json_stages(workdir):
-    return json.loads((workdir / "config.json").read_text())["config"]["stages"]
+def test_a_stage_killed_just_before_its_end_has_the_same_result(workdir, tmp_path, no_report):
+    """All steps are done and saved; only the result is missing."""
+    shutil.copytree(workdir, tmp_path / "run")
+    stages = [tmp_path / "run" / name for name in ("sft", "genrm")]
+    before = [(stage / "metrics.jsonl").read_bytes() for stage in stages]
+    results = [json.loads((stage / "result.json").read_text()) for stage in stages]
+    for stage in stages:
+        (stage / "result.json").unlink()
+    assert prl("run", "--config", MICRO, "--workdir", tmp_path / "run").code == 0
+    for stage, metrics, result in zip(stages, before, results, strict=True):
+        again = json.loads((stage / "result.json").read_text())
+        assert (stage / "metrics.jsonl").read_bytes() == metrics
+        assert again["metrics"] == result["metrics"] != {} and again["kind"] == result["kind"]
 
 
 @pytest.mark.parametrize("name", JUDGES)

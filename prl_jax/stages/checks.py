@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from prl_jax.data.gold import make_arguments, parse
 from prl_jax.data.gold.arguments import SPLITS
-from prl_jax.data.records import PromptRecord
+from prl_jax.data.records import PromptRecord, Record
 from prl_jax.data.sources import KINDS as SOURCE_KINDS
 from prl_jax.errors import UserError, naming
 from prl_jax.models import DecoderConfig
@@ -68,12 +68,13 @@ def check_config(config: ConfigDict) -> None:
 def check_inputs(contexts: Sequence[StageContext], tokenizer: Tokenizer | None) -> None:
     """Raises `UserError` for what the stages will not be able to use: their data, their batches on the mesh, their
     verdict words. `tokenizer` is that of the stages that train from text, if there are any."""
+    loaded: dict[tuple[Any, ...], Sequence[Record]] = {}
     for context in contexts:
         section, rules = context.section, RULES[context.section.kind]
         for key, what in rules.sources.items():
             if key not in rules.unused(section):
                 with naming(f"{context.name}.{key}"):
-                    _check_source(context, key, what)
+                    _check_source(context, key, what, loaded)
         _check_batches(context)
         if section.kind == "generative":
             assert tokenizer is not None
@@ -229,12 +230,18 @@ _FURTHER: Mapping[str, Sequence[Callable[[ConfigDict, str], None]]] = {
 }
 
 
-def _check_source(context: StageContext, key: str, what: str) -> None:
-    """Reads a source to the end. Built-in data are made when the stage runs, and nothing is wrong with them."""
+def _check_source(context: StageContext, key: str, what: str, loaded: dict[tuple[Any, ...], Sequence[Record]]) -> None:
+    """Reads a source to the end, if it has not been `loaded` for another stage.
+
+    Built-in data are made when the stage runs; nothing is wrong with them.
+    """
     section, source = context.section, _at(context.section, key)
     if source.kind == "gold":
         return
-    records = context.records(source, what)
+    name = (*source.items(), what)
+    if name not in loaded:
+        loaded[name] = context.records(source, what)
+    records = loaded[name]
     prompts = [record for record in records if isinstance(record, PromptRecord)]
     judge = "evaluation.judge" if key == "evaluation.prompts" else "judge"
     if prompts and section.kind in ("ppo", "evaluation") and _at(section, judge) == GOLD:

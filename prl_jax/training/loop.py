@@ -13,6 +13,8 @@ from prl_jax.errors import UserError
 
 State = TypeVar("State")
 
+_VITAL = ("loss", "grad_norm", "critic_grad_norm")
+
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
@@ -67,7 +69,7 @@ def run_loop(
     for n in range(first + 1, config.total + 1):
         state, metrics = step(state, n)
         values = {key: float(value) for key, value in jax.device_get(dict(metrics)).items()}
-        bad = sorted(key for key in ("loss", "grad_norm") if not math.isfinite(values.get(key, 0.0)))
+        bad = sorted(key for key in _VITAL if not math.isfinite(values.get(key, 0.0)))
         if bad:
             raise UserError(
                 f"{name}: {' and '.join(bad)} not finite at step {n} ({_show(values)}); stopped, the last good "
@@ -85,4 +87,4 @@ def run_loop(
 
 
 def _show(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{key}={values[key]:.4g}" for key in ("loss", "grad_norm") if key in values)
+    return ", ".join(f"{key}={values[key]:.4g}" for key in _VITAL if key in values)

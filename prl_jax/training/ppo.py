@@ -83,6 +83,8 @@ class PPOConfig:
     def __post_init__(self):
         if self.kl_placement not in ("reward", "loss"):
             raise UserError(f"ppo: kl_placement={self.kl_placement!r}, expected 'reward' or 'loss'")
+        if self.kl_placement == "loss" and self.kl_estimator == "k1":
+            raise UserError("ppo: kl_estimator='k1' in the loss has no gradient in expectation; use 'k2' or 'k3' there")
         if self.temperature <= 0:
             raise UserError(f"ppo: temperature={self.temperature}, expected > 0; greedy rollouts teach nothing")
         if min(self.epochs, self.minibatches, self.accumulate) < 1:

@@ -11,7 +11,7 @@ smoke: .venv/.installed
 	$(BIN)/prl run --config experiments/quickstart.py:smoke --workdir runs/smoke
 
 test: .venv/.installed-dev
-	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 -m "not slow_multi"
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -93,8 +93,8 @@ class Run:
         path, wanted = self.workdir / stage / "metrics.jsonl", f'{{"step": {step},'.encode()
         return lambda: path.exists() and wanted in path.read_bytes()
 
-    def exists(self, name: str) -> Callable[[], bool]:
-        return lambda: (self.workdir / name).exists()
+    def exists(self, pattern: str) -> Callable[[], bool]:
+        return lambda: any(self.workdir.glob(pattern))
 
     def checkpoints(self, stage: str) -> set[str]:
         return {path.name for path in (self.workdir / stage / "checkpoints").iterdir() if path.name.isdigit()}
@@ -105,7 +105,7 @@ def interrupted(uninterrupted, environment) -> Run:
     """Killed six times and once out of disk space, then left to finish. Needs what `uninterrupted` has compiled."""
     run = Run(uninterrupted.parent / "killed", environment)
     run.kill_when(run.step_is_logged("sft", 3), inside="sft")  # between two checkpoints
-    run.kill_when(run.exists("sft/checkpoints/6.orbax-checkpoint-tmp"), inside="sft")  # in the middle of a save
+    run.kill_when(run.exists("sft/checkpoints/6*"), inside="sft")  # in the middle of a save, or right behind it
     run.kill_when(run.step_is_logged("genrm", 3), inside="genrm")
     full_disk(run)
     run.kill_when(run.step_is_logged("pairwise_ppo", 1), inside="pairwise_ppo")  # before the first checkpoint

@@ -32,6 +32,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert says(refused(*argv), "not finite at step 2")  # the same command comes to the same end
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
     """A finite loss at the last step before them is not enough: 1e39 is infinite in float32."""
     line = refused(*start(tmp_path, "sft.optimizer.learning_rate=1e39", "sft.save_every=1 steps"))

@@ -15,7 +15,7 @@ ROOT = Path(prl_jax.__file__).parent
 LAYERS = {
     "errors": 0, "types": 0, "masked": 0,
     "losses": 1, "text": 1, "sharding": 1, "models": 1,
-    "data": 2, "sampling": 2, "judges": 2, "optim": 2, "checkpoint": 2, "metrics": 2,
+    "data": 2, "sampling": 2, "judges": 2, "optim": 2, "checkpoint": 2, "metrics": 2, "progress": 2,
     "training": 3, "evaluation": 3,
     "stages": 4, "cli": 4, "reporting": 4, "__main__": 4,
 }  # fmt: skip

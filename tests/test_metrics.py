@@ -11,7 +11,8 @@ from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 
 from prl_jax.errors import UserError
-from prl_jax.metrics import JsonlLog, MetricsWriter, Progress, format_seconds, read_metrics
+from prl_jax.metrics import JsonlLog, MetricsWriter, read_metrics
+from prl_jax.progress import Progress, format_seconds
 
 
 def read_events(directory):

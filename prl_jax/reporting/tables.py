@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from prl_jax.evaluation import order_consistency, position_bias
-from prl_jax.metrics import format_seconds
+from prl_jax.progress import format_seconds
 from prl_jax.reporting.inputs import RunFiles, clean, number
 
 DASH = "–"

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from prl_jax.data.records import Record
 from prl_jax.data.sources import SourceSpec, load_records
 from prl_jax.errors import UserError, naming
-from prl_jax.metrics import Progress
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig
 from prl_jax.optim import make_optimizer
+from prl_jax.progress import Progress
 from prl_jax.sharding import BATCH_AXES, sharded_init
 from prl_jax.stages.artifacts import load_decoder
 from prl_jax.stages.durations import to_steps

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from prl_jax.stages import config as c
 
 # Steps of each stage, and the sizes that go with them.
-FULL = dict(sft=600, bt=600, genrm=1100, ppo=50, rows=0, prompts=0, pairs=0, evaluation=512)
+FULL = dict(sft=500, bt=500, genrm=900, ppo=40, rows=0, prompts=0, pairs=0, evaluation=512)
 SMOKE = dict(sft=60, bt=20, genrm=20, ppo=4, rows=2000, prompts=256, pairs=200, evaluation=64)
 
 

@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/gold_difficulty.py --out benchmarks/results/gold_difficulty.json
 
-Prints one JSON line a difficulty and writes all of them to --out. Budgets are the quickstart's at every difficulty,
-so the table says what the same minutes buy, not what is possible.
+Prints one JSON line a difficulty and writes all of them to --out. Every difficulty gets the same share (--fraction) of
+the quickstart's steps, so the table says what the same steps buy, not what is possible.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import datetime
 import importlib.util
 import json
 import platform
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -36,7 +37,7 @@ def load_config() -> ConfigDict:
     return module.get_config()
 
 
-def measure(difficulty: int, workdir: Path) -> dict:
+def measure(difficulty: int, fraction: float, workdir: Path) -> dict:
     """Runs SFT, both judges and the evaluation at one difficulty."""
     config = load_config()
     prompt, response = LENGTHS[difficulty]
@@ -46,6 +47,9 @@ def measure(difficulty: int, workdir: Path) -> dict:
         config.evaluation.arms = {}
         for stage in ("sft", "bt"):
             config[stage].max_prompt, config[stage].max_response = prompt, response
+        for stage in ("sft", "bt", "genrm"):
+            steps = int(config[stage].duration.split()[0])
+            config[stage].duration = f"{round(fraction * steps)} steps"
         config.genrm.max_length = prompt + 2 * response + 6
     start = time.monotonic()
     run_stages(config, workdir)
@@ -57,6 +61,7 @@ def measure(difficulty: int, workdir: Path) -> dict:
     }
     return {
         "difficulty": difficulty,
+        "fraction": fraction,
         "sft_utility_sampled": arms["SFT, sampled"]["utility"],
         "sft_utility_greedy": arms["SFT, greedy"]["utility"],
         "judges": judges,
@@ -68,15 +73,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--difficulties", type=int, nargs="+", default=list(LENGTHS))
+    parser.add_argument("--fraction", type=float, default=1.0)
     args = parser.parse_args()
     keep_heap()
     rows = []
     for difficulty in args.difficulties:
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measure(difficulty, Path(folder) / "run"))
+            rows.append(measure(difficulty, args.fraction, Path(folder) / "run"))
         print(json.dumps(rows[-1]), flush=True)
         result = {
-            "command": "python benchmarks/gold_difficulty.py",
+            "command": " ".join(["python", *sys.argv]),
             "date": datetime.date.today().isoformat(),
             "device": f"{jax.devices()[0].platform}, {platform.processor() or platform.machine()}",
             "jax": jax.__version__,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import os
 import re
 import sys
@@ -139,9 +140,11 @@ class Checkpoints:
 def _without_stragglers() -> Iterator[None]:
     """Keeps quiet what Orbax's other reads and writes say, out of their threads, once one of them has failed.
 
-    They may speak after this is left, so the hook stays where there was an error.
+    A write that was given up speaks when it is collected: as a coroutine through the hook for unraisable exceptions,
+    as a task through the logger of asyncio. That may be after this is left, so both stay where there was an error.
     """
     before = sys.unraisablehook
+    asyncio_log = logging.getLogger("asyncio")
 
     def hook(unraisable: Any) -> None:
         coroutine = unraisable.object if inspect.iscoroutine(unraisable.object) else None
@@ -149,9 +152,14 @@ def _without_stragglers() -> Iterator[None]:
         if not of_orbax and "Event loop is closed" not in str(unraisable.exc_value):
             before(unraisable)
 
+    def not_of_orbax(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.getMessage()
+
     sys.unraisablehook = hook
+    asyncio_log.addFilter(not_of_orbax)
     yield
     sys.unraisablehook = before
+    asyncio_log.removeFilter(not_of_orbax)
 
 
 @jax.jit

@@ -1,11 +1,15 @@
 """Checkpoints: what comes back, under which names, and what damage looks like."""
 
+import logging
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from fakes import make_decoder, make_scalar_model, on_mesh, one_device
 
+from prl_jax import checkpoint
 from prl_jax.checkpoint import Checkpoints, flatten, unflatten
 from prl_jax.errors import UserError
 from prl_jax.models import LOGICAL_AXES
@@ -154,3 +158,23 @@ def test_a_full_disk_is_named(saved, state, monkeypatch):
         monkeypatch.setattr(checkpoints._manager, "save", full)
         with pytest.raises(UserError, match=f"{saved}: cannot save step 6 .*No space left.*free some disk space"):
             checkpoints.save(6, model=state.model, train=rest(state), data=DATA)
+
+
+def test_what_orbax_leaves_behind_after_an_error_stays_off_the_terminal(caplog, monkeypatch):
+    """Writes that were given up are collected late, and asyncio logs each: a traceback for a full disk."""
+    asyncio_log = logging.getLogger("asyncio")
+    monkeypatch.setattr(asyncio_log, "filters", [])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    with pytest.raises(OSError), checkpoint._without_stragglers():
+        raise OSError("disk full")
+    asyncio_log.error("Task exception was never retrieved\nfuture: <Task ... at orbax/checkpoint/serialization.py:188>")
+    asyncio_log.error("Task exception was never retrieved\nfuture: <Task ... at somewhere/else.py:1>")
+    assert [record.getMessage().split("at ")[-1] for record in caplog.records] == ["somewhere/else.py:1>"]
+
+
+def test_asyncio_speaks_as_ever_after_a_read_or_save_that_went_well(monkeypatch):
+    asyncio_log = logging.getLogger("asyncio")
+    monkeypatch.setattr(asyncio_log, "filters", [])
+    with checkpoint._without_stragglers():
+        assert len(asyncio_log.filters) == 1
+    assert asyncio_log.filters == []

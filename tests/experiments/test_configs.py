@@ -83,6 +83,7 @@ def test_the_smoke_test_is_the_quickstart_with_less_of_everything():
     assert mine.keys() == theirs.keys()
     changed = {key for key in mine if mine[key] != theirs[key]}
     sizes = (
+        "model.layers",
         "duration",
         "limit",
         "_rows",

@@ -34,6 +34,23 @@ def check_shapes(rank: int | None = None, **arrays: Shaped[Array, "..."]) -> Non
             )
 
 
+def check_floats(
+    rank: int | None = None, *, mask: Shaped[Array, "..."] | None = None, **arrays: Shaped[Array, "..."]
+) -> None:
+    """`check_shapes` of floating-point arrays, and of the boolean mask that belongs to them.
+
+    Raises:
+      ValueError: the shapes differ, or the first has not `rank` axes.
+      TypeError: an array of integers, which would truncate what is added to it, or a mask that is not boolean.
+    """
+    masks = {} if mask is None else {"mask": mask}
+    check_shapes(rank, **arrays, **masks)
+    for kind, kinds, group in ((jnp.floating, "floating-point", arrays), (jnp.bool_, "boolean", masks)):
+        for name, x in group.items():
+            if not jnp.issubdtype(x.dtype, kind):
+                raise TypeError(f"{name}: expected a {kinds} array of shape {tuple(x.shape)}, given {x.dtype}")
+
+
 def check_option(argument: str, given: str, options: Iterable[str]) -> None:
     """Raises ValueError that names the options unless `given` is one of them."""
     known = list(options)
@@ -79,7 +96,12 @@ def masked_var(
 
 
 def masked_whiten(
-    x: Float[Array, "..."], mask: Bool[Array, "..."], shift_mean: bool = True, eps: float = 1e-8, ddof: int = 0
+    x: Float[Array, "..."],
+    mask: Bool[Array, "..."],
+    shift_mean: bool = True,
+    eps: float = 1e-8,
+    ddof: int = 0,
+    axis: Axis = None,
 ) -> Float[Array, "..."]:
     """`(x - mean) / (std + eps)` over all elements where `mask`, 0 elsewhere, without gradient.
 
@@ -91,25 +113,38 @@ def masked_whiten(
       shift_mean: whether the mean stays removed; otherwise it is added back after scaling.
       eps: added to the standard deviation, outside the root.
       ddof: 0 for the population's deviation, 1 for the sample's.
+      axis: what mean and variance run over; all axes by default.
     """
+    check_floats(x=x, mask=mask)
     x = jax.lax.stop_gradient(x.astype(jnp.float32))
-    mean = masked_mean(x, mask)
-    std = jnp.sqrt(masked_var(x, mask, ddof=ddof))
+    axes = tuple(range(x.ndim)) if axis is None else axis
+    mean = jnp.expand_dims(masked_mean(x, mask, axes), axes)
+    std = jnp.expand_dims(jnp.sqrt(masked_var(x, mask, axes, ddof)), axes)
     # Equal values differ from their mean by rounding alone, which dividing by a tiny deviation would blow up.
-    rounding = 1e-6 * jnp.max(jnp.where(mask, jnp.abs(x), 0.0), initial=0.0)
+    rounding = 1e-6 * jnp.max(jnp.where(mask, jnp.abs(x), 0.0), axis=axes, keepdims=True, initial=0.0)
     scaled = jnp.where(std > rounding, (x - mean) / (std + eps), 0.0)
     return jnp.where(mask, scaled if shift_mean else scaled + mean, 0.0)
 
 
-def row_weights(
-    weight: Float[Array, "..."] | Bool[Array, "..."] | None, like: Float[Array, "B ..."]
-) -> Float[Array, "B"]:
+def per_row(name: str, x: Shaped[Array, "..."] | float | int, like: Float[Array, "B ..."]) -> Float[Array, "B"]:
+    """A number for all rows of `like`, or one a row, as float32 a row.
+
+    Raises:
+      ValueError, TypeError: an array of another shape, or of integers.
+    """
+    if isinstance(x, (int, float)):
+        return jnp.full(like.shape[:1], x, jnp.float32)
+    if x.ndim and x.shape != like.shape[:1]:
+        raise ValueError(f"{name}: expected shape {like.shape[:1]}, given {tuple(x.shape)}")
+    check_floats(**{name: x})
+    return jnp.broadcast_to(x.astype(jnp.float32), like.shape[:1])
+
+
+def row_weights(weight: Shaped[Array, "..."] | None, like: Float[Array, "B ..."]) -> Float[Array, "B"]:
     """Float32 weights of rows: ones where none are given."""
     if weight is None:
         return jnp.ones(like.shape[0], jnp.float32)
-    if weight.shape != like.shape[:1]:
-        raise ValueError(f"weight: expected shape {like.shape[:1]}, given {tuple(weight.shape)}")
-    return weight.astype(jnp.float32)
+    return per_row("weight", weight.astype(jnp.float32) if weight.dtype == bool else weight, like)
 
 
 def keep_rows(x: Float[Array, "B ..."], weight: Float[Array, "B"]) -> Float[Array, "B ..."]:

@@ -9,9 +9,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from prl_jax.masked import EXP_LIMIT, bounded_exp, check_option, check_shapes
+from prl_jax.masked import (
+    EXP_LIMIT,
+    bounded_exp,
+    check_floats,
+    check_option,
+    masked_count,
+    masked_mean,
+    masked_whiten,
+    per_row,
+)
 
 KL_KINDS = ("k1", "k2", "k3")
+GROUP_KINDS = ("leave_one_out", "mean", "standardised")
 
 
 def kl_estimate(
@@ -33,11 +43,10 @@ def kl_estimate(
 
     Source: J. Schulman, "Approximating KL divergence" (2020).
     """
-    check_shapes(2, logp=logp, logp_ref=logp_ref)
+    check_floats(2, logp=logp, logp_ref=logp_ref, mask=mask)
     check_option("kind", kind, KL_KINDS)
     d = jax.lax.stop_gradient(logp_ref.astype(jnp.float32)) - logp.astype(jnp.float32)
     if mask is not None:
-        check_shapes(2, logp=logp, mask=mask)
         d = jnp.where(mask, d, 0.0)
     if kind == "k1":
         return -d
@@ -58,12 +67,12 @@ def token_rewards(
       mask: `[B, T]` response tokens, the stop token included. The last true one gets the score; an empty row gets none.
       beta: KL coefficient.
     """
-    check_shapes(2, kl=kl, mask=mask)
-    check_shapes(1, **{"first tokens": kl[:, 0], "score": score})
+    check_floats(2, kl=kl, mask=mask)
+    score = per_row("score", score, kl)
     length = jnp.sum(mask, axis=1)
     last = jnp.arange(mask.shape[1]) == length[:, None] - 1
     penalty = jnp.where(mask, -beta * kl.astype(jnp.float32), 0.0)
-    return penalty + jnp.where(last, score.astype(jnp.float32)[:, None], 0.0)
+    return penalty + jnp.where(last, score[:, None], 0.0)
 
 
 def gae(
@@ -92,10 +101,10 @@ def gae(
 
     Source: Schulman et al. (arXiv 1506.02438), equation 16; two lambdas after VC-PPO (arXiv 2503.01491).
     """
-    check_shapes(2, rewards=rewards, values=values, mask=mask)
+    check_floats(2, rewards=rewards, values=values, mask=mask)
     rewards, values = (jnp.where(mask, x.astype(jnp.float32), 0.0) for x in (rewards, values))
     bootstrap, lam_actor, lam_critic = (
-        _per_row(name, x, rewards)
+        per_row(name, x, rewards)
         for name, x in (("bootstrap", bootstrap), ("lam_actor", lam_actor), ("lam_critic", lam_critic))
     )
     inside = jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
@@ -121,9 +130,33 @@ def length_adaptive_lambda(lengths: Int[Array, "B"], alpha: float = 0.05) -> Flo
     return jnp.maximum(1.0 - 1.0 / (alpha * jnp.maximum(lengths.astype(jnp.float32), 1.0)), 0.0)
 
 
-def _per_row(name: str, x: Float[Array, "..."] | float | int, like: Float[Array, "B T"]) -> Float[Array, "B"]:
-    """A number for all rows, or one a row."""
-    if isinstance(x, (int, float)) or x.ndim == 0:
-        return jnp.full(like.shape[:1], x, jnp.float32)
-    check_shapes(1, **{"rows": like[:, 0], name: x})
-    return x.astype(jnp.float32)
+def group_advantage(
+    r: Float[Array, "B G"],
+    mask: Bool[Array, "B G"],
+    *,
+    kind: str = "leave_one_out",
+    ddof: int = 1,
+    eps: float = 1e-4,
+) -> Float[Array, "B G"]:
+    """Advantage of each response over its group, without a critic; float32, without gradient.
+
+    Args:
+      r: `[B, G]` rewards of `G` responses to each prompt, such as their win rates.
+      mask: `[B, G]`, the responses that count; the others get 0.
+      kind: 'leave_one_out' (RLOO, arXiv 2402.14740) `r_i` minus the mean of the others; 'mean' `r_i` minus the mean;
+        'standardised' (GRPO, arXiv 2402.03300) `(r_i - mean) / (std + eps)`.
+      ddof, eps: of the standard deviation: 1 for the sample's, 0 for the population's; added outside the root.
+
+    Returns:
+      `[B, G]`, adding up to 0 in each group. Groups of one, and of equal rewards, get 0.
+    """
+    check_floats(2, r=r, mask=mask)
+    check_option("kind", kind, GROUP_KINDS)
+    if kind == "standardised":
+        return masked_whiten(r, mask, eps=eps, ddof=ddof, axis=-1)
+    r = jax.lax.stop_gradient(jnp.where(mask, r.astype(jnp.float32), 0.0))
+    advantage = jnp.where(mask, r - masked_mean(r, mask, -1)[:, None], 0.0)
+    if kind == "mean":
+        return advantage
+    size = masked_count(mask, -1)[:, None]
+    return advantage * size / jnp.maximum(size - 1.0, 1.0)

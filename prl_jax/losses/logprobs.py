@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from prl_jax.masked import check_shapes, masked_count
+from prl_jax.masked import check_floats, check_shapes, masked_count, masked_sum
 from prl_jax.types import LossOutput
 
 # Tokens a chunk when the caller names none: at least so many, and as many as keep the logits within the budget.
@@ -77,12 +77,33 @@ def chunked_cross_entropy(
     return LossOutput(total, tokens, {"entropy": (jax.lax.stop_gradient(entropy), tokens)})
 
 
+def lm_loss(logp: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> LossOutput:
+    """Minus the log-probability of the tokens that count, averaged over tokens.
+
+    The language-model term of a judge that gives its reasons after the verdict (arXiv 2509.08826): a loss of its own
+    beside `pairwise_genrm_loss`, with its own denominator, `mask` true on the rationale. From hidden states
+    `chunked_cross_entropy` is the same in less memory.
+
+    Args:
+      logp: `[B, T]` log-probabilities of the tokens.
+      mask: `[B, T]`.
+    """
+    check_floats(2, logp=logp, mask=mask)
+    return LossOutput(-masked_sum(logp, mask), masked_count(mask))
+
+
 def check_inputs(
     hidden: Float[Array, "B T D"], out_embed: Float[Array, "D V"], targets: Int[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> None:
     """Raises ValueError unless the four belong together."""
     check_shapes(2, targets=targets, mask=mask)
-    check_shapes(2, out_embed=out_embed)
+    check_floats(2, out_embed=out_embed)
+    check_floats(3, hidden=hidden)
+    if not jnp.issubdtype(targets.dtype, jnp.integer) or mask.dtype != bool:
+        raise TypeError(
+            f"targets, mask: expected integers and booleans of shape {tuple(targets.shape)}, given {targets.dtype} and "
+            f"{mask.dtype}"
+        )
     expected = (*targets.shape, out_embed.shape[0])
     if hidden.shape != expected:
         raise ValueError(

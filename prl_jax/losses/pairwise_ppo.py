@@ -10,13 +10,51 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from prl_jax.losses.preference import symmetrise
-from prl_jax.masked import check_option, check_shapes, keep_rows, masked_mean, row_weights
+from prl_jax.masked import check_floats, check_option, keep_rows, masked_mean, row_weights
 from prl_jax.types import LossOutput
 
 REWARD_MAPS = ("id", "centred", "logit", "log")
+OPPONENTS = ("anchor", "peer", "group", "pool")
+
+
+def opponents(
+    kind: str,
+    there: Bool[Array, "B G M"],
+    *,
+    keys: Key[Array, "B"] | None = None,
+    draws: int = 1,
+) -> Bool[Array, "B G M"]:
+    """Whom each of `G` responses to a prompt is compared with, of `M` candidates.
+
+    Args:
+      kind: 'anchor' all candidates; 'pool' `draws` of them, drawn anew with each key and the same for the whole group;
+        with the group's own members as candidates (`M = G`) 'peer' its neighbour, 0 with 1, 2 with 3 and so on, and
+        'group' every other member.
+      there: `[B, G, M]`, the candidates that there are.
+      keys: `[B]` a key for each prompt; 'pool' needs them.
+      draws: opponents from the pool; all of them where there are fewer.
+
+    Returns:
+      `[B, G, M]`, the mask of `pairwise_rl_reward` once its first two axes are merged.
+    """
+    check_option("kind", kind, OPPONENTS)
+    _, size, candidates = there.shape
+    if kind in ("peer", "group"):
+        if size != candidates:
+            raise ValueError(f"there: expected shape (B, G, G) for {kind!r}, given {tuple(there.shape)}")
+        i, j = jnp.arange(size)[:, None], jnp.arange(size)
+        return there & (i // 2 == j // 2 if kind == "peer" else True) & (i != j)
+    if kind == "pool":
+        if keys is None or draws < 1:
+            raise ValueError(f"keys, draws: 'pool' needs a key a prompt and at least 1 draw, given {keys}, {draws}")
+        lots = jax.vmap(lambda key: jax.random.uniform(key, (1, candidates)))(keys)
+        lots = jnp.where(there, lots, jnp.inf)
+        rank = jnp.argsort(jnp.argsort(lots, axis=-1), axis=-1)
+        return there & (rank < draws)
+    return there
 
 
 def pairwise_rl_reward(
@@ -41,7 +79,7 @@ def pairwise_rl_reward(
     Returns:
       `[B]` float32. With one opponent, `f='id'` and a Bradley-Terry judge this is PAR (arXiv 2502.18770).
     """
-    check_shapes(2, z_ya=z_ya, z_ay=z_ay, mask=mask)
+    check_floats(2, z_ya=z_ya, z_ay=z_ay, mask=mask)
     check_option("f", f, REWARD_MAPS)
     p = symmetrise(jnp.where(mask, z_ya, 0.0), jnp.where(mask, z_ay, 0.0), space)
     if f == "centred":
@@ -50,6 +88,16 @@ def pairwise_rl_reward(
         p = jnp.clip(p, floor, 1.0 - floor)
         p = jnp.log(p) - jnp.log1p(-p) if f == "logit" else jnp.log(p)
     return masked_mean(p, mask, -1)
+
+
+def even_reward(f: str = "id") -> float:
+    """What `pairwise_rl_reward` gives for an even match: where a critic starts.
+
+    If the policy equals its opponent then `E[p] = 1/2`, at every token, so that a critic that starts here has nothing
+    to unlearn.
+    """
+    check_option("f", f, REWARD_MAPS)
+    return {"id": 0.5, "centred": 0.0, "logit": 0.0, "log": -math.log(2.0)}[f]
 
 
 def pairwise_policy_loss(
@@ -87,7 +135,7 @@ def pairwise_policy_loss(
     Returns:
       LossOutput whose denominator is the sum of weights. aux: 'clip_fraction', 'importance' (mean of w).
     """
-    check_shapes(1, l1=l1, l2=l2, l1_old=l1_old, l2_old=l2_old, win=win)
+    check_floats(1, l1=l1, l2=l2, l1_old=l1_old, l2_old=l2_old, win=win)
     if c < 1.0:
         raise ValueError(f"c: expected a number of at least 1, given {c}")
     weight = row_weights(weight, l1)
@@ -121,7 +169,7 @@ def win_rate(P: Float[Array, "B G G"], mask: Bool[Array, "B G G"]) -> Float[Arra
 
     Source: Pref-GRPO (arXiv 2508.20751), with probabilities for votes.
     """
-    check_shapes(3, P=P, mask=mask)
+    check_floats(3, P=P, mask=mask)
     if P.shape[1] != P.shape[2]:
         raise ValueError(f"P: expected shape (B, G, G), given {tuple(P.shape)}")
     return masked_mean(P, mask & ~jnp.eye(P.shape[1], dtype=bool), -1)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from prl_jax.losses.advantages import kl_estimate
-from prl_jax.masked import bounded_exp, check_option, check_shapes, masked_count, masked_mean, masked_sum
+from prl_jax.masked import bounded_exp, check_floats, check_option, masked_count, masked_mean, masked_sum
 from prl_jax.types import LossOutput
 
 REDUCTIONS = ("token_mean", "seq_mean_token_sum", "seq_mean_token_mean")
@@ -61,7 +61,7 @@ def ppo_policy_loss(
       LossOutput, denominator as `reduce` says. aux, over tokens: 'clip_fraction' (where the clipped term is the one
       that counts), 'approx_kl' (k3 of old to new), 'ratio'.
     """
-    check_shapes(2, logp=logp, logp_old=logp_old, adv=adv, mask=mask)
+    check_floats(2, logp=logp, logp_old=logp_old, adv=adv, mask=mask)
     check_option("ratio_level", ratio_level, RATIO_LEVELS)
     if dual is not None and dual <= 1.0:
         raise ValueError(f"dual: expected a number above 1, given {dual}")
@@ -102,7 +102,7 @@ def ppo_value_loss(
     Returns:
       LossOutput, denominator in tokens. aux, over tokens: 'clip_fraction', 'value', 'return'.
     """
-    check_shapes(2, v=v, v_old=v_old, ret=ret, mask=mask)
+    check_floats(2, v=v, v_old=v_old, ret=ret, mask=mask)
     v = jnp.where(mask, v.astype(jnp.float32), 0.0)
     v_old, ret = (jnp.where(mask, jax.lax.stop_gradient(x.astype(jnp.float32)), 0.0) for x in (v_old, ret))
     plain = jnp.square(v - ret)
@@ -123,7 +123,7 @@ def entropy_loss(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"], *, redu
     Returns:
       LossOutput, with aux 'entropy' over tokens.
     """
-    check_shapes(2, entropy=entropy, mask=mask)
+    check_floats(2, entropy=entropy, mask=mask)
     entropy = jnp.where(mask, entropy.astype(jnp.float32), 0.0)
     total, denominator = reduce_tokens(-entropy, mask, reduce)
     return LossOutput(total, denominator, _token_aux({"entropy": entropy}, mask))

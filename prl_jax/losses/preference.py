@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from prl_jax.masked import check_option, check_shapes, keep_rows, row_weights
+from prl_jax.masked import check_floats, check_option, keep_rows, per_row, row_weights
 from prl_jax.types import LossOutput
 
 Weight = Float[Array, "B"] | Bool[Array, "B"] | None
@@ -53,8 +53,8 @@ def bt_loss(
 
     Source: Bradley and Terry (1952); with a margin Llama 2 (arXiv 2307.09288), equation 2.
     """
-    check_shapes(1, r_w=r_w, r_l=r_l)
-    label, margin = _per_row("label", label, r_w), _per_row("margin", margin, r_w)
+    check_floats(1, r_w=r_w, r_l=r_l)
+    label, margin = per_row("label", label, r_w), per_row("margin", margin, r_w)
     weight = row_weights(weight, r_w)
     r_w, r_l, label, margin = (keep_rows(x, weight) for x in (r_w, r_l, label, margin))
     gap = r_w - r_l
@@ -65,6 +65,54 @@ def bt_loss(
     correct, lead, decided = _judgement(gap, label, weight)
     aux = {"accuracy": (correct, decided), "margin": (lead, decided)}
     return LossOutput(jnp.sum(weight * loss), jnp.sum(weight), aux)
+
+
+def bt_ties_loss(
+    r_w: Float[Array, "B"],
+    r_l: Float[Array, "B"],
+    *,
+    log_theta: Float[Array, ""] | float,
+    tie: Float[Array, "B"] | float | int = 0.0,
+    label: Float[Array, "B"] | float | int = 1.0,
+    weight: Weight = None,
+) -> LossOutput:
+    """Bradley-Terry with ties: minus the log-probability of what was said, one of three answers.
+
+    With `d = r_w - r_l` and `a = log_theta`:
+
+      P(1 wins) = sigmoid(d - a),  P(2 wins) = sigmoid(-d - a),  P(tie) = (exp(2 a) - 1) P(1 wins) P(2 wins)
+
+    The three add up to 1. Without ties and with `a -> 0` this is `bt_loss`.
+
+    Args:
+      r_w, r_l: `[B]` scores of responses 1 and 2.
+      log_theta: number > 0, or a scalar array where it is learnt: how readily a tie is said. The largest probability of
+        a tie, that of equal scores, is `tanh(a / 2)`.
+      tie: `[B]` or a number, the probability that the answer is a tie.
+      label: `[B]` or a number, the probability that response 1 is better where it is none.
+      weight: `[B]` float or bool; rows of weight 0 may hold anything.
+
+    Returns:
+      LossOutput whose denominator is the sum of weights. aux: 'accuracy' and 'margin' as of `bt_loss`, over what is no
+      tie, and 'tie_prob' (mean probability of a tie).
+
+    Source: Rao and Kupper (1967); for reward models Liu et al. (arXiv 2410.05328).
+    """
+    check_floats(1, r_w=r_w, r_l=r_l)
+    if isinstance(log_theta, (int, float)) and log_theta <= 0:
+        raise ValueError(f"log_theta: expected a number above 0 (at 0 no answer is a tie), given {log_theta}")
+    weight = row_weights(weight, r_w)
+    tie, label = per_row("tie", tie, r_w), per_row("label", label, r_w)
+    r_w, r_l, tie, label = (keep_rows(x, weight) for x in (r_w, r_l, tie, label))
+    gap = r_w - r_l
+    wins, loses = jax.nn.log_sigmoid(gap - log_theta), jax.nn.log_sigmoid(-gap - log_theta)
+    ties = jnp.log(jnp.expm1(2.0 * log_theta)) + wins + loses
+    loss = -(tie * ties + (1.0 - tie) * (label * wins + (1.0 - label) * loses))
+    correct, lead, decided = _judgement(gap, label, weight * (1.0 - tie))
+    total = jnp.sum(weight)
+    tie_prob = jax.lax.stop_gradient(jnp.sum(weight * jnp.exp(ties)))
+    aux = {"accuracy": (correct, decided), "margin": (lead, decided), "tie_prob": (tie_prob, total)}
+    return LossOutput(jnp.sum(weight * loss), total, aux)
 
 
 def verdict_prob(
@@ -82,7 +130,7 @@ def verdict_prob(
       temperature: divides the logits.
       full_vocab: normalise over the whole vocabulary instead of over the two verdicts.
     """
-    check_shapes(2, logits=logits)
+    check_floats(2, logits=logits)
     logits = logits.astype(jnp.float32) / temperature
     if full_vocab:
         return jnp.exp(logits[:, tok_yes] - jax.nn.logsumexp(logits, axis=-1))
@@ -98,7 +146,7 @@ def symmetrise(z12: Float[Array, "..."], z21: Float[Array, "..."], space: str = 
       space: 'prob' averages probabilities, `(p12 + 1 - p21) / 2`; 'logit' averages logits,
         `sigmoid((z12 - z21) / 2)`, which removes a constant preference for one slot exactly.
     """
-    check_shapes(z12=z12, z21=z21)
+    check_floats(z12=z12, z21=z21)
     check_option("space", space, SPACES)
     z12, z21 = z12.astype(jnp.float32), z21.astype(jnp.float32)
     if space == "prob":
@@ -141,7 +189,7 @@ def pairwise_genrm_loss(
 
     Source: after Pairwise-RL (arXiv 2504.04950), whose loss is not published.
     """
-    check_shapes(1, z12=z12, z21=z21, label=label)
+    check_floats(1, z12=z12, z21=z21, label=label)
     check_option("form", form, FORMS)
     weight = row_weights(weight, z12)
     z12, z21, label = (keep_rows(x, weight) for x in (z12, z21, label))
@@ -173,11 +221,11 @@ def pairwise_genrm_full_loss(
     Returns:
       LossOutput as of `pairwise_genrm_loss`, with aux 'verdict_mass' (P(YES) + P(NO), mean of both orders) besides.
     """
-    check_shapes(2, logp12=logp12, logp21=logp21)
+    check_floats(2, logp12=logp12, logp21=logp21)
     check_option("form", form, FORMS)
     if logp12.shape[1] != 2:
         raise ValueError(f"logp12: expected shape ({logp12.shape[0]}, 2), given {tuple(logp12.shape)}")
-    check_shapes(1, **{"log P(YES)": logp12[:, 0], "label": label})
+    label = per_row("label", label, logp12)
     weight = row_weights(weight, logp12)
     logp12, logp21, label = (keep_rows(x, weight) for x in (logp12, logp21, label))
     (yes12, no12), (yes21, no21) = logp12.T, logp21.T
@@ -231,11 +279,3 @@ def _order_aux(
         "order_consistency": (consistent, total),
         "position_bias": (bias, total),
     }
-
-
-def _per_row(name: str, x: Float[Array, "..."] | float | int, like: Float[Array, "B"]) -> Float[Array, "B"]:
-    """A number for all rows, or one a row."""
-    if isinstance(x, (int, float)) or x.ndim == 0:
-        return jnp.full(like.shape, x, jnp.float32)
-    check_shapes(1, **{"scores": like, name: x})
-    return x.astype(jnp.float32)

@@ -64,7 +64,7 @@ _PANELS: Mapping[str, Sequence[Panel]] = {
     ),
     "ppo": (
         ("Reward", "mean per response", {"reward": "reward"}),
-        ("Win rate against anchors", "learned judge", {"win_rate_anchor": "win rate"}),
+        ("Win rate against anchors", "learned judge", {"win_rate_anchor": "all", "win_rate_pool": "drawn"}),
         ("Win rate against SFT", "win-rate judge, 95 %", {"win_rate": "win rate"}),
         ("KL to the reference", "nats per response", {"kl": "KL"}),
         ("Entropy", "nats per token", {"entropy": "entropy"}),

@@ -184,14 +184,15 @@ def _check_ppo(config: ConfigDict, name: str) -> None:
         )
     if section.reward == "score":
         _check_reference(config, name, "judge", section.judge, ("bradley_terry",))
-    elif section.opponents != "anchor" and (
+    elif section.opponents in ("peer", "group") and (
         section.group_size < 2 or (section.opponents == "peer" and section.group_size % 2)
     ):
         raise UserError(
             f"{name}.group_size={section.group_size}: opponents={section.opponents!r} needs at least 2 samples a "
             "prompt, and peers an even number"
         )
-    needs_anchor = section.critic_sees_anchor or (section.reward == "pairwise" and section.opponents == "anchor")
+    meets_anchors = section.reward == "pairwise" and section.opponents in ("anchor", "pool")
+    needs_anchor = section.critic_sees_anchor or meets_anchors
     if needs_anchor and not section.anchors:
         raise UserError(f"{name}: needs anchors; name the anchors stage in {name}.anchors")
     if section.anchors and not _covers(config[section.anchors].prompts, section.prompts):

@@ -151,7 +151,8 @@ def ppo(**values: Any) -> dict[str, Any]:
         judge="genrm",  # a stage, or "gold"
         reward="pairwise",  # win probability against the opponents; or "score", of a scalar judge
         reward_form="id",  # of the win probability: id, centred, logit or log
-        opponents="anchor",  # anchor, peer or group
+        opponents="anchor",  # all anchors of the prompt, or peer, group, pool (some of the anchors, drawn each step)
+        opponent_draws=1,  # from the pool
         anchors="anchors",  # the stage that made them
         prompts=source(),
         group_size=1,

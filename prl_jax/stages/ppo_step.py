@@ -102,6 +102,8 @@ def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
         group_size=section.group_size,
         anchors=anchors,
         form=section.reward_form,
+        keys=row_keys(jax.random.fold_in(jax.random.fold_in(context.key, n), 2), 0, len(index)),
+        draws=section.opponent_draws,
     )
     return Step(prompts, responses, anchors, comparisons, comparisons.reward, rollout, encoded.truncated)
 

@@ -10,12 +10,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from prl_jax.losses.advantages import KL_KINDS
-from prl_jax.losses.pairwise_ppo import REWARD_MAPS
+from prl_jax.losses.pairwise_ppo import OPPONENTS, REWARD_MAPS
 from prl_jax.losses.ppo import REDUCTIONS
 from prl_jax.losses.preference import FORMS
 from prl_jax.stages import config
 from prl_jax.text.judging import NAMES as JUDGE_TEMPLATES
-from prl_jax.training.opponents import OPPONENTS
 
 POLICIES = ("sft", "ppo")
 JUDGES = ("bradley_terry", "generative")
@@ -113,7 +112,13 @@ RULES: Mapping[str, Rules] = MappingProxyType(
                 "save_every",
             ),
             optimizers=("policy_optimizer", "critic_optimizer"),
-            at_least={"group_size": 1, "prompts_per_step": 1, "algorithm.kl_coef": 0, "algorithm.kl_horizon": 1},
+            at_least={
+                "group_size": 1,
+                "opponent_draws": 1,
+                "prompts_per_step": 1,
+                "algorithm.kl_coef": 0,
+                "algorithm.kl_horizon": 1,
+            },
         ),
         "evaluation": Rules(
             declared=config.evaluation,

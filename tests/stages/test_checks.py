@@ -40,7 +40,7 @@ def stages(*names: str) -> str:
         (["ppo.evaluation.every=often"], ["ppo.evaluation.every"]),
         (["sft.optimizer.warmup=warm"], ["sft.optimizer.warmup"]),
         # Words that are options, in whichever stage.
-        (["pairwise_ppo.opponents=ancor"], ["pairwise_ppo.opponents='ancor'", "'anchor', 'peer', 'group'"]),
+        (["pairwise_ppo.opponents=ancor"], ["pairwise_ppo.opponents='ancor'", "'anchor', 'peer', 'group', 'pool'"]),
         (["ppo.reward=points"], ["ppo.reward='points'", "'pairwise', 'score'"]),
         (["group_ppo.reward_form=square"], ["group_ppo.reward_form", "'centred'"]),
         (["ppo.algorithm.reduce=mean"], ["ppo.algorithm.reduce", "'token_mean'"]),

@@ -90,6 +90,20 @@ def test_anchors_equal_plain_python_with_several_anchors_a_prompt():
     assert got.reward[3] == got.reward[6] == 0.5 and got.reward.dtype == np.float32
 
 
+def test_a_pool_is_drawn_anew_with_each_key_and_shared_by_the_group():
+    anchors = [("aa", "bbb", "c", "dddd", "ee")] * GROUP + [("x", "yy")] * GROUP
+    keys = jax.random.split(jax.random.key(0), (20, 2))
+    met = np.zeros((2, 5))
+    for row_keys in keys:
+        got = compare(judge(), "pool", PROMPTS, RESPONSES, group_size=GROUP, anchors=anchors, keys=row_keys, draws=2)
+        assert (got.mask.sum(1) == 2).all() and (got.mask == np.repeat(got.mask[::GROUP], GROUP, 0)).all()
+        for i, drawn in enumerate(got.mask):
+            expected = np.mean([win(TEXTS[i], RESPONSES[i], anchors[i][j]) for j in np.flatnonzero(drawn)])
+            np.testing.assert_allclose(got.reward[i], expected, rtol=1e-5)
+        met += got.mask[::GROUP]
+    assert (met[0] > 2).all() and (met[1] == [20, 20, 0, 0, 0]).all()
+
+
 def test_row_20_a_constant_preference_for_a_slot_moves_no_ranking():
     fair, biased = (
         compare(judge(bias), "group", PROMPTS, RESPONSES, group_size=GROUP, anchors=[()] * 8).reward
@@ -123,8 +137,9 @@ def test_a_bradley_terry_judge_with_one_anchor_is_par():
         ("peer", 3, "'peer': group_size=3, expected a multiple of 2"),
         ("peer", 1, "'peer': group_size=1"),
         ("group", 1, "'group': group_size=1"),
-        ("rival", 4, r"opponents='rival', expected one of \('anchor', 'peer', 'group'\)"),
+        ("rival", 4, r"opponents='rival', expected one of \('anchor', 'peer', 'group', 'pool'\)"),
         ("anchor", 4, "'anchor': a prompt has no anchor; run an anchors stage"),
+        ("pool", 4, "'pool': a prompt has no anchor; run an anchors stage"),
     ],
 )
 def test_mistakes_are_named(kind, size, message):

@@ -59,7 +59,7 @@ def make_optimizer(
 
 def _decays(params: Any) -> Any:
     """Matrices of the blocks decay; scales, biases, heads and embedding tables do not."""
-    kept = ("scale", "bias", "embedding", "head", "weight")
+    kept = ("scale", "bias", "embedding", "head", "scalar")
 
     def one(path, _):
         return not any(jax.tree_util.keystr((key,), simple=True) in kept for key in path)

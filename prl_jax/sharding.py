@@ -49,14 +49,14 @@ def tree_shardings(tree: Any, mesh: Mesh, logical_axes: Mapping[str, tuple[str, 
     """Shardings for a pytree of arrays or `ShapeDtypeStruct`s.
 
     Args:
-      tree: parameters, or an optimizer state that mirrors them: leaves are found by the name on their path.
+      tree: parameters, or an optimizer state that mirrors them: leaves are found by the end of their path.
       mesh: the device mesh.
-      logical_axes: parameter name -> logical names of its last axes; leading axes (stacked layers) stay whole. An axis
-        that the mesh axis does not divide stays whole too.
+      logical_axes: end of a dotted path, `q.weight` -> logical names of its last axes; leading axes (stacked layers)
+        stay whole. An axis that the mesh axis does not divide stays whole too.
     """
 
     def one(path, leaf) -> NamedSharding:
-        axes = next((logical_axes[n] for n in reversed(path_names(path)) if n in logical_axes), ())
+        axes = _axes_of([name for name in path_names(path) if name != "value"], logical_axes)
         spec = [None] * leaf.ndim
         for i, axis in enumerate(axes, start=leaf.ndim - len(axes)):
             target = RULES.get(axis)
@@ -65,6 +65,12 @@ def tree_shardings(tree: Any, mesh: Mesh, logical_axes: Mapping[str, tuple[str, 
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _axes_of(names: list[str], logical_axes: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The axes of the longest end of a path that has some."""
+    ends = (".".join(names[start:]) for start in range(len(names)))
+    return next((logical_axes[end] for end in ends if end in logical_axes), ())
 
 
 def path_names(path: tuple[Any, ...]) -> list[str]:

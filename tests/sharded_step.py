@@ -57,11 +57,12 @@ def check_one_device_equals_eight() -> None:
 def check_shardings() -> None:
     mesh = make_mesh(data=-1, fsdp=2, tensor=2)
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
-    make = lambda: {"embedding": jnp.ones((32, 16)), "up": jnp.ones((3, 16, 25)), "scale": jnp.ones(16)}  # noqa: E731
+    shapes = {"embedding": (32, 16), "up.weight": (3, 16, 25), "scale": (16,)}
+    make = lambda: {name: jnp.ones(shape) for name, shape in shapes.items()}  # noqa: E731
     arrays = sharded_init(make, mesh, LOGICAL_AXES)
     assert arrays["embedding"].sharding.spec == PartitionSpec("tensor", "fsdp")
     assert arrays["embedding"].addressable_shards[0].data.shape == (16, 8)
-    assert arrays["up"].addressable_shards[0].data.shape == (3, 8, 25)  # 25 columns do not divide by 2
+    assert arrays["up.weight"].addressable_shards[0].data.shape == (3, 8, 25)  # 25 columns do not divide by 2
     assert arrays["scale"].is_fully_replicated
     assert put_batch(np.arange(8), mesh).addressable_shards[0].data.shape == (2,)
     for wrong in ({"data": 3}, {"data": 2, "fsdp": 2}, {"data": -1, "fsdp": -1}, {"fsdp": 0}, {"tensor": 16}):

@@ -66,12 +66,12 @@ def test_the_model_comes_back_alone_onto_abstract_arrays(saved, state):
 
 def test_names_of_parameters_are_stable():
     """Files outlive the code that wrote them: these names are a format."""
-    block = [f"blocks.attention.{name}" for name in "kovq"] + ["blocks.attention_norm.scale"]
-    block += [f"blocks.mlp.{name}" for name in ("down", "gate", "up")] + ["blocks.mlp_norm.scale"]
+    block = [f"blocks.attention.{name}.weight" for name in "kovq"] + ["blocks.attention_norm.scale"]
+    block += [f"blocks.mlp.{name}.weight" for name in ("down", "gate", "up")] + ["blocks.mlp_norm.scale"]
     decoder = [*block, "embedding", "norm.scale"]
     assert sorted(flatten(make_decoder())) == sorted(decoder)
     assert sorted(flatten(make_decoder(tied_embeddings=False))) == sorted([*decoder, "head"])
-    scalar = [f"decoder.{name}" for name in decoder] + ["scalar.bias", "scalar.weight"]
+    scalar = [f"decoder.{name}" for name in decoder] + ["scalar.weight"]
     assert sorted(flatten(make_scalar_model())) == sorted(scalar)
 
 

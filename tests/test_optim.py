@@ -65,8 +65,9 @@ def test_weight_decay_shrinks_the_matrices_of_blocks_alone():
         names = [jax.tree_util.keystr((key,), simple=True) for key in path]
         if np.abs(update).max() > 0:
             np.testing.assert_allclose(update, -0.1 * 0.5 * param, rtol=1e-5)
-            decayed.add(names[-2])
-    assert decayed == {"q", "k", "v", "o", "gate", "up", "down"}
+            decayed.add(".".join(name for name in names if name != "value"))
+    matrices = ("attention.q", "attention.k", "attention.v", "attention.o", "mlp.gate", "mlp.up", "mlp.down")
+    assert decayed == {f"decoder.blocks.{name}.weight" for name in matrices}
 
 
 @pytest.mark.parametrize(

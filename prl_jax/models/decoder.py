@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prl_jax.models.cache import Cache, build_cache
 from prl_jax.models.config import DecoderConfig
-from prl_jax.models.layers import Block, RMSNorm, attention_mask, rotation
+from prl_jax.models.layers import Block, attention_mask, norm, softcap
+from prl_jax.models.rope import Rotation, rotation
 
 
 def _unroll() -> bool | int:
@@ -27,31 +28,51 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, *, key: PRNGKeyArray):
         embed_key, blocks_key, head_key = jax.random.split(key, 3)
         self.config = config
-        shape = (config.vocab_size, config.width)
-        self.embedding = nnx.Param(jax.random.normal(embed_key, shape, jnp.float32) * 0.02)
+        self.embedding = nnx.Param(_table(config, embed_key))
         self.blocks = jax.vmap(lambda k: Block(config, key=k))(jax.random.split(blocks_key, config.layers))
-        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.norm = norm(config)
         if not config.tied_embeddings:
-            self.head = nnx.Param(jax.random.normal(head_key, shape[::-1], jnp.float32) * 0.02)
+            self.head = nnx.Param(_table(config, head_key).T)
 
     def output_embedding(self) -> Float[Array, "D V"]:
         """`[D, V]`, in the compute dtype."""
         table = self.embedding[...].T if self.config.tied_embeddings else self.head[...]
         return table.astype(self.config.dtype)
 
+    @property
+    def logit_softcap(self) -> float | None:
+        """What the logits are soft-capped by, as the losses take it."""
+        return self.config.logit_softcap or None
+
     def _embed(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
-        return self.embedding[...][tokens].astype(self.config.dtype)
+        x = self.embedding[...][tokens].astype(self.config.dtype)
+        return x * jnp.asarray(self.config.width**0.5, x.dtype) if self.config.embed_scale else x
+
+    def _angles(self, positions: Int[Array, "..."]) -> tuple[Rotation, Rotation]:
+        """Of layers with and without the window."""
+        config = self.config
+        far = rotation(positions, config.head_dim, config.rope_theta, config.rope_scaling)
+        near = rotation(positions, config.head_dim, config.local_rope_theta) if config.local_rope_theta else far
+        return near, far
 
     def _forward(self, tokens, positions, segments, *, with_cache: bool):
-        angles = rotation(positions, self.config.head_dim, self.config.rope_theta)
-        mask = attention_mask(segments)
+        near, far = self._angles(positions)
+        local = self.config.local_layers
+        everywhere = (far, attention_mask(segments))
+        windowed = (near, attention_mask(segments, self.config.window)) if any(local) else everywhere
 
-        def layer(x, block):
+        def layer(x, block_and_local):
+            block, is_local = block_and_local
+            if all(local) or not any(local):
+                angles, mask = windowed
+            else:
+                angles, mask = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), windowed, everywhere)
             x, cached = block(x, angles, mask)
             return x, (cached if with_cache else None)
 
         layer = jax.checkpoint(layer) if self.config.remat else layer
-        x, cached = jax.lax.scan(layer, self._embed(tokens), self.blocks, unroll=_unroll())
+        xs = (self.blocks, jnp.asarray(local))
+        x, cached = jax.lax.scan(layer, self._embed(tokens), xs, unroll=_unroll())
         return self.norm(x), cached
 
     def hidden(
@@ -72,7 +93,8 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Float32 logits of hidden states."""
-        return jnp.matmul(hidden, self.output_embedding(), preferred_element_type=jnp.float32)
+        logits = jnp.matmul(hidden, self.output_embedding(), preferred_element_type=jnp.float32)
+        return softcap(logits, self.config.logit_softcap)
 
     def prefill(
         self, tokens: Int[Array, "B P"], mask: Bool[Array, "B P"], room: int
@@ -88,26 +110,41 @@ class Decoder(nnx.Module):
 
     def step(self, tokens: Int[Array, "B"], cache: Cache, layers: list[Block]) -> tuple[Float[Array, "B D"], Cache]:
         """Reads one token a row against the cache; `layers` is what `layers()` gave."""
-        angles = rotation(cache.next_position, self.config.head_dim, self.config.rope_theta)
-        mask = cache.mask | (jnp.arange(cache.mask.shape[1]) == cache.slot)
+        near, far = self._angles(cache.next_position)
+        slots = jnp.arange(cache.mask.shape[1])
+        mask = cache.mask | (slots == cache.slot)
+        window = mask & (slots > cache.slot - self.config.window)
         x, keys, values = self._embed(tokens), [], []
-        for block, k, v in zip(layers, cache.keys, cache.values, strict=True):
-            x, k, v = block.step(x, angles, k, v, mask, cache.slot)
+        for block, local, k, v in zip(layers, self.config.local_layers, cache.keys, cache.values, strict=True):
+            angles, seen = (near, window) if local else (far, mask)
+            x, k, v = block.step(x, angles, k, v, seen, cache.slot)
             keys.append(k)
             values.append(v)
         cache = Cache(tuple(keys), tuple(values), mask, cache.next_position + 1, cache.slot + 1)
         return self.norm(x), cache
 
 
-# Logical axes of the parameters by name; stacked blocks have "layers" before these.
+def _table(config: DecoderConfig, key: PRNGKeyArray) -> Float[Array, "V D"]:
+    table = jax.random.normal(key, (config.vocab_size, config.width), jnp.float32) * 0.02
+    return table.astype(config.param_dtype)
+
+
+# Logical axes of the parameters, by the end of their path; stacked blocks have "layers" before these.
+_INTO_HEADS, _INTO_MLP = ("embed", "heads"), ("embed", "mlp")
+_MATRICES = {
+    "q": _INTO_HEADS,
+    "k": _INTO_HEADS,
+    "v": _INTO_HEADS,
+    "o": ("heads", "embed"),
+    "gate": _INTO_MLP,
+    "up": _INTO_MLP,
+    "down": ("mlp", "embed"),
+}
 LOGICAL_AXES = {
     "embedding": ("vocab", "embed"),
     "head": ("embed", "vocab"),
-    "q": ("embed", "heads"),
-    "k": ("embed", "heads"),
-    "v": ("embed", "heads"),
-    "o": ("heads", "embed"),
-    "gate": ("embed", "mlp"),
-    "up": ("embed", "mlp"),
-    "down": ("mlp", "embed"),
+    **{f"{name}.weight": axes for name, axes in _MATRICES.items()},
+    **{f"{name}.bias": axes[1:] for name, axes in _MATRICES.items()},
+    **{f"{name}.lora.a": (axes[0], "rank") for name, axes in _MATRICES.items()},
+    **{f"{name}.lora.b": ("rank", axes[1]) for name, axes in _MATRICES.items()},
 }

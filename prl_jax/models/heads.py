@@ -13,20 +13,24 @@ from prl_jax.types import TokenRows
 
 
 class ScalarHead(nnx.Module):
-    """A linear map to one float32 number, zero at the start but for its bias."""
+    """A linear map to one float32 number, zero at the start but for its bias, if it has one."""
 
-    def __init__(self, width: int, bias: float = 0.0):
+    def __init__(self, width: int, bias: float | None):
         self.weight = nnx.Param(jnp.zeros((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.full((), bias, jnp.float32))
+        self.bias = None if bias is None else nnx.Param(jnp.full((), bias, jnp.float32))
 
     def __call__(self, hidden: Float[Array, "... D"]) -> Float[Array, "..."]:
-        return hidden.astype(jnp.float32) @ self.weight[...] + self.bias[...]
+        out = hidden.astype(jnp.float32) @ self.weight[...]
+        return out if self.bias is None else out + self.bias[...]
 
 
 class ScalarModel(nnx.Module):
-    """A decoder with a scalar head in place of the output embedding."""
+    """A decoder with a scalar head in place of the output embedding.
 
-    def __init__(self, decoder: Decoder, *, bias: float = 0.0):
+    A critic has a bias, where its values start. A reward model has none: only differences of its scores mean anything.
+    """
+
+    def __init__(self, decoder: Decoder, *, bias: float | None = None):
         self.decoder = decoder
         self.scalar = ScalarHead(decoder.config.width, bias)
 

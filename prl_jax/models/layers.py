@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from prl_jax.models.config import DecoderConfig
+from prl_jax.models.config import DecoderConfig, LoraConfig
+from prl_jax.models.rope import Rotation, rotate
 
 # Modules go through jax.jit, jax.grad and jax.lax.scan as ordinary pytrees.
 nnx.set_graph_mode(False)
@@ -18,55 +20,79 @@ nnx.set_graph_mode(False)
 _MASKED = -1e30
 
 
-def _matrix(key: PRNGKeyArray, fan_in: int, fan_out: int, gain: float = 1.0) -> nnx.Param:
-    return nnx.Param(jax.random.normal(key, (fan_in, fan_out), jnp.float32) * (gain * fan_in**-0.5))
+class Lora(nnx.Module):
+    """A low-rank update of a linear map (arXiv 2106.09685), nothing at the start."""
+
+    def __init__(self, fan_in: int, fan_out: int, config: LoraConfig, *, key: PRNGKeyArray):
+        self.a = nnx.Param(jax.random.normal(key, (fan_in, config.rank), jnp.float32) * fan_in**-0.5)
+        self.b = nnx.Param(jnp.zeros((config.rank, fan_out), jnp.float32))
+        self.scale = config.scale
+
+    def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N F"]:
+        return (x @ self.a[...].astype(x.dtype)) @ self.b[...].astype(x.dtype) * self.scale
 
 
-def _linear(x: Float[Array, "... D"], weight: nnx.Param) -> Float[Array, "... F"]:
-    """`x @ weight` in the dtype of `x`, over rows: one flat contraction makes the weight's gradient a plain matmul,
-    which XLA's CPU backend runs a quarter faster than a contraction over batch and time."""
-    rows = x.reshape(-1, x.shape[-1]) @ weight[...].astype(x.dtype)
-    return rows.reshape(*x.shape[:-1], rows.shape[-1])
+class Linear(nnx.Module):
+    """`x weight + bias`, in the dtype of `x`, and the adapter if there is one."""
+
+    def __init__(
+        self,
+        fan_in: int,
+        fan_out: int,
+        config: DecoderConfig,
+        *,
+        key: PRNGKeyArray,
+        bias: bool = False,
+        gain: float = 1.0,
+        adapted: bool = False,
+    ):
+        weight = jax.random.normal(key, (fan_in, fan_out), jnp.float32) * (gain * fan_in**-0.5)
+        self.weight = nnx.Param(weight.astype(config.param_dtype))
+        self.bias = nnx.Param(jnp.zeros((fan_out,), config.param_dtype)) if bias else None
+        lora_key = jax.random.fold_in(key, 1)
+        self.lora = Lora(fan_in, fan_out, config.lora, key=lora_key) if adapted and config.lora is not None else None
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
+        # Over rows: one flat contraction makes the weight's gradient a plain matmul, which XLA's CPU backend runs a
+        # quarter faster than a contraction over batch and time.
+        rows = x.reshape(-1, x.shape[-1])
+        out = rows @ self.weight[...].astype(x.dtype)
+        if self.bias is not None:
+            out = out + self.bias[...].astype(x.dtype)
+        if self.lora is not None:
+            out = out + self.lora(rows)
+        return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation (arXiv 1910.07467), computed in float32."""
+    """Root-mean-square normalisation (arXiv 1910.07467), computed in float32; `offset` is added to the scale."""
 
-    def __init__(self, width: int, eps: float):
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.eps = eps
+    def __init__(self, width: int, eps: float, *, offset: float = 0.0, dtype: str = "float32"):
+        self.scale = nnx.Param(jnp.full((width,), 1.0 - offset, dtype))
+        self.eps, self.offset = eps, offset
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         wide = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * inverse * self.scale[...]).astype(x.dtype)
+        scale = self.scale[...].astype(jnp.float32)
+        return (wide * inverse * (scale + self.offset if self.offset else scale)).astype(x.dtype)
 
 
-class Rotation(NamedTuple):
-    """Cosines and sines of the rotary embedding, `[..., head_dim / 2]` float32."""
-
-    cos: Float[Array, "... H"]
-    sin: Float[Array, "... H"]
+def norm(config: DecoderConfig, width: int | None = None) -> RMSNorm:
+    """A norm as the config asks for, over `width` numbers, by default those of the residual stream."""
+    return RMSNorm(width or config.width, config.norm_eps, offset=config.norm_offset, dtype=config.param_dtype)
 
 
-def rotation(positions: Int[Array, "..."], head_dim: int, theta: float) -> Rotation:
-    """Rotary angles (arXiv 2104.09864) at integer positions."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    return Rotation(jnp.cos(angles), jnp.sin(angles))
+def softcap(x: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
+    """`cap tanh(x / cap)`; `x` itself for a cap of 0."""
+    return cap * jnp.tanh(x / cap) if cap else x
 
 
-def rotate(x: Float[Array, "... n H"], angles: Rotation) -> Float[Array, "... n H"]:
-    """Rotates each head (axis -2) by the angles of its position; halves are paired as in Llama."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = angles.cos[..., None, :], angles.sin[..., None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
-def attention_mask(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """Causal attention within a segment; padding (segment 0) is never a key."""
+def attention_mask(segments: Int[Array, "B T"], window: int = 0) -> Bool[Array, "B T T"]:
+    """Causal attention within a segment, at most `window` tokens back; padding (segment 0) is never a key."""
     same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
-    return same & jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))
+    causal = jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))
+    return same & (causal & ~jnp.tril(causal, -window) if window else causal)
 
 
 class Attention(nnx.Module):
@@ -75,29 +101,35 @@ class Attention(nnx.Module):
     def __init__(self, config: DecoderConfig, *, key: PRNGKeyArray):
         keys = jax.random.split(key, 4)
         width, queries, shared = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.q = _matrix(keys[0], width, queries)
-        self.k = _matrix(keys[1], width, shared)
-        self.v = _matrix(keys[2], width, shared)
-        self.o = _matrix(keys[3], queries, width, gain=(2 * config.layers) ** -0.5)
-        self.kv_heads, self.head_dim = config.kv_heads, config.head_dim
+        linear = functools.partial(_linear, config)
+        self.q = linear("q", width, queries, keys[0], bias=config.qkv_bias)
+        self.k = linear("k", width, shared, keys[1], bias=config.qkv_bias)
+        self.v = linear("v", width, shared, keys[2], bias=config.qkv_bias)
+        self.o = linear("o", queries, width, keys[3], bias=config.o_bias, gain=(2 * config.layers) ** -0.5)
+        self.q_norm = norm(config, config.head_dim) if config.qk_norm else None
+        self.k_norm = norm(config, config.head_dim) if config.qk_norm else None
+        self.kv_heads, self.head_dim, self.cap = config.kv_heads, config.head_dim, config.attention_softcap
+        self.scale = config.query_scale or config.head_dim**-0.5
 
     def project(self, x: Float[Array, "... D"], angles: Rotation):
-        """Queries `[..., K, G, H]` scaled by `head_dim ** -0.5`, keys and values `[..., K, H]`."""
-        heads = lambda w: _linear(x, w).reshape(*x.shape[:-1], -1, self.head_dim)  # noqa: E731
-        q = rotate(heads(self.q), angles) * self.head_dim**-0.5
-        k, v = rotate(heads(self.k), angles), heads(self.v)
+        """Queries `[..., K, G, H]`, scaled, keys and values `[..., K, H]`."""
+        q, k, v = (part(x).reshape(*x.shape[:-1], -1, self.head_dim) for part in (self.q, self.k, self.v))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, angles) * self.scale, rotate(k, angles)
         return q.reshape(*q.shape[:-2], self.kv_heads, -1, self.head_dim), k, v
 
-    def output(self, x: Float[Array, "... N"]) -> Float[Array, "... D"]:
-        return _linear(x, self.o)
+    def weights(self, scores: Float[Array, "... S"], mask: Bool[Array, "... S"]) -> Float[Array, "... S"]:
+        """Float32 attention weights of float32 scores."""
+        return jax.nn.softmax(jnp.where(mask, softcap(scores, self.cap), _MASKED), axis=-1)
 
     def __call__(self, x: Float[Array, "B T D"], angles: Rotation, mask: Bool[Array, "B T T"]):
         """Returns the output `[B, T, D]` and the keys and values `[B, T, K, H]` for a cache."""
         q, k, v = self.project(x, angles)
         scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, _MASKED), axis=-1).astype(x.dtype)
+        weights = self.weights(scores, mask[:, None, None]).astype(x.dtype)
         mixed = jnp.einsum("bkgts,bskh->btkgh", weights, v)
-        return self.output(mixed.reshape(*x.shape[:-1], -1)), (k, v)
+        return self.o(mixed.reshape(*x.shape[:-1], -1)), (k, v)
 
     def step(
         self,
@@ -113,42 +145,56 @@ class Attention(nnx.Module):
         keys = jax.lax.dynamic_update_slice(keys, k[..., None].astype(keys.dtype), (0, 0, 0, slot))
         values = jax.lax.dynamic_update_slice(values, v[:, :, None].astype(values.dtype), (0, 0, slot, 0))
         scores = jnp.einsum("bkgh,bkhs->bkgs", q, keys, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, _MASKED), axis=-1).astype(x.dtype)
+        weights = self.weights(scores, mask[:, None, None]).astype(x.dtype)
         mixed = jnp.einsum("bkgs,bksh->bkgh", weights, values)
-        return self.output(mixed.reshape(x.shape[0], -1)), keys, values
+        return self.o(mixed.reshape(x.shape[0], -1)), keys, values
 
 
 class MLP(nnx.Module):
-    """SwiGLU (arXiv 2002.05202)."""
+    """Gated feed-forward layers (arXiv 2002.05202)."""
 
     def __init__(self, config: DecoderConfig, *, key: PRNGKeyArray):
         keys = jax.random.split(key, 3)
-        self.gate = _matrix(keys[0], config.width, config.mlp_width)
-        self.up = _matrix(keys[1], config.width, config.mlp_width)
-        self.down = _matrix(keys[2], config.mlp_width, config.width, gain=(2 * config.layers) ** -0.5)
+        linear = functools.partial(_linear, config, bias=config.mlp_bias)
+        self.gate = linear("gate", config.width, config.mlp_width, keys[0])
+        self.up = linear("up", config.width, config.mlp_width, keys[1])
+        self.down = linear("down", config.mlp_width, config.width, keys[2], gain=(2 * config.layers) ** -0.5)
+        self.activation = config.activation
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         rows = x.reshape(-1, x.shape[-1])
-        hidden = jax.nn.silu(_linear(rows, self.gate)) * _linear(rows, self.up)
-        return _linear(hidden, self.down).reshape(x.shape)
+        gate = self.gate(rows)
+        gate = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)
+        return self.down(gate * self.up(rows)).reshape(x.shape)
+
+
+def _linear(config: DecoderConfig, name: str, fan_in: int, fan_out: int, key: PRNGKeyArray, **options: Any) -> Linear:
+    adapted = config.lora is not None and name in config.lora.targets
+    return Linear(fan_in, fan_out, config, key=key, adapted=adapted, **options)
 
 
 class Block(nnx.Module):
-    """Pre-norm residual block."""
+    """Pre-norm residual block; with `post_norms` what is added to the stream is normalised too."""
 
     def __init__(self, config: DecoderConfig, *, key: PRNGKeyArray):
         attention_key, mlp_key = jax.random.split(key)
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention_norm = norm(config)
         self.attention = Attention(config, key=attention_key)
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention_post_norm = norm(config) if config.post_norms else None
+        self.mlp_norm = norm(config)
         self.mlp = MLP(config, key=mlp_key)
+        self.mlp_post_norm = norm(config) if config.post_norms else None
 
     def __call__(self, x: Float[Array, "B T D"], angles: Rotation, mask: Bool[Array, "B T T"]):
         mixed, cached = self.attention(self.attention_norm(x), angles, mask)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), cached
+        return self._rest(x, mixed), cached
 
     def step(self, x, angles, keys, values, mask, slot):
         mixed, keys, values = self.attention.step(self.attention_norm(x), angles, keys, values, mask, slot)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), keys, values
+        return self._rest(x, mixed), keys, values
+
+    def _rest(self, x: Float[Array, "... D"], mixed: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """The stream after attention, whose output is `mixed`, and the feed-forward part."""
+        x = x + (mixed if self.attention_post_norm is None else self.attention_post_norm(mixed))
+        mixed = self.mlp(self.mlp_norm(x))
+        return x + (mixed if self.mlp_post_norm is None else self.mlp_post_norm(mixed))

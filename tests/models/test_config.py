@@ -46,7 +46,7 @@ def test_presets_build(name):
     config = DecoderConfig.from_dict(preset(name), vocab_size=272)
     model = jax.eval_shape(lambda: Decoder(config, key=jax.random.key(0)))
     assert model.embedding.shape == (272, config.width)
-    assert model.blocks.mlp.up.shape == (config.layers, config.width, config.mlp_width)
+    assert model.blocks.mlp.up.weight.shape == (config.layers, config.width, config.mlp_width)
 
 
 def test_a_preset_is_a_copy_and_an_unknown_one_is_refused():

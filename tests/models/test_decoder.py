@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from fakes import make_decoder, random_tokens, token_rows
 
-from prl_jax.models import LOGICAL_AXES, Decoder
+from prl_jax.checkpoint import flatten
+from prl_jax.models import LOGICAL_AXES, Decoder, LoraConfig
 from prl_jax.sharding import path_names
 from prl_jax.types import TokenRows
 
@@ -118,7 +119,7 @@ def test_layers_are_slices_of_the_stack(model):
     layers = model.layers()
     assert len(layers) == model.config.layers
     for i, block in enumerate(layers):
-        np.testing.assert_array_equal(block.mlp.up[...], model.blocks.mlp.up[...][i])
+        np.testing.assert_array_equal(block.mlp.up.weight[...], model.blocks.mlp.up.weight[...][i])
 
 
 def test_rematerialising_changes_no_gradient():
@@ -176,17 +177,20 @@ def test_initial_parameters_keep_the_scale_of_activations():
     config = make_decoder(width=64, layers=3, mlp_width=96, tied_embeddings=False).config
     model = jax.jit(lambda key: Decoder(config, key=key))(jax.random.key(3))
     for name, (fan_in, gain) in {"q": (64, 1), "v": (64, 1), "o": (16, 6**-0.5)}.items():
-        weights = np.asarray(getattr(model.blocks.attention, name)[...])
+        weights = np.asarray(getattr(model.blocks.attention, name).weight[...])
         np.testing.assert_allclose(weights.std((1, 2)), gain * fan_in**-0.5, rtol=0.15)
         assert np.abs(weights[0] - weights[1]).max() > 0  # layers differ
-    np.testing.assert_allclose(model.blocks.mlp.down[...].std(), 96**-0.5 * 6**-0.5, rtol=0.1)
+    np.testing.assert_allclose(model.blocks.mlp.down.weight[...].std(), 96**-0.5 * 6**-0.5, rtol=0.1)
     np.testing.assert_allclose([model.embedding[...].std(), model.head[...].std()], 0.02, rtol=0.1)
     np.testing.assert_array_equal(model.norm.scale[...], 1.0)
 
 
 def test_logical_axes_name_every_matrix():
-    model = make_decoder(tied_embeddings=False)
-    for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
-        axes = [LOGICAL_AXES[name] for name in path_names(path) if name in LOGICAL_AXES]
-        stacked = "blocks" in path_names(path)
-        assert axes == [] if leaf.ndim == 1 + stacked else len(axes) == 1 and len(axes[0]) == leaf.ndim - stacked
+    model = make_decoder(tied_embeddings=False, qkv_bias=True, o_bias=True, mlp_bias=True, lora=LoraConfig(rank=2))
+    for name, leaf in flatten(model).items():
+        ends = [name.split(".", i)[-1] for i in range(name.count(".") + 1)]
+        axes = [LOGICAL_AXES[end] for end in ends if end in LOGICAL_AXES]
+        if name.endswith("scale"):
+            assert axes == [], name
+        else:
+            assert len(axes) == 1 and len(axes[0]) == leaf.ndim - ("blocks" in name), name

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from fakes import make_decoder
 
-from prl_jax.models.layers import RMSNorm, attention_mask, rotate, rotation
+from prl_jax.models.layers import RMSNorm, attention_mask
+from prl_jax.models.rope import rotate, rotation
 
 
 def test_rms_norm_is_its_formula_and_works_in_float32():
@@ -50,9 +51,9 @@ def test_grouped_queries_equal_repeated_heads(kv_heads):
     grouped, full = make_decoder(kv_heads=kv_heads, layers=1), make_decoder(kv_heads=4, layers=1)
     config = grouped.config
     for name in ("k", "v"):
-        shared = getattr(grouped.blocks.attention, name)[...].reshape(1, config.width, kv_heads, config.head_dim)
+        shared = getattr(grouped.blocks.attention, name).weight[...].reshape(1, config.width, kv_heads, config.head_dim)
         repeated = jnp.repeat(shared, 4 // kv_heads, axis=2).reshape(1, config.width, 4 * config.head_dim)
-        getattr(full.blocks.attention, name)[...] = repeated
+        getattr(full.blocks.attention, name).weight[...] = repeated
     tokens = jnp.arange(10, dtype=jnp.int32)[None]
     run = jax.jit(lambda model: model(tokens))
     np.testing.assert_allclose(run(grouped), run(full), atol=1e-5)

@@ -14,33 +14,15 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from prl_jax.errors import UserError
-
-Tree = TypeVar("Tree")
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """Leaves of a pytree, arrays or abstract ones, by their dotted path, `blocks.attention.q`."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {_name(path): leaf for path, leaf in leaves}
-
-
-def unflatten(like: Tree, arrays: dict[str, Any]) -> Tree:
-    """The inverse of `flatten` for a tree with the structure of `like`."""
-    paths, structure = jax.tree_util.tree_flatten_with_path(like)
-    return jax.tree.unflatten(structure, [arrays[_name(path)] for path, _ in paths])
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    # An NNX variable adds ".value" to the path of its array; the name of a parameter should not tell.
-    names = [jax.tree_util.keystr((key,), simple=True) for key in path]
-    return ".".join(name for name in names if name != "value") or "value"
+from prl_jax.models import combine, split
+from prl_jax.tree import Tree, flatten, unflatten
 
 
 class Checkpoints:
@@ -77,13 +59,14 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, *, model: Any, train: Any, data: dict[str, Any]) -> None:
-        """Writes a checkpoint unless `step` is there.
+        """Writes a checkpoint of what is trained (`models.split`), unless `step` is there.
 
         Raises:
           UserError: the disk takes no more, or a parameter is not finite; the checkpoint before stays the newest.
         """
         if step == self.latest():
             return
+        model, train = split(model)[0], split(train)[0]
         if not _all_finite(model):
             raise UserError(
                 f"{self.directory}: parameters are not finite after step {step}; stopped, the last good checkpoint is "
@@ -104,7 +87,11 @@ class Checkpoints:
                 ) from error
 
     def restore(self, *, model: Tree, train: Any) -> tuple[Tree, Any, dict[str, Any]]:
-        """The newest checkpoint, onto the shapes and shardings of the given trees (arrays or abstract)."""
+        """The newest checkpoint, onto the shapes and shardings of the given trees (arrays or abstract).
+
+        What is frozen of them was not saved, and stays as given.
+        """
+        (model, frozen_model), (train, frozen_train) = split(model), split(train)
         with self._readable() as step:
             args = ocp.args.Composite(
                 model=ocp.args.StandardRestore(_abstract(model)),
@@ -112,14 +99,16 @@ class Checkpoints:
                 data=ocp.args.JsonRestore(),
             )
             out = self._manager.restore(step, args=args)
-        return unflatten(model, out.model), unflatten(train, out.train), dict(out.data)
+        model = combine(unflatten(model, out.model), frozen_model)
+        return model, combine(unflatten(train, out.train), frozen_train), dict(out.data)
 
     def restore_model(self, like: Tree) -> Tree:
-        """Only the parameters of the newest checkpoint."""
+        """Only the parameters of the newest checkpoint; what is frozen of `like` stays as given."""
+        like, frozen = split(like)
         with self._readable() as step:
             args = ocp.args.Composite(model=ocp.args.StandardRestore(_abstract(like)))
             out = self._manager.restore(step, args=args)
-        return unflatten(like, out.model)
+        return combine(unflatten(like, out.model), frozen)
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[int]:

@@ -6,7 +6,6 @@ import numpy as np
 from fakes import make_decoder, on_mesh, random_tokens
 from jax.sharding import PartitionSpec
 
-from prl_jax.checkpoint import flatten
 from prl_jax.errors import UserError
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
@@ -14,6 +13,7 @@ from prl_jax.sharding import make_mesh, put_batch, sharded_init
 from prl_jax.training.sft import SFT
 from prl_jax.training.state import create_state
 from prl_jax.training.step import make_train_step
+from prl_jax.tree import flatten
 from prl_jax.types import SFTBatch, TokenRows
 
 ROWS, LENGTH = 8, 6

@@ -10,11 +10,12 @@ import pytest
 from fakes import make_decoder, make_scalar_model, on_mesh, one_device
 
 from prl_jax import checkpoint
-from prl_jax.checkpoint import Checkpoints, flatten, unflatten
+from prl_jax.checkpoint import Checkpoints
 from prl_jax.errors import UserError
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
 from prl_jax.training.state import create_state
+from prl_jax.tree import flatten, unflatten
 
 DATA = {"iterator": {"position": 7, "names": ["a", "b"]}}
 

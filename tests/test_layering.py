@@ -13,7 +13,7 @@ ROOT = Path(prl_jax.__file__).parent
 
 # A room is a module or a folder right under the package. It imports rooms of lower layers, and itself.
 LAYERS = {
-    "errors": 0, "types": 0, "masked": 0,
+    "errors": 0, "types": 0, "masked": 0, "tree": 0,
     "losses": 1, "text": 1, "sharding": 1, "models": 1,
     "data": 2, "sampling": 2, "judges": 2, "optim": 2, "checkpoint": 2, "metrics": 2, "progress": 2,
     "training": 3, "evaluation": 3,
@@ -21,6 +21,7 @@ LAYERS = {
 }  # fmt: skip
 SIDEWAYS = {
     ("types", "errors"), ("masked", "errors"),  # user-facing messages exist in every room
+    ("models", "sharding"),  # arrays are born on the mesh
     ("cli", "stages"), ("cli", "reporting"),  # commands call stages and rebuild reports
     ("stages", "reporting"),  # the last stage of a run writes the report
     ("__main__", "cli"),

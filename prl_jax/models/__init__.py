@@ -4,6 +4,7 @@ from prl_jax.models.cache import Cache
 from prl_jax.models.config import DecoderConfig, LoraConfig, RopeScaling
 from prl_jax.models.decoder import LOGICAL_AXES, Decoder
 from prl_jax.models.heads import ScalarHead, ScalarModel, last_index, verdict_log_probs
+from prl_jax.models.lora import combine, merge, split, with_adapters, without_adapters
 from prl_jax.models.presets import PRESETS, preset
 
 __all__ = [
@@ -16,7 +17,12 @@ __all__ = [
     "RopeScaling",
     "ScalarHead",
     "ScalarModel",
+    "combine",
     "last_index",
+    "merge",
     "preset",
+    "split",
     "verdict_log_probs",
+    "with_adapters",
+    "without_adapters",
 ]

@@ -15,11 +15,12 @@ from jax.sharding import Mesh
 from prl_jax.checkpoint import Checkpoints
 from prl_jax.errors import UserError
 from prl_jax.judges import GenerativeJudge, Judge, ScalarJudge
-from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel
+from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel, merge
 from prl_jax.sharding import tree_shardings
 from prl_jax.stages.workdir import write_json
 from prl_jax.text.judging import JudgeTemplate
 from prl_jax.text.tokenizer import Tokenizer, load_tokenizer
+from prl_jax.tree import flatten, unflatten
 
 MODEL_FILE, TOKENIZER_DIR, CHECKPOINTS_DIR = "model.json", "tokenizer", "checkpoints"
 SAMPLES_FILE, SAMPLES_SHOWN = "samples.jsonl", 8  # rows written each time
@@ -35,6 +36,8 @@ class ModelCard:
       max_prompt, max_response: tokens that the model was trained for; a judge that reads pairs has `max_prompt` for
         the whole row.
       template: fields of `JudgeTemplate`, of a generative judge.
+      base: the model directory that holds the frozen parameters of a model with adapters; relative paths start at this
+        directory.
     """
 
     kind: str
@@ -42,6 +45,7 @@ class ModelCard:
     max_prompt: int
     max_response: int
     template: dict[str, Any] | None = None
+    base: str | None = None
 
     @property
     def config(self) -> DecoderConfig:
@@ -71,10 +75,26 @@ def read_card(directory: Path) -> ModelCard:
         raise UserError(f"{path}: cannot be read ({error}); train the stage anew") from error
 
 
-def load_model(directory: Path, mesh: Mesh) -> tuple[ModelCard, Decoder | ScalarModel, Tokenizer]:
-    """The model of a stage directory, on the mesh."""
+Trunks = dict[Path, Decoder]
+
+
+def load_model(
+    directory: Path, mesh: Mesh, trunks: Trunks | None = None
+) -> tuple[ModelCard, Decoder | ScalarModel, Tokenizer]:
+    """The model of a stage directory, on the mesh.
+
+    Args:
+      directory: of a stage.
+      mesh: the devices.
+      trunks: frozen decoders that are in memory already, by directory. What is loaded here joins them, and models with
+        adapters on the same one share it.
+    """
     card = read_card(directory)
     like = abstract_model(functools.partial(_make, card), mesh)
+    if card.base is not None:
+        prefix = "decoder." if card.kind == "scalar_judge" else ""
+        base = flatten(load_decoder(directory / card.base, mesh, trunks))
+        like = unflatten(like, flatten(like) | {f"{prefix}{name}": leaf for name, leaf in base.items()})
     with Checkpoints(directory / CHECKPOINTS_DIR, read_only=True) as checkpoints:
         model = checkpoints.restore_model(like)
     return card, model, load_tokenizer(directory / TOKENIZER_DIR)
@@ -95,24 +115,33 @@ def abstract_model(make: Callable[[], Any], mesh: Mesh) -> Any:
     )
 
 
-def load_decoder(directory: Path, mesh: Mesh) -> Decoder:
-    """The decoder of a stage directory of any kind."""
-    _, model, _ = load_model(directory, mesh)
-    return model.decoder if isinstance(model, ScalarModel) else model
+def load_decoder(directory: Path, mesh: Mesh, trunks: Trunks | None = None) -> Decoder:
+    """The decoder of a stage directory of any kind, its adapters merged."""
+    key = directory.resolve()
+    if trunks is not None and key in trunks:
+        return trunks[key]
+    _, model, _ = load_model(directory, mesh, trunks)
+    decoder = merge(model.decoder if isinstance(model, ScalarModel) else model)
+    if trunks is not None:
+        trunks[key] = decoder
+    return decoder
 
 
-def load_policy(directory: Path, mesh: Mesh) -> tuple[ModelCard, Decoder, Tokenizer]:
-    """A policy; a judge's directory is a `UserError`."""
-    card, model, tokenizer = load_model(directory, mesh)
+def load_policy(directory: Path, mesh: Mesh, trunks: Trunks | None = None) -> tuple[ModelCard, Decoder, Tokenizer]:
+    """A policy, its adapters merged; a judge's directory is a `UserError`."""
+    card = read_card(directory)
     if card.kind != "policy":
         raise UserError(f"{directory}: holds a {card.kind}, expected a policy (an sft or ppo stage)")
-    assert isinstance(model, Decoder)
-    return card, model, tokenizer
+    policy = load_decoder(directory, mesh, trunks)
+    card = dataclasses.replace(card, decoder=dataclasses.asdict(policy.config), base=None)
+    return card, policy, load_tokenizer(directory / TOKENIZER_DIR)
 
 
-def load_judge(directory: Path, mesh: Mesh, *, batch_size: int = 256, on_long: str = "truncate") -> Judge:
+def load_judge(
+    directory: Path, mesh: Mesh, *, batch_size: int = 256, on_long: str = "truncate", trunks: Trunks | None = None
+) -> Judge:
     """A judge of either kind; a policy's directory is a `UserError`. `on_long` says what happens to long prompts."""
-    card, model, tokenizer = load_model(directory, mesh)
+    card, model, tokenizer = load_model(directory, mesh, trunks)
     if card.kind not in ("scalar_judge", "generative_judge"):
         raise UserError(f"{directory}: holds a {card.kind}, expected a judge (a bradley_terry or generative stage)")
     return make_judge(card, model, tokenizer, batch_size=batch_size, on_long=on_long)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,10 +20,11 @@ from prl_jax.errors import UserError, naming
 from prl_jax.models import DecoderConfig
 from prl_jax.optim import make_optimizer
 from prl_jax.sampling import SamplingConfig
+from prl_jax.stages.artifacts import read_card
 from prl_jax.stages.config import build
-from prl_jax.stages.context import StageContext, gold_arguments, whole_batch
+from prl_jax.stages.context import StageContext, gold_arguments, is_directory, lora_config, whole_batch
 from prl_jax.stages.durations import to_steps
-from prl_jax.stages.rules import GOLD, JUDGES, NONE, POLICIES, RULES
+from prl_jax.stages.rules import CARDS, GOLD, JUDGES, NONE, POLICIES, RULES
 from prl_jax.text.chat import Turn, prompt_text
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row, verdict_ids
 from prl_jax.text.tokenizer import Tokenizer
@@ -136,6 +138,12 @@ def _check_reference(config: ConfigDict, name: str, key: str, value: str, kinds:
     """`value` names a stage of one of the kinds that runs before stage `name`, or what stands for one."""
     if (value == "" and NONE in kinds) or (value == GOLD and GOLD in kinds):
         return
+    if is_directory(value):
+        with naming(f"{name}.{key}"):
+            card = read_card(Path(value))
+        if not any(CARDS.get(kind) == card.kind for kind in kinds):
+            raise UserError(f"{name}.{key}={value!r} holds a {card.kind}, expected the model of a {' or '.join(kinds)}")
+        return
     before = config.stages[: config.stages.index(name)]
     fit = [n for n in before if config[n].kind in kinds] + [repr(w) for w in (GOLD,) if w in kinds]
     fit += ["'' for none"] if NONE in kinds else []
@@ -148,6 +156,17 @@ def _check_reference(config: ConfigDict, name: str, key: str, value: str, kinds:
         raise UserError(f"{name}.{key}={value!r} does not run before {name}; change the order of stages, or {expected}")
     if config[value].kind not in kinds:
         raise UserError(f"{name}.{key}={value!r} is a {config[value].kind} stage; {expected}")
+
+
+def _check_lora(config: ConfigDict, name: str) -> None:
+    section = config[name]
+    if section.lora.rank < 0:
+        raise UserError(f"{name}.lora.rank={section.lora.rank}, expected at least 0 (0 trains the whole model)")
+    if section.lora.rank:
+        with naming(name):
+            lora_config(section)
+        if section.kind != "ppo" and not section.init_from:
+            raise UserError(f"{name}.lora: adapters need a model to adapt; name one in {name}.init_from")
 
 
 def _check_accumulation(config: ConfigDict, name: str) -> None:
@@ -222,11 +241,11 @@ def _check_evaluation(config: ConfigDict, name: str) -> None:
 
 
 _FURTHER: Mapping[str, Sequence[Callable[[ConfigDict, str], None]]] = {
-    "sft": (_check_accumulation,),
-    "bradley_terry": (_check_accumulation,),
-    "generative": (_check_accumulation,),
+    "sft": (_check_accumulation, _check_lora),
+    "bradley_terry": (_check_accumulation, _check_lora),
+    "generative": (_check_accumulation, _check_lora),
     "anchors": (_check_anchors,),
-    "ppo": (_check_ppo,),
+    "ppo": (_check_ppo, _check_lora),
     "evaluation": (_check_evaluation,),
 }
 

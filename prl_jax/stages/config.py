@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from prl_jax.errors import UserError
 from prl_jax.models import preset
+from prl_jax.models.config import LORA_TARGETS
 
 
 def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
@@ -68,6 +69,11 @@ def source(**values: Any) -> dict[str, Any]:
     return _filled(dict(kind="gold", path="", split="train", limit=0, skip=0), values, "source")
 
 
+def lora(**values: Any) -> dict[str, Any]:
+    """Low-rank adapters on a frozen model: all that the stage trains. Rank 0 trains the whole model."""
+    return _filled(dict(rank=0, alpha=16.0, targets=LORA_TARGETS), values, "lora")
+
+
 def optimizer(**values: Any) -> dict[str, Any]:
     """AdamW behind global-norm clipping."""
     defaults = dict(
@@ -85,7 +91,9 @@ def optimizer(**values: Any) -> dict[str, Any]:
 def _supervised() -> dict[str, Any]:
     """What SFT and reward models share."""
     return dict(
-        init_from="",  # a stage whose decoder to start from; "" starts from scratch
+        # A stage, or the directory of one or of a Hugging Face model, whose decoder to start from; "": from scratch.
+        init_from="",
+        lora=lora(),
         data=source(),
         validation=source(split="validation", limit=512),
         duration="2 epochs",
@@ -100,7 +108,13 @@ def _supervised() -> dict[str, Any]:
 
 def sft(**values: Any) -> dict[str, Any]:
     """Supervised fine-tuning."""
-    return _filled({**_supervised(), "kind": "sft", "max_prompt": 32, "max_response": 32}, values, "sft")
+    defaults = dict(
+        kind="sft",
+        max_prompt=32,
+        max_response=32,
+        train_on="last",  # what counts of a conversation: its last response, or "all" turns of the assistant
+    )
+    return _filled({**_supervised(), **defaults}, values, "sft")
 
 
 def bradley_terry(**values: Any) -> dict[str, Any]:
@@ -163,6 +177,7 @@ def ppo(**values: Any) -> dict[str, Any]:
         top_p=1.0,
         critic_warmup="5 steps",
         critic_sees_anchor=False,
+        lora=lora(),  # policy and critic have adapters of their own on one frozen decoder, which is the reference too
         value_init=0.0,
         policy_optimizer=optimizer(learning_rate=5e-4, schedule="constant", warmup="0 steps"),
         critic_optimizer=optimizer(learning_rate=1e-3, schedule="constant", warmup="0 steps"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import sys
 import zlib
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 from prl_jax.data.records import Record
 from prl_jax.data.sources import SourceSpec, load_records
 from prl_jax.errors import UserError, naming
-from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig
+from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, LoraConfig, with_adapters
 from prl_jax.optim import make_optimizer
 from prl_jax.progress import Progress
 from prl_jax.sharding import BATCH_AXES, sharded_init
@@ -65,7 +66,9 @@ class StageContext:
         return (zlib.crc32(self.name.encode()) + self.config.seed) % 2**31
 
     def stage(self, name: str) -> Path:
-        """Folder of another stage of this run."""
+        """Folder of another stage of this run, or the model directory that stands in its place."""
+        if is_directory(name):
+            return Path(name)
         if name not in self.config.stages:
             raise UserError(
                 f"{self.name}: needs stage {name!r}, which is not among the stages {tuple(self.config.stages)}"
@@ -96,6 +99,11 @@ class StageContext:
         values = section.to_dict()
         warmup = to_steps(values.pop("warmup"), key=f"{self.name}.{key}.warmup", total=total)
         return make_optimizer(**values, warmup_steps=warmup, total_steps=total)
+
+
+def is_directory(name: str) -> bool:
+    """Whether a config names a model directory (`./model`, `/models/qwen`) where it could name a stage."""
+    return "/" in name
 
 
 def gold_arguments(config: ConfigDict) -> dict[str, Any]:
@@ -147,13 +155,39 @@ def keep_tokenizer(context: StageContext, tokenizer: Tokenizer) -> None:
         tokenizer.save(directory)
 
 
-def initial_decoder(context: StageContext, tokenizer: Tokenizer) -> Decoder:
-    """The decoder that a stage starts from: that of `init_from`, or a new one of the config's size."""
+def initial_decoder(context: StageContext, tokenizer: Tokenizer) -> tuple[Decoder, str | None]:
+    """The decoder that a stage starts from: that of `init_from`, or a new one of the config's size.
+
+    Returns:
+      The decoder, and with adapters, which are then all that the stage trains, the directory of its frozen parameters
+      as a `ModelCard` names it.
+    """
     section = context.section
-    if section.init_from:
-        return _with_structure(load_decoder(context.stage(section.init_from), context.mesh), tokenizer)
-    config = DecoderConfig.from_dict(context.config.model.to_dict(), vocab_size=tokenizer.vocab_size)
-    return sharded_init(lambda: Decoder(config, key=context.key), context.mesh, LOGICAL_AXES)
+    if not section.init_from:
+        config = DecoderConfig.from_dict(context.config.model.to_dict(), vocab_size=tokenizer.vocab_size)
+        return sharded_init(lambda: Decoder(config, key=context.key), context.mesh, LOGICAL_AXES), None
+    base = context.stage(section.init_from)
+    decoder = load_decoder(base, context.mesh)
+    if not section.lora.rank:
+        return _with_structure(decoder, tokenizer), None
+    return adapted(context, decoder, stream=0), base_name(context, base)
+
+
+def lora_config(section: ConfigDict) -> LoraConfig:
+    """The adapters that a stage asks for."""
+    return LoraConfig(section.lora.rank, section.lora.alpha, tuple(section.lora.targets))
+
+
+def adapted(context: StageContext, decoder: Decoder, *, stream: int) -> Decoder:
+    """The decoder with the fresh adapters that the stage's section asks for; each stream has its own."""
+    lora = lora_config(context.section)
+    return with_adapters(decoder, lora, context.mesh, key=jax.random.fold_in(context.key, 2**16 + stream))
+
+
+def base_name(context: StageContext, base: Path) -> str:
+    """How the card of this stage names another model's directory: a workdir can move with all its stages."""
+    inside = base.resolve().is_relative_to(context.workdir.path.resolve())
+    return os.path.relpath(base.resolve(), context.directory.resolve()) if inside else str(base.resolve())
 
 
 def _with_structure(decoder: Decoder, tokenizer: Tokenizer) -> Decoder:

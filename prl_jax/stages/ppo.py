@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +15,10 @@ from prl_jax.data.pipeline import batch_iterator
 from prl_jax.metrics import JsonlLog, MetricsWriter, latest_metrics
 from prl_jax.models import LOGICAL_AXES, Decoder, ScalarModel
 from prl_jax.sampling import SamplingConfig
-from prl_jax.sharding import replicated, sharded_init
+from prl_jax.sharding import replicated
 from prl_jax.stages.anchors import read_anchors
-from prl_jax.stages.artifacts import CHECKPOINTS_DIR, SAMPLES_FILE, load_policy, save_card
-from prl_jax.stages.context import StageContext
+from prl_jax.stages.artifacts import CHECKPOINTS_DIR, SAMPLES_FILE, Trunks, load_policy, save_card
+from prl_jax.stages.context import StageContext, adapted, base_name
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.ppo_step import Setup, iteration, sample_rows
 from prl_jax.stages.win_rate import named_judge, policy_win_rate
@@ -89,7 +90,8 @@ def run(context: StageContext) -> dict[str, float]:
 def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:
     """Loads everything that the stage reads and makes its first state."""
     section, name = context.section, context.name
-    card, policy, tokenizer = load_policy(context.stage(section.policy), context.mesh)
+    trunks: Trunks = {}
+    card, reference, tokenizer = load_policy(context.stage(section.policy), context.mesh, trunks)
     config = PPOConfig(**section.algorithm.to_dict(), temperature=section.temperature)
     sampling = SamplingConfig(
         card.max_response,
@@ -99,7 +101,7 @@ def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:
         top_k=section.top_k,
         top_p=section.top_p,
     )
-    judge = named_judge(context, section.judge)
+    judge = named_judge(context, section.judge, trunks)
     records = context.records(section.prompts, "prompt")
     anchors = read_anchors(context.stage(section.anchors), records) if section.anchors else [()] * len(records)
     total = to_steps(section.duration, key=f"{name}.duration", batch_size=section.prompts_per_step,
@@ -108,16 +110,22 @@ def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:
         context.optimizer(section.policy_optimizer, total, "policy_optimizer"),
         context.optimizer(section.critic_optimizer, total, "critic_optimizer"),
     )
-    copy = lambda tree: jax.tree.map(jnp.copy, tree)  # noqa: E731  (the update donates its state)
-    critic = sharded_init(lambda: ScalarModel(policy, bias=section.value_init), context.mesh, LOGICAL_AXES)
+    if section.lora.rank:
+        policy, trunk = (adapted(context, reference, stream=i) for i in range(2))
+        base = base_name(context, context.stage(section.policy))
+        card = dataclasses.replace(card, decoder=dataclasses.asdict(policy.config), base=base)
+    else:  # the update donates its state
+        policy, trunk = (jax.tree.map(jnp.copy, reference) for _ in range(2))
+    critic = ScalarModel(trunk, bias=section.value_init)
+    critic.scalar = jax.device_put(critic.scalar, replicated(context.mesh))
     state = initial_state(
-        create_state(copy(policy), optimizers[0], context.mesh, LOGICAL_AXES),
-        create_state(copy(critic), optimizers[1], context.mesh, LOGICAL_AXES),
+        create_state(policy, optimizers[0], context.mesh, LOGICAL_AXES),
+        create_state(critic, optimizers[1], context.mesh, LOGICAL_AXES),
         config,
     )
     # Where the other leaves are: the update's output is there, and another sharding would compile it a second time.
     state = state._replace(kl_coef=jax.device_put(state.kl_coef, replicated(context.mesh)))
-    setup = Setup(context, config, card, tokenizer, sampling, judge, records, anchors, policy)
+    setup = Setup(context, config, card, tokenizer, sampling, judge, records, anchors, reference)
     return setup, state, optimizers
 
 

@@ -7,14 +7,15 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
 from prl_jax.data.records import PreferenceRecord
 from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair
 from prl_jax.data.sources import drop_identical
-from prl_jax.models import LOGICAL_AXES, ScalarModel
-from prl_jax.sharding import sharded_init
+from prl_jax.models import ScalarModel
+from prl_jax.sharding import replicated
 from prl_jax.stages import supervised
 from prl_jax.stages.artifacts import SAMPLES_SHOWN, ModelCard, make_judge
 from prl_jax.stages.context import StageContext, initial_decoder, run_tokenizer
@@ -29,9 +30,11 @@ def run_bradley_terry(context: StageContext) -> dict[str, float]:
     """Trains a scalar judge and returns the last metrics."""
     section = context.section
     tokenizer = run_tokenizer(context)
-    decoder = initial_decoder(context, tokenizer)
-    model = sharded_init(lambda: ScalarModel(decoder), context.mesh, LOGICAL_AXES)
-    card = ModelCard("scalar_judge", dataclasses.asdict(decoder.config), section.max_prompt, section.max_response)
+    decoder, base = initial_decoder(context, tokenizer)
+    model = ScalarModel(decoder)
+    model.scalar = jax.device_put(model.scalar, replicated(context.mesh))
+    fields = dataclasses.asdict(decoder.config)
+    card = ModelCard("scalar_judge", fields, section.max_prompt, section.max_response, base=base)
     encode = functools.partial(
         encode_scalar_pair, tokenizer, max_prompt=section.max_prompt, max_response=section.max_response
     )
@@ -45,10 +48,9 @@ def run_generative(context: StageContext) -> dict[str, float]:
     tokenizer = run_tokenizer(context)
     template = JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
     verdicts = verdict_ids(tokenizer, template)
-    decoder = initial_decoder(context, tokenizer)
-    card = ModelCard(
-        "generative_judge", dataclasses.asdict(decoder.config), section.max_length, 1, dataclasses.asdict(template)
-    )
+    decoder, base = initial_decoder(context, tokenizer)
+    fields, asked = dataclasses.asdict(decoder.config), dataclasses.asdict(template)
+    card = ModelCard("generative_judge", fields, section.max_length, 1, asked, base=base)
     encode = functools.partial(encode_generative_pair, tokenizer, template, max_length=section.max_length)
     objective = generative_objective(verdicts, form=section.form, w_ce=section.w_ce, w_cons=section.w_cons)
     return _train(context, card, tokenizer, decoder, objective, encode)

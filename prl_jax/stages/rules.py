@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from prl_jax.data.rows import TRAIN_ON
 from prl_jax.losses.advantages import KL_KINDS
 from prl_jax.losses.pairwise_ppo import OPPONENTS, REWARD_MAPS
 from prl_jax.losses.ppo import REDUCTIONS
@@ -18,6 +19,10 @@ from prl_jax.text.judging import NAMES as JUDGE_TEMPLATES
 
 POLICIES = ("sft", "ppo")
 JUDGES = ("bradley_terry", "generative")
+# What the model directory of each kind of stage holds.
+CARDS: Mapping[str, str] = MappingProxyType(
+    {"sft": "policy", "ppo": "policy", "bradley_terry": "scalar_judge", "generative": "generative_judge"}
+)
 NONE, GOLD = "none", "gold"  # beside kinds of stages: the empty name, and the exact judge
 
 
@@ -62,6 +67,7 @@ RULES: Mapping[str, Rules] = MappingProxyType(
         "sft": Rules(
             declared=config.sft,
             sources={"data": "sft", "validation": "sft"},
+            choices={"train_on": TRAIN_ON},
             at_least={**_SIZES, **_ROOM},
             **_SUPERVISED,
         ),

@@ -20,8 +20,9 @@ def run(context: StageContext) -> dict[str, float]:
     """Trains and returns the last metrics."""
     section = context.section
     tokenizer = run_tokenizer(context)
-    model = initial_decoder(context, tokenizer)
-    card = ModelCard("policy", dataclasses.asdict(model.config), section.max_prompt, section.max_response)
+    model, base = initial_decoder(context, tokenizer)
+    fields = dataclasses.asdict(model.config)
+    card = ModelCard("policy", fields, section.max_prompt, section.max_response, base=base)
     validation = context.records(section.validation, "sft")
     shown = [record.prompt for record in validation[:SAMPLES_SHOWN]]
     sampling = SamplingConfig(section.max_response, (tokenizer.eos_id,), tokenizer.pad_id)
@@ -48,7 +49,11 @@ def run(context: StageContext) -> dict[str, float]:
         records=context.records(section.data, "sft"),
         validation=validation,
         encode=functools.partial(
-            encode_sft, tokenizer, max_prompt=section.max_prompt, max_response=section.max_response
+            encode_sft,
+            tokenizer,
+            max_prompt=section.max_prompt,
+            max_response=section.max_response,
+            train_on=section.train_on,
         ),
         sample=sample,
         counters={},

@@ -13,15 +13,15 @@ from prl_jax.evaluation import bootstrap_interval
 from prl_jax.judges import GoldJudge, Judge, judge_pairs
 from prl_jax.models import Decoder
 from prl_jax.sampling import SamplingConfig, respond
-from prl_jax.stages.artifacts import load_judge
+from prl_jax.stages.artifacts import Trunks, load_judge
 from prl_jax.stages.context import StageContext, gold_arguments, whole_batch
 from prl_jax.text.tokenizer import Tokenizer
 
 
-def named_judge(context: StageContext, name: str) -> Judge:
-    """The judge of a stage, or "gold", the exact judge of the built-in tasks."""
+def named_judge(context: StageContext, name: str, trunks: Trunks | None = None) -> Judge:
+    """The judge of a stage, or "gold", the exact judge of the built-in tasks; `trunks` as of `load_model`."""
     if name != "gold":
-        return load_judge(context.stage(name), context.mesh)
+        return load_judge(context.stage(name), context.mesh, trunks=trunks)
     strength = make_arguments(gold_arguments(context.config)).intransitivity
     return GoldJudge(lambda prompt, first, second: preference(prompt, first, second, intransitivity=strength))
 

@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from prl_jax.models import combine, split
 from prl_jax.sharding import replicated, tree_shardings
 
 
@@ -20,7 +21,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       model: the parameters, as a module.
-      opt_state: state of the optimizer, sharded like the parameters.
+      opt_state: state of the optimizer, of what is trained of the model, sharded like it.
       step: int32 scalar, updates done.
     """
 
@@ -35,26 +36,34 @@ def create_state(
     mesh: Mesh,
     logical_axes: Mapping[str, tuple[str, ...]],
 ) -> TrainState:
-    """A model that has no update behind it, with a fresh optimizer state, sharded like the parameters."""
+    """A model that has no update behind it, with a fresh optimizer state for what is trained, sharded like it."""
+    trained, _ = split(model)
     # Without out_shardings, jit would forget the parameters' sharding here.
-    shardings = tree_shardings(jax.eval_shape(optimizer.init, model), mesh, logical_axes)
-    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(model)
+    shardings = tree_shardings(jax.eval_shape(optimizer.init, trained), mesh, logical_axes)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(trained)
     return TrainState(model, opt_state, jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)))
 
 
 def jit_update(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
     """A jitted `(state, *arguments) -> (state, metrics)` that donates the state and gives the new one its shardings.
 
-    Left to itself the compiler chooses them: parameters would come back cut in another way than they went in, and the
-    second call would compile once more.
+    What is frozen (`models.split`) is neither donated nor copied: the new state has the same arrays. Left to itself the
+    compiler chooses the shardings: parameters would come back cut in another way than they went in, and the second call
+    would compile once more.
     """
 
     @functools.cache
     def compiled(structure: Any, shardings: tuple[Any, ...]) -> Callable[..., tuple[Any, Any]]:
-        return jax.jit(update, donate_argnums=0, out_shardings=(jax.tree.unflatten(structure, shardings), None))
+        def trained_alone(trained: Any, frozen: Any, *arguments: Any) -> tuple[Any, Any]:
+            state, metrics = update(combine(trained, frozen), *arguments)
+            return split(state)[0], metrics
+
+        return jax.jit(trained_alone, donate_argnums=0, out_shardings=(jax.tree.unflatten(structure, shardings), None))
 
     def call(state: Any, *arguments: Any) -> tuple[Any, Any]:
-        leaves, structure = jax.tree.flatten(state)
-        return compiled(structure, tuple(leaf.sharding for leaf in leaves))(state, *arguments)
+        trained, frozen = split(state)
+        leaves, structure = jax.tree.flatten(trained)
+        trained, metrics = compiled(structure, tuple(leaf.sharding for leaf in leaves))(trained, frozen, *arguments)
+        return combine(trained, frozen), metrics
 
     return call

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from prl_jax.models import combine, split
 from prl_jax.training.state import TrainState, jit_update
 from prl_jax.types import LossOutput
 
@@ -38,12 +39,14 @@ def gradients(objective: Objective, model: Any, batch: Any, accumulate: int = 1)
     """Gradient of `sum_k w_k sum_k / D_k` with the denominators `D_k` of the whole batch, and the batch's metrics.
 
     With `accumulate` > 1 the batch is cut into that many microbatches, one after the other; sums add and nothing is
-    averaged twice, so the result is the same for every value.
+    averaged twice, so the result is the same for every value. The gradient is that of what is trained of the model
+    (`models.split`).
     """
     totals = objective.denominators(batch)
+    model, frozen = split(model)
 
     def loss(model, part):
-        terms = objective.terms(model, part)
+        terms = objective.terms(combine(model, frozen), part)
         scaled = [objective.weights[k] * terms[k].sum / jnp.maximum(totals[k], _TINY) for k in objective.weights]
         sums = {k: (terms[k].sum, terms[k].denominator) for k in objective.weights}
         for term in terms.values():
@@ -72,9 +75,10 @@ def apply_gradients(
     state: TrainState, grads: Any, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, jax.Array]:
     """One optimizer update; returns the gradient's global norm before clipping too."""
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
-    model = optax.apply_updates(state.model, updates)
-    return TrainState(model, opt_state, state.step + 1), optax.tree.norm(grads)
+    trained, frozen = split(state.model)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    trained = optax.apply_updates(trained, updates)
+    return TrainState(combine(trained, frozen), opt_state, state.step + 1), optax.tree.norm(grads)
 
 
 def make_train_step(

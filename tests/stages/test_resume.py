@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from prl_jax.checkpoint import flatten
 from prl_jax.sharding import make_mesh
 from prl_jax.stages.artifacts import load_model
+from prl_jax.tree import flatten
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -119,12 +119,15 @@ def test_row_18_the_encoders_end_rows_where_the_score_is_read():
 
 
 def test_centring_pins_the_level_of_the_scores():
-    model, batch = make_scalar_model(layers=1), batch_of(SCALAR)
+    like, batch = make_scalar_model(layers=1), batch_of(SCALAR)
     objectives = [bradley_terry_objective(center=c) for c in (0.0, 0.01)]
     run = jax.jit(lambda model, batch: [objective.terms(model, batch)["preference"].value for objective in objectives])
-    model.scalar.bias[...] = model.scalar.bias[...] + 10.0
-    low, high = run(model, batch)
-    moved = copy(model)
-    moved.scalar.bias[...] = moved.scalar.bias[...] + 1.0
-    np.testing.assert_allclose(run(moved, batch)[0], low, rtol=1e-4)
-    assert float(run(moved, batch)[1]) > float(high) > float(low)
+
+    def at_level(bias: float) -> ScalarModel:
+        model = ScalarModel(like.decoder, bias=bias)
+        model.scalar.weight[...] = like.scalar.weight[...]
+        return model
+
+    low, high = run(at_level(10.0), batch)
+    np.testing.assert_allclose(run(at_level(11.0), batch)[0], low, rtol=1e-4)
+    assert float(run(at_level(11.0), batch)[1]) > float(high) > float(low)

@@ -1,4 +1,4 @@
-"""The command line, `prl run | judge | generate | report`: reads flags and calls stages, nothing else."""
+"""The command line, `prl run | judge | generate | export | report`: reads flags and calls stages, nothing else."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ USAGE = """Usage: prl COMMAND [flags]
                 scores preference pairs with a trained judge, prints its metrics as JSON
   prl generate  --model DIR --prompts FILE.jsonl --out FILE.jsonl [--max_new_tokens N --temperature T --seed S]
                 writes a response to each prompt
+  prl export    --workdir DIR --stage NAME --out DIR [--adapters] [--dtype bfloat16]
+                writes the model of a stage as a Hugging Face checkpoint, or its adapters for PEFT
   prl report    --workdir DIR [DIR ...]
                 builds report.html, report.md and the figures from the files of one or several runs
 
-DIR is a stage directory of a workdir for --model. `prl COMMAND --help` lists the flags of a command."""
+For --model, DIR is a stage directory of a workdir or a Hugging Face checkpoint. `prl COMMAND --help` lists the flags of
+a command."""
 
 EXIT_USER_ERROR = 2
 # A disk that is full or closed to us; whatever meets one first, a library included, it is for the user to mend.
@@ -108,7 +111,9 @@ def _judge(argv: Sequence[str]) -> None:
 
 def _judge_flags(_: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
-    flags.DEFINE_string("model", None, "Stage directory of a judge.", flag_values=values)
+    flags.DEFINE_string(
+        "model", None, "Directory of a judge: a stage's, or a Hugging Face checkpoint.", flag_values=values
+    )
     flags.DEFINE_string("data", None, "Preference pairs, .jsonl or .jsonl.gz.", flag_values=values)
     flags.DEFINE_string("out", None, "Where the judgements go, .jsonl.", flag_values=values)
     flags.DEFINE_integer("batch_size", 256, "Rows of a forward pass.", lower_bound=1, flag_values=values)
@@ -137,7 +142,9 @@ def _generate(argv: Sequence[str]) -> None:
 def _generate_flags(_: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
     number = functools.partial(flags.DEFINE_integer, flag_values=values)
-    flags.DEFINE_string("model", None, "Stage directory of a policy.", flag_values=values)
+    flags.DEFINE_string(
+        "model", None, "Directory of a policy: a stage's, or a Hugging Face checkpoint.", flag_values=values
+    )
     flags.DEFINE_string("prompts", None, "Prompts, .jsonl or .jsonl.gz.", flag_values=values)
     flags.DEFINE_string("out", None, "Where the responses go, .jsonl.", flag_values=values)
     number("max_new_tokens", 0, "Tokens of a response at most; 0: as the model was trained.", lower_bound=0)
@@ -146,6 +153,34 @@ def _generate_flags(_: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_float("top_p", 1.0, "Sample from the likeliest tokens of this probability.", flag_values=values)
     number("seed", 0, "Of sampling.", lower_bound=0, upper_bound=2**31 - 1)
     number("batch_size", 256, "Prompts of a batch.", lower_bound=1)
+    return values
+
+
+def _export(argv: Sequence[str]) -> None:
+    values = _export_flags(argv)
+    _parse(values, ["prl export", *argv], required=("workdir", "stage", "out"))
+    from prl_jax.stages.commands import export_model
+
+    export_model(
+        Path(values.workdir),
+        values.stage,
+        Path(values.out),
+        adapters=values.adapters,
+        dtype=values.dtype,
+        with_tokenizer=values.tokenizer,
+    )
+    print(f"Exported: {values.out}")
+
+
+def _export_flags(_: Sequence[str]) -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    flags.DEFINE_string("stage", None, "Stage whose model to export.", flag_values=values)
+    flags.DEFINE_string("out", None, "Folder to write, in Hugging Face's format.", flag_values=values)
+    flags.DEFINE_bool("adapters", False, "Only the adapters, in PEFT's format.", flag_values=values)
+    flags.DEFINE_bool("tokenizer", True, "Write the tokenizer too.", flag_values=values)
+    dtypes = ["", "float32", "bfloat16"]
+    flags.DEFINE_enum("dtype", "", dtypes, "Of the parameters; '' as trained.", flag_values=values)
     return values
 
 
@@ -164,10 +199,16 @@ def _report_flags(_: Sequence[str]) -> flags.FlagValues:
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = MappingProxyType(
-    {"run": _run, "judge": _judge, "generate": _generate, "report": _report}
+    {"run": _run, "judge": _judge, "generate": _generate, "export": _export, "report": _report}
 )
 _FLAGS: Mapping[str, Callable[[Sequence[str]], flags.FlagValues]] = MappingProxyType(
-    {"run": _run_flags, "judge": _judge_flags, "generate": _generate_flags, "report": _report_flags}
+    {
+        "run": _run_flags,
+        "judge": _judge_flags,
+        "generate": _generate_flags,
+        "export": _export_flags,
+        "report": _report_flags,
+    }
 )
 
 

@@ -3,7 +3,8 @@
 from prl_jax.models.cache import Cache
 from prl_jax.models.config import DecoderConfig, LoraConfig, RopeScaling
 from prl_jax.models.decoder import LOGICAL_AXES, Decoder
-from prl_jax.models.heads import ScalarHead, ScalarModel, last_index, verdict_log_probs
+from prl_jax.models.heads import ScalarHead, ScalarModel, last_index, verdict_log_probs, with_param_dtype
+from prl_jax.models.hf import from_hf, to_hf
 from prl_jax.models.lora import combine, merge, split, with_adapters, without_adapters
 from prl_jax.models.presets import PRESETS, preset
 
@@ -18,11 +19,14 @@ __all__ = [
     "ScalarHead",
     "ScalarModel",
     "combine",
+    "from_hf",
     "last_index",
     "merge",
     "preset",
     "split",
+    "to_hf",
     "verdict_log_probs",
     "with_adapters",
+    "with_param_dtype",
     "without_adapters",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from prl_jax.models.config import DecoderConfig
 from prl_jax.models.decoder import Decoder
+from prl_jax.tree import flatten, unflatten
 from prl_jax.types import TokenRows
 
 
@@ -63,3 +67,20 @@ def last_index(segments: Int[Array, "B T"]) -> Int[Array, "B"]:
     """Index of the last valid token of each row, told by the mask and never by the pad token."""
     length = segments.shape[1]
     return length - 1 - jnp.argmax(segments[:, ::-1] > 0, axis=1)
+
+
+Model = TypeVar("Model", Decoder, ScalarModel)
+
+
+def with_param_dtype(model: Model, dtype: str) -> Model:
+    """The model with the parameters of its decoder in another dtype; scalar heads stay float32."""
+    decoder = model.decoder if isinstance(model, ScalarModel) else model
+    config = dataclasses.replace(decoder.config, param_dtype=dtype)
+    like = jax.eval_shape(lambda: Decoder(config, key=jax.random.key(0)))
+    arrays = flatten(decoder)
+    decoder = unflatten(like, {name: arrays[name].astype(leaf.dtype) for name, leaf in flatten(like).items()})
+    if not isinstance(model, ScalarModel):
+        return decoder
+    out = ScalarModel(decoder)
+    out.scalar = model.scalar
+    return out

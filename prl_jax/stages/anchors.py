@@ -57,8 +57,10 @@ def _reference(record: PromptRecord) -> str:
 def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> list[list[str]]:
     """The `keep` best of `samples` responses of a policy to every prompt, as a judge ranks them."""
     section, count = context.section, context.section.samples
-    card, policy, tokenizer = load_policy(context.stage(section.policy), context.mesh)
-    judge = load_judge(context.stage(section.judge), context.mesh, batch_size=section.batch_size)
+    card, policy, tokenizer = load_policy(context.stage(section.policy), context.mesh, defaults=context.defaults)
+    judge = load_judge(
+        context.stage(section.judge), context.mesh, batch_size=section.batch_size, defaults=context.defaults
+    )
     sampling = SamplingConfig(card.max_response, (tokenizer.eos_id,), tokenizer.pad_id, temperature=section.temperature)
     prompts = [record.prompt for record in records]
     columns, shown = [], context.progress(count + 1)

@@ -1,4 +1,4 @@
-"""What `prl judge` and `prl generate` do with a stage directory and a file."""
+"""What `prl judge`, `prl generate` and `prl export` do with a model directory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from prl_jax.data.records import PreferenceRecord, PromptRecord
 from prl_jax.data.sources import SourceSpec, load_records
 from prl_jax.errors import UserError, naming
 from prl_jax.judges import GenerativeJudge, ScalarJudge
+from prl_jax.models import Decoder, ScalarModel, merge, to_hf, with_param_dtype
+from prl_jax.models.hf.peft import save_adapters
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.sharding import make_mesh
-from prl_jax.stages.artifacts import load_judge, load_policy
+from prl_jax.stages.artifacts import EXPORT_FILE, export_card, load_judge, load_model, load_policy
 from prl_jax.stages.context import whole_batch
 from prl_jax.stages.judging import judge_records, record_metrics
+from prl_jax.stages.workdir import write_json
 
 
 def judge_file(model: Path, data: Path, out: Path, *, batch_size: int) -> dict[str, Any]:
@@ -81,6 +84,25 @@ def generate_file(
         rows.append({"id": record.id, "prompt": turns, "response": text, "logp": float(logp), "truncated": bool(cut)})
     write_jsonl(out, rows)
     return len(rows)
+
+
+def export_model(workdir: Path, stage: str, out: Path, *, adapters: bool, dtype: str, with_tokenizer: bool) -> None:
+    """Writes the model of a stage in Hugging Face's format, its adapters merged, or its adapters alone in PEFT's."""
+    directory, mesh = workdir / stage, make_mesh()
+    card, model, tokenizer = load_model(directory, mesh)
+    if adapters:
+        if card.base is None or not isinstance(model, Decoder):
+            raise UserError(f"{directory}: --adapters exports a language model that was trained with lora.rank > 0")
+        save_adapters(model, out, base=str((directory / card.base).resolve()))
+        return
+    if isinstance(model, ScalarModel):
+        model.decoder = merge(model.decoder)
+    else:
+        model = merge(model)
+    if dtype:
+        model = with_param_dtype(model, dtype)
+    to_hf(model, out, tokenizer=tokenizer if with_tokenizer else None, source=card.source)
+    write_json(out / EXPORT_FILE, export_card(card))
 
 
 def _place(record: PreferenceRecord, path: Path) -> str:

@@ -9,7 +9,7 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 from prl_jax.data.records import Record
 from prl_jax.data.sources import SourceSpec, load_records
 from prl_jax.errors import UserError, naming
-from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, LoraConfig, with_adapters
+from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, LoraConfig, with_adapters, with_param_dtype
 from prl_jax.optim import make_optimizer
 from prl_jax.progress import Progress
 from prl_jax.sharding import BATCH_AXES, sharded_init
-from prl_jax.stages.artifacts import load_decoder
+from prl_jax.stages.artifacts import Defaults, load_decoder, model_tokenizer, read_card
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.workdir import Workdir
 from prl_jax.text.common import FILE_NAME
@@ -74,6 +74,12 @@ class StageContext:
                 f"{self.name}: needs stage {name!r}, which is not among the stages {tuple(self.config.stages)}"
             )
         return self.workdir.stage(name)
+
+    @property
+    def defaults(self) -> Defaults:
+        """What Hugging Face directories do not say of their models."""
+        model = self.config.model
+        return Defaults(**self.config.huggingface.to_dict(), dtype=model.dtype, remat=model.remat)
 
     def records(self, source: ConfigDict, what: str) -> Sequence[Record]:
         """Records of a source section."""
@@ -132,7 +138,13 @@ def whole_batch(rows: int, mesh: Mesh) -> int:
 
 
 def run_tokenizer(context: StageContext) -> Tokenizer:
-    """The run's tokenizer; a trained one is read from the workdir where it is kept, and trained where it is not."""
+    """The tokenizer of a stage that trains from text: of the model directory that it starts from, else the run's.
+
+    A trained one is read from the workdir where it is kept, and trained where it is not.
+    """
+    origin = _first_model(context.config, context.section.init_from)
+    if origin:
+        return model_tokenizer(Path(origin))
     section, directory = context.config.tokenizer, context.workdir.path / "tokenizer"
     if section.kind == "byte":
         return ByteTokenizer()
@@ -148,6 +160,13 @@ def run_tokenizer(context: StageContext) -> Tokenizer:
     return BPETokenizer.train(texts, section.vocab_size)
 
 
+def _first_model(config: ConfigDict, name: str) -> str:
+    """The model directory that a chain of stages starts from; "" where it starts from scratch."""
+    while name and not is_directory(name):
+        name = config[name].policy if config[name].kind == "ppo" else config[name].init_from
+    return name
+
+
 def keep_tokenizer(context: StageContext, tokenizer: Tokenizer) -> None:
     """Keeps a trained tokenizer for the later stages, before any model depends on it."""
     directory = context.workdir.path / "tokenizer"
@@ -155,22 +174,34 @@ def keep_tokenizer(context: StageContext, tokenizer: Tokenizer) -> None:
         tokenizer.save(directory)
 
 
-def initial_decoder(context: StageContext, tokenizer: Tokenizer) -> tuple[Decoder, str | None]:
-    """The decoder that a stage starts from: that of `init_from`, or a new one of the config's size.
+class Origin(TypedDict):
+    """Where a model comes from, as a `ModelCard` says it."""
 
-    Returns:
-      The decoder, and with adapters, which are then all that the stage trains, the directory of its frozen parameters
-      as a `ModelCard` names it.
+    base: str | None
+    source: dict[str, Any] | None
+
+
+def initial_decoder(context: StageContext, tokenizer: Tokenizer) -> tuple[Decoder, Origin]:
+    """The decoder that a stage starts from, with adapters if it trains these, and where it comes from.
+
+    It is that of `init_from`, or a new one of the config's size.
     """
     section = context.section
     if not section.init_from:
         config = DecoderConfig.from_dict(context.config.model.to_dict(), vocab_size=tokenizer.vocab_size)
-        return sharded_init(lambda: Decoder(config, key=context.key), context.mesh, LOGICAL_AXES), None
+        decoder = sharded_init(lambda: Decoder(config, key=context.key), context.mesh, LOGICAL_AXES)
+        return decoder, Origin(base=None, source=None)
     base = context.stage(section.init_from)
-    decoder = load_decoder(base, context.mesh)
+    source = read_card(base, context.defaults).source
+    decoder = load_decoder(base, context.mesh, defaults=context.defaults)
     if not section.lora.rank:
-        return _with_structure(decoder, tokenizer), None
-    return adapted(context, decoder, stream=0), base_name(context, base)
+        return _with_structure(trainable(decoder), tokenizer), Origin(base=None, source=source)
+    return adapted(context, decoder, stream=0), Origin(base=base_name(context, base), source=source)
+
+
+def trainable(decoder: Decoder) -> Decoder:
+    """A copy whose parameters are float32, so that small updates count."""
+    return jax.tree.map(jnp.copy, with_param_dtype(decoder, "float32"))
 
 
 def lora_config(section: ConfigDict) -> LoraConfig:

@@ -17,7 +17,7 @@ from prl_jax.judges import Judge, judge_pairs
 from prl_jax.models import Decoder
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.sharding import put_batch
-from prl_jax.stages.artifacts import SAMPLES_FILE, load_judge, load_policy
+from prl_jax.stages.artifacts import SAMPLES_FILE, load_judge, load_policy, model_tokenizer, read_card
 from prl_jax.stages.context import StageContext, gold_arguments
 from prl_jax.stages.judging import judge_records, record_metrics
 from prl_jax.stages.win_rate import named_judge
@@ -78,7 +78,7 @@ def _notes(section: Any) -> list[str]:
 def evaluate_judge(context: StageContext, name: str) -> dict[str, Any]:
     """A judge on the labelled pairs of the section; against the exact preference too where the pairs carry it."""
     records = context.records(context.section.pairs, "preference")
-    judge = load_judge(context.stage(name), context.mesh)
+    judge = load_judge(context.stage(name), context.mesh, defaults=context.defaults)
     judged = judge_records(judge, records)
     metrics = record_metrics(judged, records)
     soft = np.array([record.soft_label for record in records])
@@ -110,7 +110,7 @@ def _arms(
     section = context.section
     records = context.records(section.prompts, "prompt")
     judge = named_judge(context, section.judge)
-    _, baseline, _ = load_policy(context.stage(section.baseline), context.mesh)
+    _, baseline, _ = load_policy(context.stage(section.baseline), context.mesh, defaults=context.defaults)
     draw = functools.partial(_sample, context, records, baseline)
     opponents = draw(baseline, stream=0).texts
     rows: list[tuple[str, str, str | None, Sampled]] = [
@@ -119,7 +119,7 @@ def _arms(
     ]
     progress(1, {})
     for i, (stage, arm) in enumerate(section.arms.items()):
-        _, policy, _ = load_policy(context.stage(stage), context.mesh)
+        _, policy, _ = load_policy(context.stage(stage), context.mesh, defaults=context.defaults)
         rows.append((arm.title, stage, arm.judge, draw(policy, stream=3 + i)))
         progress(2 + i, {})
     anchors = [record.reference for record in records]
@@ -170,7 +170,8 @@ def _sample(
     temperature: float | None = None,
 ) -> Sampled:
     section = context.section
-    card, _, tokenizer = load_policy(context.stage(section.baseline), context.mesh)
+    directory = context.stage(section.baseline)
+    card, tokenizer = read_card(directory, context.defaults), model_tokenizer(directory)
     temperature = section.temperature if temperature is None else temperature
     sampling = SamplingConfig(card.max_response, (tokenizer.eos_id,), tokenizer.pad_id, temperature=temperature)
     key, texts, kl, length = jax.random.fold_in(context.key, stream), [], [], []

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from prl_jax.checkpoint import Checkpoints
@@ -18,7 +17,7 @@ from prl_jax.sampling import SamplingConfig
 from prl_jax.sharding import replicated
 from prl_jax.stages.anchors import read_anchors
 from prl_jax.stages.artifacts import CHECKPOINTS_DIR, SAMPLES_FILE, Trunks, load_policy, save_card
-from prl_jax.stages.context import StageContext, adapted, base_name
+from prl_jax.stages.context import StageContext, adapted, base_name, trainable
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.ppo_step import Setup, iteration, sample_rows
 from prl_jax.stages.win_rate import named_judge, policy_win_rate
@@ -91,7 +90,7 @@ def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:
     """Loads everything that the stage reads and makes its first state."""
     section, name = context.section, context.name
     trunks: Trunks = {}
-    card, reference, tokenizer = load_policy(context.stage(section.policy), context.mesh, trunks)
+    card, reference, tokenizer = load_policy(context.stage(section.policy), context.mesh, trunks, context.defaults)
     config = PPOConfig(**section.algorithm.to_dict(), temperature=section.temperature)
     sampling = SamplingConfig(
         card.max_response,
@@ -115,7 +114,8 @@ def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:
         base = base_name(context, context.stage(section.policy))
         card = dataclasses.replace(card, decoder=dataclasses.asdict(policy.config), base=base)
     else:  # the update donates its state
-        policy, trunk = (jax.tree.map(jnp.copy, reference) for _ in range(2))
+        policy, trunk = trainable(reference), trainable(reference)
+        card = dataclasses.replace(card, decoder=dataclasses.asdict(policy.config))
     critic = ScalarModel(trunk, bias=section.value_init)
     critic.scalar = jax.device_put(critic.scalar, replicated(context.mesh))
     state = initial_state(

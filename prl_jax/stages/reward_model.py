@@ -30,11 +30,11 @@ def run_bradley_terry(context: StageContext) -> dict[str, float]:
     """Trains a scalar judge and returns the last metrics."""
     section = context.section
     tokenizer = run_tokenizer(context)
-    decoder, base = initial_decoder(context, tokenizer)
+    decoder, origin = initial_decoder(context, tokenizer)
     model = ScalarModel(decoder)
     model.scalar = jax.device_put(model.scalar, replicated(context.mesh))
     fields = dataclasses.asdict(decoder.config)
-    card = ModelCard("scalar_judge", fields, section.max_prompt, section.max_response, base=base)
+    card = ModelCard("scalar_judge", fields, section.max_prompt, section.max_response, **origin)
     encode = functools.partial(
         encode_scalar_pair, tokenizer, max_prompt=section.max_prompt, max_response=section.max_response
     )
@@ -48,9 +48,9 @@ def run_generative(context: StageContext) -> dict[str, float]:
     tokenizer = run_tokenizer(context)
     template = JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
     verdicts = verdict_ids(tokenizer, template)
-    decoder, base = initial_decoder(context, tokenizer)
+    decoder, origin = initial_decoder(context, tokenizer)
     fields, asked = dataclasses.asdict(decoder.config), dataclasses.asdict(template)
-    card = ModelCard("generative_judge", fields, section.max_length, 1, asked, base=base)
+    card = ModelCard("generative_judge", fields, section.max_length, 1, asked, **origin)
     encode = functools.partial(encode_generative_pair, tokenizer, template, max_length=section.max_length)
     objective = generative_objective(verdicts, form=section.form, w_ce=section.w_ce, w_cons=section.w_cons)
     return _train(context, card, tokenizer, decoder, objective, encode)

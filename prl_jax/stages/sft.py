@@ -20,9 +20,9 @@ def run(context: StageContext) -> dict[str, float]:
     """Trains and returns the last metrics."""
     section = context.section
     tokenizer = run_tokenizer(context)
-    model, base = initial_decoder(context, tokenizer)
+    model, origin = initial_decoder(context, tokenizer)
     fields = dataclasses.asdict(model.config)
-    card = ModelCard("policy", fields, section.max_prompt, section.max_response, base=base)
+    card = ModelCard("policy", fields, section.max_prompt, section.max_response, **origin)
     validation = context.records(section.validation, "sft")
     shown = [record.prompt for record in validation[:SAMPLES_SHOWN]]
     sampling = SamplingConfig(section.max_response, (tokenizer.eos_id,), tokenizer.pad_id)

@@ -21,7 +21,7 @@ from prl_jax.text.tokenizer import Tokenizer
 def named_judge(context: StageContext, name: str, trunks: Trunks | None = None) -> Judge:
     """The judge of a stage, or "gold", the exact judge of the built-in tasks; `trunks` as of `load_model`."""
     if name != "gold":
-        return load_judge(context.stage(name), context.mesh, trunks=trunks)
+        return load_judge(context.stage(name), context.mesh, trunks=trunks, defaults=context.defaults)
     strength = make_arguments(gold_arguments(context.config)).intransitivity
     return GoldJudge(lambda prompt, first, second: preference(prompt, first, second, intransitivity=strength))
 

@@ -1,0 +1,162 @@
+"""Import: safetensors straight onto a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from prl_jax.errors import UserError
+from prl_jax.models.config import DecoderConfig
+from prl_jax.models.decoder import LOGICAL_AXES, Decoder
+from prl_jax.models.heads import ScalarModel
+from prl_jax.models.hf.config import CONFIG_FILE, decoder_config, is_reward_model, read_config
+from prl_jax.models.hf.files import DTYPES, Tensors
+from prl_jax.models.hf.tensors import EMBEDDING, LM_HEAD, SCORE, Parameter, make_model, parameters
+from prl_jax.sharding import make_mesh, tree_shardings
+from prl_jax.tree import flatten, unflatten
+
+_SHOWN = 20  # tensors named of each kind of mistake
+_COMPARED_ROWS = 4096
+
+
+def from_hf(
+    path: Path | str,
+    *,
+    dtype: str | None = None,
+    compute_dtype: str | None = None,
+    remat: bool = False,
+    mesh: Mesh | None = None,
+) -> Decoder | ScalarModel:
+    """The model of a Hugging Face checkpoint directory.
+
+    Tensors are read one at a time, of each only the part that this process's devices hold, so that host memory stays
+    below the size of the largest tensor and a little.
+
+    Args:
+      path: directory with `config.json` and safetensors files, whole or in shards.
+      dtype: "float32" or "bfloat16", of the parameters; by default the checkpoint's, float32 for one in float16 or in
+        several dtypes. (The head of a reward model is float32 always.)
+      compute_dtype: of activations and matrix products; by default that of the parameters.
+      remat: see `DecoderConfig`.
+      mesh: where the parameters go, with the shardings of `tree_shardings`; by default one device.
+
+    Returns:
+      A `ScalarModel` for a `ForSequenceClassification` checkpoint with one label, else a `Decoder`.
+
+    Raises:
+      UserError: an unsupported architecture or option, by name; tensors that are missing, left over or misshapen, all
+        in one message; files that cannot be read; pickled weights.
+    """
+    directory = Path(path)
+    hf, where = read_config(directory), str(directory / CONFIG_FILE)
+    config, reward_model = decoder_config(hf, where), is_reward_model(hf, where)
+    if reward_model:  # no output embedding at all
+        config = dataclasses.replace(config, tied_embeddings=True)
+    mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    with Tensors(directory) as tensors:
+        places = parameters(_shapes(config, reward_model), config)
+        _check(directory, tensors, places.values(), tied=config.tied_embeddings and not reward_model)
+        stored = {tensors.index[name].dtype for place in places.values() for name in place.names if name != SCORE}
+        dtype = dtype or ("bfloat16" if stored == {"BF16"} else "float32")
+        like = _shapes(
+            dataclasses.replace(config, param_dtype=dtype, dtype=compute_dtype or dtype, remat=remat), reward_model
+        )
+        shardings = flatten(tree_shardings(like, mesh, LOGICAL_AXES))
+        arrays = {name: _load(tensors, places[name], leaf, shardings[name]) for name, leaf in flatten(like).items()}
+    return unflatten(like, arrays)
+
+
+def _shapes(config: DecoderConfig, reward_model: bool) -> Any:
+    return jax.eval_shape(functools.partial(make_model, config, reward_model))
+
+
+def _load(tensors: Tensors, place: Parameter, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
+    """One parameter. Transposing and casting happen on the devices."""
+    spec = (*sharding.spec, *(None for _ in range(leaf.ndim - len(sharding.spec))))
+    spec = spec[1:] if place.stacked else spec
+    spec = spec[::-1] if place.transposed else (None, *spec)[-len(place.shape) :]
+    piece_sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+    def fit(piece: jax.Array) -> jax.Array:
+        piece = piece.T if place.transposed else piece.reshape(leaf.shape[1:] if place.stacked else leaf.shape)
+        return piece.astype(leaf.dtype)
+
+    if not place.stacked:
+        piece = _read(tensors, place.names[0], piece_sharding)
+        whole = jax.jit(fit, out_shardings=sharding)(piece)
+        return jax.block_until_ready(whole)
+
+    @functools.partial(jax.jit, out_shardings=sharding, donate_argnums=0)
+    def put(stack: jax.Array, piece: jax.Array, layer: int) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(stack, fit(piece), layer, 0)
+
+    stack = jax.jit(functools.partial(jnp.zeros, leaf.shape, leaf.dtype), out_shardings=sharding)()
+    for layer, name in enumerate(place.names):
+        stack = put(stack, _read(tensors, name, piece_sharding), layer)
+        jax.block_until_ready(stack)  # else the host reads ahead of the devices, and its copies pile up
+    return stack
+
+
+def _read(tensors: Tensors, name: str, sharding: NamedSharding) -> jax.Array:
+    """A tensor as it is stored, spread over the mesh. Devices with the same part share one read."""
+    parts: dict[str, np.ndarray] = {}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        key = str(index)
+        if key not in parts:
+            parts[key] = tensors.read(name, index)
+        return parts[key]
+
+    return jax.make_array_from_callback(tensors.index[name].shape, sharding, part)
+
+
+def _check(directory: Path, tensors: Tensors, places: Collection[Parameter], *, tied: bool) -> None:
+    """All that is wrong with the tensors, in one message."""
+    expected = {name: place.shape for place in places for name in place.names}
+    # Constants that early Llama 2 checkpoints hold; they follow from config.json.
+    extra = [n for n in tensors.index if n not in expected and not n.endswith(".rotary_emb.inv_freq")]
+    stored_twice = tied and LM_HEAD in extra and EMBEDDING in tensors.index
+    differs = stored_twice and not _same(tensors, EMBEDDING, LM_HEAD)
+    if stored_twice and not differs:
+        extra.remove(LM_HEAD)
+    found = {name: tensors.index[name] for name in expected if name in tensors.index}
+    wrong = {
+        "missing": [name for name in expected if name not in found],
+        "not expected": extra,
+        "of another shape": [
+            f"{name} {list(tensor.shape)} (expected {list(expected[name])})"
+            for name, tensor in found.items()
+            if tensor.shape != expected[name]
+        ],
+        f"of another dtype than {', '.join(DTYPES)}": [
+            f"{name} {tensor.dtype}" for name, tensor in found.items() if tensor.dtype not in DTYPES
+        ],
+    }
+    lines = [f"{kind}: {_list(names)}" for kind, names in wrong.items() if names]
+    if lines:
+        tied = (
+            " (tie_word_embeddings is true, but the two differ)" if LM_HEAD in extra and config.tied_embeddings else ""
+        )
+        raise UserError(f"{directory}: tensors do not fit {CONFIG_FILE}: {'; '.join(lines)}{tied}")
+
+
+def _list(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _same(tensors: Tensors, one: str, other: str) -> bool:
+    """Whether two tensors hold the same numbers, compared a few rows at a time."""
+    first, second = tensors.index[one], tensors.index[other]
+    if (first.dtype, first.shape) != (second.dtype, second.shape) or first.dtype not in DTYPES:
+        return False
+    steps = (slice(low, low + _COMPARED_ROWS) for low in range(0, first.shape[0], _COMPARED_ROWS))
+    return all(np.array_equal(tensors.read(one, (rows,)), tensors.read(other, (rows,))) for rows in steps)

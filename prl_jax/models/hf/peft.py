@@ -1,0 +1,128 @@
+"""Low-rank adapters in the format of the PEFT library: `adapter_config.json` and `adapter_model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from prl_jax.errors import UserError
+from prl_jax.models.config import LoraConfig
+from prl_jax.models.decoder import LOGICAL_AXES, Decoder
+from prl_jax.models.hf.tensors import LINEAR
+from prl_jax.models.lora import with_adapters
+from prl_jax.sharding import tree_shardings
+from prl_jax.tree import flatten, unflatten
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model.model.layers"
+_MODULES = {path.rpartition(".")[2]: name for name, path in LINEAR.items()}  # q_proj -> attention.q
+# What has no effect on the function, and the only values that are understood of what has.
+_INERT = frozenset(
+    """base_model_name_or_path revision task_type inference_mode auto_mapping lora_dropout init_lora_weights peft_version
+    loftq_config eva_config corda_config runtime_config megatron_config megatron_core ensure_weight_tying""".split()
+)
+_UNDERSTOOD: Mapping[str, tuple[Any, ...]] = MappingProxyType({"peft_type": ("LORA",), "bias": ("none",)})
+_USED = ("r", "lora_alpha", "target_modules")
+
+
+def save_adapters(decoder: Decoder, path: Path | str, *, base: str) -> None:
+    """Writes the adapters of a decoder, float32.
+
+    Args:
+      decoder: one with adapters.
+      path: directory to write.
+      base: name or path of the model that they belong to, for whoever loads them.
+
+    Raises:
+      UserError: the decoder has no adapters.
+    """
+    lora, directory = decoder.config.lora, Path(path)
+    if lora is None:
+        raise UserError(f"{path}: the model has no adapters to save; export the whole model")
+    tensors = {}
+    for name, array in flatten(decoder).items():
+        if ".lora." not in name:
+            continue
+        target, part = name.removeprefix("blocks.").split(".lora.")
+        for layer, matrix in enumerate(np.asarray(array, np.float32)):
+            key = f"{_PREFIX}.{layer}.{LINEAR[target]}.lora_{part.upper()}.weight"
+            tensors[key] = np.ascontiguousarray(matrix.T)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    names = {name.rpartition(".")[2]: path.rpartition(".")[2] for name, path in LINEAR.items()}
+    values = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "target_modules": [names[target] for target in lora.targets],
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    (directory / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def load_adapters(decoder: Decoder, path: Path | str, mesh: Mesh) -> Decoder:
+    """A decoder with the adapters of a directory; its other arrays are not copied.
+
+    Raises:
+      UserError: an option that is not supported, by name; tensors that are missing, left over or misshapen.
+    """
+    directory = Path(path)
+    lora = _read_config(directory)
+    like = with_adapters(decoder, lora, mesh, key=jax.random.key(0))
+    shardings = flatten(tree_shardings(like, mesh, LOGICAL_AXES))
+    try:
+        tensors = load_file(directory / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{directory / WEIGHTS}: cannot be read ({error})") from error
+    arrays, wrong = flatten(like), []
+    for name in [name for name in arrays if ".lora." in name]:
+        target, part = name.removeprefix("blocks.").split(".lora.")
+        layers, expected = arrays[name].shape[0], arrays[name].shape[:0:-1]
+        keys = [f"{_PREFIX}.{layer}.{LINEAR[target]}.lora_{part.upper()}.weight" for layer in range(layers)]
+        found = [tensors.pop(key, None) for key in keys]
+        wrong += [
+            f"{key} is missing" if tensor is None else f"{key} has shape {tensor.shape}, expected {expected}"
+            for key, tensor in zip(keys, found, strict=True)
+            if tensor is None or tensor.shape != expected
+        ]
+        if not wrong:
+            stack = np.stack([np.asarray(tensor, np.float32).T for tensor in found])
+            arrays[name] = jax.device_put(jnp.asarray(stack), shardings[name])
+    wrong += [f"{key} has no place" for key in tensors]
+    if wrong:
+        raise UserError(f"{directory / WEIGHTS}: {'; '.join(wrong[:20])}{' ...' if len(wrong) > 20 else ''}")
+    return unflatten(like, arrays)
+
+
+def _read_config(directory: Path) -> LoraConfig:
+    path = directory / CONFIG
+    try:
+        values = json.loads(path.read_text())
+        targets = values["target_modules"]
+        unknown = [t for t in targets if t not in _MODULES] if isinstance(targets, list) else [targets]
+        lora = dict(rank=int(values["r"]), alpha=float(values["lora_alpha"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    if unknown:
+        raise UserError(f"{path}: target_modules {unknown} are not supported; supported: {sorted(_MODULES)}")
+    for key, value in values.items():
+        off = value is None or value is False or value in ({}, [])
+        if key in _INERT or key in _USED or off or value in _UNDERSTOOD.get(key, ()):
+            continue
+        raise UserError(f"{path}: {key}={value!r} is not supported")
+    return LoraConfig(**lora, targets=tuple(_MODULES[target].rpartition(".")[2] for target in targets))

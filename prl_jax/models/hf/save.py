@@ -1,0 +1,185 @@
+"""Export: a directory that transformers, vLLM and others load."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from safetensors.numpy import save_file
+
+from prl_jax.errors import UserError
+from prl_jax.models.decoder import Decoder
+from prl_jax.models.heads import ScalarModel
+from prl_jax.models.hf.config import CONFIG_FILE
+from prl_jax.models.hf.export_config import export_config
+from prl_jax.models.hf.files import INDEX_FILE, SINGLE_FILE
+from prl_jax.models.hf.tensors import LM_HEAD, SCORE, Parameter, parameters
+from prl_jax.tree import flatten
+
+MAX_SHARD_BYTES = 2 * 1024**3
+
+
+@runtime_checkable
+class ExportableTokenizer(Protocol):
+    """What an export asks of a tokenizer."""
+
+    vocab_size: int
+    pad_id: int
+    eos_id: int
+
+    def special(self, name: str) -> int | None:
+        """Id of a structural token such as "bos", or None."""
+        ...
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Writes the tokenizer and its chat template in Hugging Face's format."""
+        ...
+
+
+def to_hf(
+    model: Decoder | ScalarModel,
+    path: Path | str,
+    *,
+    tokenizer: Any = None,
+    source: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes a model as a Hugging Face checkpoint: weights, `config.json`, `generation_config.json`, tokenizer.
+
+    The directory appears whole or not at all. Host memory holds one file of weights at a time. All processes have to
+    call it; the first one writes.
+
+    Args:
+      model: without adapters. A `ScalarModel` becomes a `ForSequenceClassification` checkpoint with one label; such
+        heads have no bias, so a critic's cannot be written.
+      path: a directory that does not exist yet, or is empty.
+      tokenizer: an `ExportableTokenizer`; None writes no tokenizer files.
+      source: the `config.json` that the model came from (`read_config`), whose keys are kept.
+      max_shard_bytes: of a file of weights; a larger tensor has a file of its own.
+
+    Raises:
+      UserError: adapters that are not merged, a head with a bias, a decoder that no family can express, a tokenizer
+        that cannot be exported or does not fit, a directory that is not empty, a disk that takes no more.
+    """
+    path, reward_model, config = Path(path), isinstance(model, ScalarModel), model.config
+    if config.lora is not None:
+        raise UserError("export: the model has adapters; merge them into its weights first")
+    if isinstance(model, ScalarModel) and model.scalar.bias is not None:
+        raise UserError(
+            "export: a critic's head has a bias, which ForSequenceClassification checkpoints have no place for"
+        )
+    if tokenizer is not None and not isinstance(tokenizer, ExportableTokenizer):
+        raise UserError(f"export: a {type(tokenizer).__name__} has no form in Hugging Face's format; export without it")
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"export: the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary only {config.vocab_size}"
+        )
+    values = export_config(config, reward_model=reward_model, source=source)
+    tokens = _token_ids(values, tokenizer)
+    if jax.process_index() == 0 and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: is there already; delete it or name another directory")
+    with _appearing(path) as folder:
+        _write_weights(model, folder, max_shard_bytes)
+        if folder is not None:
+            _write_json(folder / CONFIG_FILE, {**{k: v for k, v in tokens.items() if k not in values}, **values})
+            _write_json(folder / "generation_config.json", tokens)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+
+
+def _token_ids(values: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Special tokens of generation: those of the tokenizer, and what else ended sequences of the source."""
+    named = ("bos_token_id", "eos_token_id", "pad_token_id")
+    tokens = {key: values[key] for key in named if values.get(key) is not None}
+    if tokenizer is not None:
+        ends = tokens.get("eos_token_id", [])
+        ends = list(dict.fromkeys([tokenizer.eos_id, *(ends if isinstance(ends, list) else [ends])]))
+        tokens.update(eos_token_id=ends if len(ends) > 1 else ends[0], pad_token_id=tokenizer.pad_id)
+        bos = tokenizer.special("bos")
+        tokens.update({} if bos is None else {"bos_token_id": bos})
+    return tokens
+
+
+@contextlib.contextmanager
+def _appearing(path: Path) -> Iterator[Path | None]:
+    """A folder beside `path` that is renamed to it at the end; None on processes that do not write."""
+    if jax.process_index() != 0:
+        yield None
+        return
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        folder.rename(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_weights(model: Decoder | ScalarModel, folder: Path | None, max_shard_bytes: int) -> None:
+    """Tensors in the order of the model, cut into files of at most `max_shard_bytes`."""
+    reward_model = isinstance(model, ScalarModel)
+    leaves, places = flatten(model), parameters(model, model.config)
+    rows = [
+        (name, place, leaves[parameter], layer)
+        for parameter, place in places.items()
+        for layer, name in enumerate(place.names)
+        if not (reward_model and name == LM_HEAD)
+    ]
+    sizes = [leaf.nbytes // len(place.names) for _, place, leaf, _ in rows]
+    files: list[list[int]] = [[]]
+    for i, size in enumerate(sizes):
+        if files[-1] and sum(sizes[j] for j in files[-1]) + size > max_shard_bytes:
+            files.append([])
+        files[-1].append(i)
+    weight_map: dict[str, str] = {}
+    for number, members in enumerate(files, start=1):
+        file = SINGLE_FILE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        tensors = {}
+        for name, place, leaf, layer in (rows[i] for i in members):
+            tensor = _gather(place, leaf, layer)
+            tensors[name] = _head(tensor, model.config.param_dtype) if name == SCORE else tensor
+            weight_map[name] = file
+        if folder is not None:
+            # The metadata tell transformers in which layout the tensors are.
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+    if folder is not None and len(files) > 1:
+        total = {"total_size": sum(sizes)}
+        _write_json(folder / INDEX_FILE, {"metadata": total, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def _gather(place: Parameter, leaf: jax.Array, layer: int) -> np.ndarray:
+    """A tensor as it is stored, on every process."""
+    sharding = leaf.sharding
+    whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
+    return np.asarray(_stored(place.stacked, place.transposed, place.shape, whole)(leaf, layer))
+
+
+@functools.cache
+def _stored(stacked: bool, transposed: bool, shape: tuple[int, ...], out: Any) -> Any:
+    def take(leaf: jax.Array, layer: int) -> jax.Array:
+        piece = jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False) if stacked else leaf
+        return piece.T if transposed else jnp.reshape(piece, shape)
+
+    return jax.jit(take, out_shardings=out)
+
+
+def _head(weight: np.ndarray, dtype: str) -> np.ndarray:
+    """A reward model's head in the dtype of its trunk, where no digit is lost: it is kept in float32."""
+    narrow = weight.astype(dtype)
+    return narrow if np.array_equal(narrow.astype(weight.dtype), weight) else weight
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -4,7 +4,8 @@ Formats of a row (a JSON object):
   pairs:   `prompt`, `chosen`, `rejected`, optional `tie`, `p_chosen`, `slot`, `id`, `source`, `meta`; also without
            `prompt` when chosen and rejected are conversations (message lists, or "Human:"/"Assistant:" transcripts)
            that share all but the last message.
-  sft:     `prompt` and `response` (or `completion`), or `messages` that end in an assistant turn.
+  sft:     `prompt` and `response` (or `completion`), or `messages` that end in an assistant turn. The turns before
+           that response are its prompt; whether the assistant's among them train as well is up to the encoder.
   prompts: `prompt`, optional `reference`; every pair and sft row is one too.
 Texts are strings or lists of `{role, content}`; a prompt ends in a user turn. Imports no jax.
 """
@@ -60,7 +61,7 @@ class PreferenceRecord:
 
 @dataclass(frozen=True)
 class SFTRecord:
-    """A demonstration: a prompt and the response to imitate."""
+    """A demonstration: a prompt, which may hold earlier turns of the assistant, and the response to imitate."""
 
     id: str
     prompt: Prompt

@@ -9,15 +9,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int32
 
 from prl_jax.data.records import PreferenceRecord, SFTRecord
-from prl_jax.errors import UserError
-from prl_jax.text.chat import Prompt, encode_prompt, truncate_left
-from prl_jax.text.judging import ON_LONG, JudgeRow, JudgeTemplate, encode_judge_row
+from prl_jax.text.chat import Turn, encode_conversation, encode_prompt, encode_response, truncate_left
+from prl_jax.text.judging import JudgeRow, JudgeTemplate, encode_judge_row
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.types import PreferenceBatch, SFTBatch, TokenRows
+
+TRAIN_ON = ("last", "all")  # the response alone, or every turn of the assistant
 
 
 def token_row(
@@ -32,24 +32,33 @@ def token_row(
     return TokenRows(*(array[0] for array in rows))
 
 
-def encode_sft(tokenizer: Tokenizer, record: SFTRecord, *, max_prompt: int, max_response: int) -> tuple[SFTBatch, bool]:
+def encode_sft(
+    tokenizer: Tokenizer, record: SFTRecord, *, max_prompt: int, max_response: int, train_on: str = "last"
+) -> tuple[SFTBatch, bool]:
     """A demonstration as one row of `max_prompt + max_response` tokens, and whether anything was cut.
 
     A long prompt loses its left end; a long response its right end, end-of-response token included, so that nothing
-    teaches the model to stop there. The mask marks targets that are response tokens, that token included.
+    teaches the model to stop there. The mask marks targets that are response tokens, that token included; with
+    `train_on="all"` those of the assistant's turns in the prompt as well (`encode_conversation` says which).
     """
-    prompt, cut = truncate_left(encode_prompt(tokenizer, record.prompt), max_prompt)
-    response = [*tokenizer.encode(record.response), tokenizer.eos_id]
-    truncated = cut or len(response) > max_response
-    response = response[:max_response]
+    if train_on not in TRAIN_ON:
+        raise ValueError(f"train_on={train_on!r}, expected one of {TRAIN_ON}")
+    response = encode_response(tokenizer, record.response)
+    if train_on == "all":
+        ids, taught = encode_conversation(tokenizer, (*record.prompt, Turn("assistant", record.response)))
+    else:
+        ids = encode_prompt(tokenizer, record.prompt) + response
+        taught = [False] * (len(ids) - len(response)) + [True] * len(response)
+    start = len(ids) - len(response)
+    kept = slice(max(0, start - max_prompt), start + max_response)
+    truncated = len(ids[kept]) < len(ids)
+    ids, taught = ids[kept], taught[kept]
     length = max_prompt + max_response
-    ids = prompt + response
-    rows = token_row(ids, length, pad_id=tokenizer.pad_id)
     targets = np.full((length,), tokenizer.pad_id, np.int32)
     targets[: len(ids) - 1] = ids[1:]
-    at = np.arange(length)
-    mask = (at >= len(prompt) - 1) & (at < len(ids) - 1)
-    return SFTBatch(rows, targets, mask), truncated
+    mask = np.zeros((length,), bool)
+    mask[: len(ids) - 1] = taught[1:]
+    return SFTBatch(token_row(ids, length, pad_id=tokenizer.pad_id), targets, mask), truncated
 
 
 def encode_scalar_pair(
@@ -82,34 +91,6 @@ def encode_generative_pair(
     judged = (order(record.chosen, record.rejected), order(record.rejected, record.chosen))
     rows = [token_row(row.ids, max_length, pad_id=tokenizer.pad_id, positions=row.positions) for row in judged]
     return _pair(rows[0], rows[1], record), any(row.truncated for row in judged)
-
-
-def encode_prompts(
-    tokenizer: Tokenizer, prompts: Sequence[Prompt], *, max_prompt: int, on_long: str = "truncate"
-) -> tuple[Int32[np.ndarray, "N P"], Bool[np.ndarray, "N P"], int]:
-    """Prompts for generation: left-padded tokens, their mask, and how many were cut (on the left).
-
-    Raises:
-      UserError: for a prompt longer than `max_prompt` tokens, with `on_long="error"`.
-    """
-    if on_long not in ON_LONG:
-        raise ValueError(f"on_long={on_long!r}, expected one of {ON_LONG}")
-    tokens = np.full((len(prompts), max_prompt), tokenizer.pad_id, np.int32)
-    mask = np.zeros((len(prompts), max_prompt), bool)
-    n_truncated = 0
-    for i, prompt in enumerate(prompts):
-        whole = encode_prompt(tokenizer, prompt)
-        ids, cut = truncate_left(whole, max_prompt)
-        if cut and on_long == "error":
-            raise UserError(
-                f"prompt {i + 1} of {len(prompts)} is {len(whole)} tokens long, but the context holds {max_prompt}: "
-                "shorten it or use a model with a longer context"
-            )
-        n_truncated += cut
-        start = max_prompt - len(ids)
-        tokens[i, start:] = ids
-        mask[i, start:] = True
-    return tokens, mask, n_truncated
 
 
 def stack_rows(rows: Sequence[Any]) -> Any:

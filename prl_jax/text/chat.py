@@ -5,7 +5,7 @@ Template `chat-v1`, for tokenizers with structural tokens (bytes, trained BPE):
     <system>content<eos> <user>content<eos> <assistant>content<eos> ... <user>content<eos> <assistant>
 
 after which a response is `content<eos>`. A Hugging Face tokenizer brings its own chat template; where it has none,
-`huggingface.DEFAULT_CHAT_TEMPLATE` is used.
+`huggingface.DEFAULT_CHAT_TEMPLATE` is used. There `<eos>` is whatever token ends the assistant's turns.
 """
 
 from collections.abc import Sequence
@@ -55,6 +55,35 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, *, template: str = "chat
 def encode_response(tokenizer: Tokenizer, response: str) -> list[int]:
     """Token ids of a complete response: its content, then the end-of-response token."""
     return [*tokenizer.encode(response), tokenizer.eos_id]
+
+
+def encode_conversation(tokenizer: Tokenizer, turns: Prompt) -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation that ends in the assistant's turn, and which of them the assistant has to produce.
+
+    The ids are those of the prompt and of the response to it. The mask is true on the contents of the assistant's
+    turns that answer the user, and on the token that ends each; it is false on all else that the template writes.
+
+    An earlier turn counts where the ids up to its end are just what generation saw and gave when it was the response.
+    Where the template rewrites it (Qwen3 takes the thinking out of earlier answers) or what came before (Mistral Nemo
+    puts the system's turn into the last user's), or opens a response with more than it leaves in the history, the turn
+    is context only.
+
+    Raises:
+      UserError: for a conversation that the tokenizer's own template refuses.
+      ValueError: for one that does not end in a user and an assistant turn.
+    """
+    roles = [turn.role for turn in turns]
+    if roles[-2:] != ["user", "assistant"]:
+        raise ValueError(f"roles {roles}, expected a conversation that ends in a user and an assistant turn")
+    ids = encode_prompt(tokenizer, turns[:-1]) + encode_response(tokenizer, turns[-1].content)
+    mask = [False] * len(ids)
+    for i in range(1, len(turns)):
+        if roles[i - 1 : i + 1] == ["user", "assistant"]:
+            asked, response = encode_prompt(tokenizer, turns[:i]), encode_response(tokenizer, turns[i].content)
+            end = len(asked) + len(response)
+            if ids[:end] == asked + response:
+                mask[len(asked) : end] = [True] * len(response)
+    return ids, mask
 
 
 def truncate_left(ids: Sequence[int], length: int) -> tuple[list[int], bool]:

@@ -12,11 +12,18 @@ from prl_jax.text.common import one_line, valid_text, write_json
 _HF_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 DEFAULT_CHAT_TEMPLATE = (
     "{{ bos_token if bos_token else '' }}{% for message in messages %}"
-    "### {{ message['role'] | capitalize }}:\n{{ message['content'] }}\n\n{% endfor %}"
+    "### {{ message['role'] | capitalize }}:\n{{ message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '' }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
 )
-"""Jinja chat template of Hugging Face tokenizers that bring none."""
+"""Jinja chat template of Hugging Face tokenizers that bring none; `save` writes it beside the tokenizer."""
 
+# Reasoning models write these themselves, so they belong to a response's text unless the tokenizer flags them as
+# special; templates write them too, and some take what they enclose out of earlier answers.
+_THINKING = ("<think>", "</think>")
+# What templates that name the day are told instead of it: the same conversation has the same tokens every day. It is
+# the date that Llama 3.1's template falls back to.
+_DATE = "26 Jul 2024"
 # Stand-ins for contents in rendered templates: a number between two private-use characters.
 _HELD = re.compile("\ue0f0([0-9]+)\ue0f1")
 _HOLD_MARKS = re.compile("[\ue0f0\ue0f1]")
@@ -26,7 +33,7 @@ class HFTokenizer:
     """A tokenizer directory in Hugging Face's format, read from local files only, without remote code.
 
     `encode` never yields a control token: a token flagged as special, or an added one that the chat template writes.
-    (The unknown token is no control token unless it doubles as one.)
+    (The unknown token is no control token unless it doubles as one; nor are `<think>` and `</think>` without the flag.)
 
     Args:
       directory: holds the tokenizer files.
@@ -48,10 +55,12 @@ class HFTokenizer:
             except Exception as error:  # the library raises many kinds for broken files
                 raise UserError(f"{directory}: cannot read the tokenizer: {one_line(error)}") from error
         self._where = str(directory)
-        self._template = None if self._hf.chat_template else DEFAULT_CHAT_TEMPLATE
+        if not self._hf.chat_template:
+            self._hf.chat_template = DEFAULT_CHAT_TEMPLATE
+        self._source = str(self._hf.chat_template)
         self._control = self._control_ids()
         self.vocab_size = max(len(self._hf), max(self._hf.added_tokens_decoder, default=-1) + 1)
-        self.eos_id = self._end_of_turn()
+        self.eos_id, self._margins = self._answer_frame()
         self.pad_id = self.eos_id if self._hf.pad_token_id is None else self._hf.pad_token_id
 
     def encode(self, text: str) -> list[int]:
@@ -64,42 +73,59 @@ class HFTokenizer:
     def special(self, name: str) -> int | None:
         return {"pad": self.pad_id, "eos": self.eos_id, "bos": self._hf.bos_token_id}.get(name)
 
-    def save(self, directory: Path) -> None:
+    def save_pretrained(self, directory: Path) -> None:
+        """Writes the tokenizer and its chat template in Hugging Face's format."""
         with _quiet():
             self._hf.save_pretrained(str(directory))
+
+    def save(self, directory: Path) -> None:
+        self.save_pretrained(directory)
         write_json(directory, {"kind": "huggingface", "version": 1})
 
     def encode_chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
         """Ids of a conversation of (role, content) turns in the chat template, ready for the assistant's response.
 
-        A content that could be read as control tokens is kept from the template's text and encoded as plain text.
+        A content that could be read as control tokens is kept from the template's text and encoded as plain text. So
+        is every answer of the assistant, which then has the tokens that it had as a response: the template neither
+        trims it nor puts spaces beside it. Only thinking is left to a template that takes it out of earlier answers.
         """
         held: list[str] = []
-        messages = []
+        messages, answers = [], []
         for role, content in turns:
             content = valid_text(content)
-            if _HOLD_MARKS.search(content) or not self._control.isdisjoint(self._encode_text(content)):
+            thinking = _THINKING[1] in content and _THINKING[1] in self._source
+            answer = role == "assistant" and not thinking
+            if answer or _HOLD_MARKS.search(content) or not self._control.isdisjoint(self._encode_text(content)):
                 held.append(content)
                 content = _hold(len(held) - 1)
+                answers += [content] if role == "assistant" else []
             messages.append({"role": role, "content": content})
-        parts = _HELD.split(self._render(messages, generate=True))
+        text = self._render(messages, generate=True)
+        before, after = self._margins
+        for mark in answers:
+            text = text.replace(before + mark + after, mark)
         ids: list[int] = []
-        for i, part in enumerate(parts):  # odd parts are the numbers of held contents
+        for i, part in enumerate(_HELD.split(text)):  # odd parts are the numbers of held contents
             ids += self._encode_plain(held[int(part)]) if i % 2 else self._encode_text(part)
         return ids
 
     def user_frame(self) -> tuple[list[int], list[int]]:
         """What the chat template writes before and after the content of a lone user turn, the assistant's opening
         included."""
-        parts = _HELD.split(self._render([{"role": "user", "content": _hold(0)}], generate=True))
-        if len(parts) != 3:
+        frame = self._frame("user", generate=True)
+        if len(frame) != 2:
             raise UserError(f"{self._where}: the chat template does not write the user's content exactly once")
-        return self._encode_text(parts[0]), self._encode_text(parts[2])
+        return self._encode_text(frame[0]), self._encode_text(frame[1])
+
+    def _frame(self, *roles: str, generate: bool) -> list[str]:
+        """What the chat template writes around the contents of turns of these roles."""
+        messages = [{"role": role, "content": _hold(i)} for i, role in enumerate(roles)]
+        return _HELD.split(self._render(messages, generate=generate))[::2]
 
     def _render(self, messages: list[dict[str, str]], *, generate: bool) -> str:
         try:
             return self._hf.apply_chat_template(
-                messages, chat_template=self._template, tokenize=False, add_generation_prompt=generate
+                messages, tokenize=False, add_generation_prompt=generate, date_string=_DATE
             )
         except Exception as error:  # templates raise their own kinds, e.g. for a role that they do not know
             raise UserError(f"{self._where}: the chat template refuses this conversation: {one_line(error)}") from error
@@ -130,30 +156,34 @@ class HFTokenizer:
         return start + length // 2
 
     def _control_ids(self) -> frozenset[int]:
-        source = str(self._hf.chat_template or "")
         ids = set(self._hf.all_special_ids)
         for token_id, token in self._hf.added_tokens_decoder.items():
-            if token.special or (token.content in source and not token.content.isspace()):
+            plain = token.content in _THINKING or token.content.isspace()
+            if token.special or (token.content in self._source and not plain):
                 ids.add(token_id)
         named = {self._hf.eos_token_id, self._hf.bos_token_id, self._hf.pad_token_id}
         ids -= {self._hf.unk_token_id} - named
         self._control_words = tuple(str(word) for word in self._hf.convert_ids_to_tokens(sorted(ids)))
         return frozenset(ids)
 
-    def _end_of_turn(self) -> int:
-        """The control token right after an assistant's content in the chat template, else the end of sequence."""
-        eos = self._hf.eos_token_id
-        if self._template is None:
-            messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _hold(0)}]
-            parts = _HELD.split(self._render(messages, generate=False))
-            tail = self._encode_text(parts[2].lstrip()) if len(parts) == 3 else []
-            if tail and tail[0] in self._control:
-                return tail[0]
-        if eos is None:
+    def _answer_frame(self) -> tuple[int, tuple[str, str]]:
+        """The token that ends an answer: the control token right after its content in the chat template, else the end
+        of sequence. And the margins: whitespace around the content that belongs to neither side, since a response
+        follows the assistant's opening and is followed by its end without it (Llama 2 and Mistral)."""
+        end, before, after = self._hf.eos_token_id, "", ""
+        asked, turns = self._frame("user", generate=True), self._frame("user", "assistant", generate=False)
+        if len(turns) == 3:
+            tail = turns[2].lstrip()
+            ids = self._encode_text(tail)
+            if ids and ids[0] in self._control:
+                end, after = ids[0], turns[2].removesuffix(tail)
+            space = turns[1].removeprefix(asked[-1]) if turns[1].startswith(asked[-1]) else ""
+            before = space if space.isspace() else ""
+        if end is None:
             raise UserError(
                 f"{self._where}: the tokenizer has no end-of-sequence token (eos_token), which ends responses"
             )
-        return eos
+        return end, (before, after)
 
 
 def _hold(index: int) -> str:

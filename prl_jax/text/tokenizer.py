@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from prl_jax.errors import UserError
+from prl_jax.text import export
 from prl_jax.text.common import FILE_NAME, one_line, valid_text, write_json
 from prl_jax.text.huggingface import HFTokenizer
 
@@ -69,6 +70,10 @@ class ByteTokenizer:
     def save(self, directory: Path) -> None:
         write_json(directory, {"kind": "bytes", "version": 1})
 
+    def save_pretrained(self, directory: Path) -> None:
+        """Writes the tokenizer and its chat template in Hugging Face's format."""
+        export.save_pretrained(directory, export.byte_backend(), self._specials)
+
 
 class BPETokenizer:
     """Byte-level BPE of the `tokenizers` library; the special tokens follow its vocabulary.
@@ -122,6 +127,10 @@ class BPETokenizer:
 
     def save(self, directory: Path) -> None:
         write_json(directory, {"kind": "bpe", "version": 1, "tokenizer": json.loads(self._backend.to_str())})
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Writes the tokenizer and its chat template in Hugging Face's format."""
+        export.save_pretrained(directory, self._backend, self._specials)
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:

@@ -1,22 +1,23 @@
 """Encoders: shapes, masks from lengths, what is cut and what is never cut."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from chat_families import FAMILIES, write_tokenizer
 
 from prl_jax.data.records import PreferenceRecord, SFTRecord
 from prl_jax.data.rows import (
     encode_generative_pair,
-    encode_prompts,
     encode_scalar_pair,
     encode_sft,
     stack_rows,
     token_row,
 )
-from prl_jax.errors import UserError
-from prl_jax.text.chat import Turn, encode_prompt
+from prl_jax.text.chat import Turn, encode_conversation, encode_prompt, encode_response
+from prl_jax.text.huggingface import HFTokenizer
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row
 from prl_jax.text.tokenizer import ByteTokenizer
 from prl_jax.types import TokenRows
@@ -98,6 +99,48 @@ def test_sft_prompt_is_cut_on_the_left() -> None:
     assert row.targets[row.mask].tolist() == [*b"abc", tokenizer.eos_id]
 
 
+TALK = SFTRecord("1", (*PROMPT, Turn("assistant", "abc"), Turn("user", "and ed")), "de")
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_sft_on_every_turn_of_the_assistant(tokenizer: ByteTokenizer) -> None:
+    row, truncated = encode_sft(tokenizer, TALK, max_prompt=30, max_response=8, train_on="all")
+    last, _ = encode_sft(tokenizer, TALK, max_prompt=30, max_response=8)
+    eos = tokenizer.eos_id
+    assert not truncated and row.targets[row.mask].tolist() == [*b"abc", eos, *b"de", eos]
+    # the same row; its first targets are predicted from the end of the first prompt on
+    jax.tree.map(np.testing.assert_array_equal, (row.rows, row.targets), (last.rows, last.targets))
+    assert last.targets[last.mask].tolist() == [*b"de", eos]
+    assert np.flatnonzero(row.mask & ~last.mask).tolist() == [10, 11, 12, 13]
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_sft_with_one_answer_is_the_same_on_every_turn(tokenizer: ByteTokenizer) -> None:
+    every, last = (encode_sft(tokenizer, DEMO, max_prompt=9, max_response=3, train_on=on) for on in ("all", "last"))
+    jax.tree.map(np.testing.assert_array_equal, every, last)
+    with pytest.raises(ValueError, match="train_on='first', expected one of"):
+        encode_sft(tokenizer, DEMO, max_prompt=9, max_response=3, train_on="first")
+
+
+@pytest.mark.parametrize("tokenizer", [*TOKENIZERS, "mistral", "qwen3"])
+def test_sft_masks_under_truncation(tokenizer: ByteTokenizer | str, tmp_path: Path) -> None:
+    """However much is cut, a target is what it was in the whole row."""
+    if isinstance(tokenizer, str):
+        tokenizer = HFTokenizer(write_tokenizer(tmp_path, FAMILIES[tokenizer]))
+    ids, taught = encode_conversation(tokenizer, (*TALK.prompt, Turn("assistant", TALK.response)))
+    response = encode_response(tokenizer, TALK.response)
+    prompt = len(ids) - len(response)
+    for room in range(1, prompt + 2):
+        for most in range(1, len(response) + 2):
+            row, truncated = encode_sft(tokenizer, TALK, max_prompt=room, max_response=most, train_on="all")
+            kept = slice(max(0, prompt - room), prompt + most)
+            assert valid(row.rows) == ids[kept] and row.mask.shape == (room + most,)
+            assert truncated == (room < prompt or most < len(response))
+            n = len(ids[kept])
+            assert row.mask.tolist() == [*taught[kept][1:], *[False] * (room + most - n + 1)]
+            assert row.targets[: n - 1].tolist() == ids[kept][1:]
+
+
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_scalar_pair_ends_in_the_end_of_response(tokenizer: ByteTokenizer) -> None:
     prompt = encode_prompt(tokenizer, PROMPT)
@@ -154,31 +197,6 @@ def test_generative_pair_that_is_too_long() -> None:
     batch, truncated = encode_generative_pair(tokenizer, JudgeTemplate(), PAIR, max_length=16)
     assert truncated and batch.first.segments.all() and batch.second.segments.all()
     assert batch.first.tokens[-1] == batch.second.tokens[-1] == tokenizer.special("verdict")
-
-
-def test_prompts_are_left_padded() -> None:
-    tokenizer = PadIsEos()
-    prompts = [PROMPT, (Turn("user", "x"),)]
-    tokens, mask, cut = encode_prompts(tokenizer, prompts, max_prompt=12)
-    assert tokens.shape == mask.shape == (2, 12) and tokens.dtype == np.int32 and cut == 0
-    for i, prompt in enumerate(prompts):
-        ids = encode_prompt(tokenizer, prompt)
-        assert tokens[i][mask[i]].tolist() == ids
-        assert mask[i].tolist() == [False] * (12 - len(ids)) + [True] * len(ids)
-    tokens, mask, cut = encode_prompts(tokenizer, prompts, max_prompt=6)
-    assert cut == 1 and tokens[0].tolist() == encode_prompt(tokenizer, PROMPT)[-6:] and mask[0].all()
-
-
-def test_long_prompts_are_refused_on_request() -> None:
-    tokenizer = ByteTokenizer()
-    encode_prompts(tokenizer, [PROMPT], max_prompt=11, on_long="error")
-    with pytest.raises(UserError) as caught:
-        encode_prompts(tokenizer, [(Turn("user", "x"),), PROMPT], max_prompt=10, on_long="error")
-    assert str(caught.value) == (
-        "prompt 2 of 2 is 11 tokens long, but the context holds 10: shorten it or use a model with a longer context"
-    )
-    with pytest.raises(ValueError, match="on_long='cut'"):
-        encode_prompts(tokenizer, [PROMPT], max_prompt=10, on_long="cut")
 
 
 def test_stack_rows() -> None:

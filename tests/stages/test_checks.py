@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from chat_families import FAMILIES, write_tokenizer
 from running import MICRO, ROOT, prl, refused, says, write_rows
 
 PAIR = {"prompt": "rev ab.", "chosen": "ba", "rejected": "ab"}
@@ -47,6 +48,7 @@ def stages(*names: str) -> str:
         (["ppo.algorithm.kl_estimator=k4"], ["ppo.algorithm.kl_estimator", "'k3'"]),
         (["ppo.algorithm.kl_placement=nowhere"], ["ppo.algorithm", "kl_placement='nowhere'", "'reward'"]),
         (["ppo.critic_optimizer.schedule=step"], ["ppo.critic_optimizer", "schedule='step'", "cosine"]),
+        (["sft.train_on=first"], ["sft.train_on='first'", "'last', 'all'"]),
         (["genrm.template=compact"], ["genrm.template='compact'", "'compact-v1'"]),
         (["genrm.form=both"], ["genrm.form='both'", "'both_orders'"]),
         (["anchors.choice=best"], ["anchors.choice='best'", "'best_of_n'"]),
@@ -132,6 +134,17 @@ def test_prompts_that_the_exact_judge_cannot_read_are_refused(tmp_path):
     assert says(run(tmp_path, *rows), "references.prompts", f"{data}:1", "no reference")
 
 
+def test_judges_that_a_hugging_face_tokenizer_cannot_serve_are_refused(tmp_path):
+    folder = write_tokenizer(tmp_path / "mistral", FAMILIES["mistral"])
+    own = [f"tokenizer.{key}" for key in ("kind=huggingface", f"path={folder}")]
+    assert says(run(tmp_path, *own), "genrm", 'compact-v1 needs the structural token "first"', "use question-v1")
+    own += ["genrm.template=question-v1", "genrm.max_length=300"]
+    assert says(
+        run(tmp_path, *own, "genrm.verdicts=('Y','bad')"), "genrm", "verdict word \"bad\" is 3 tokens ['b', 'a'"
+    )
+    assert says(run(tmp_path, *own, "genrm.max_length=50"), "genrm", "question-v1 takes", "context holds 50")
+
+
 def test_an_unset_variable_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("PRL_DATA_DIR", raising=False)
     for name in ("ukp_judges", "hh_pairwise_ppo"):
@@ -186,7 +199,7 @@ def test_flags_that_are_wrong_are_refused(tmp_path):
     assert says(refused("run", "--config", MICRO, "--workdir", workdir, "--sede=1"), "sede")
     assert says(refused("run", "--config", MICRO, "--workdir", workdir, "more"), "unexpected argument 'more'")
     assert says(refused("runs"), "unknown command 'runs'", "did you mean 'run'")
-    assert says(refused("xyz"), "expected one of run, judge, generate, report")
+    assert says(refused("xyz"), "expected one of run, judge, generate, export, report")
     assert says(refused("judge", "--model", workdir), "--data is missing")
     assert says(refused("judge", "--model=a", "--data=b", "--out=c", "--batch_size=0"), "batch_size=0")
     for flag in ("--max_new_tokens=-1", "--temperature=-1", "--temperature=hot", "--seed=-1", "--top_k=-2", "--seed=x"):

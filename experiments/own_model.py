@@ -53,6 +53,7 @@ def get_config(arguments: str = "./model,pairs.jsonl") -> ConfigDict:
             prompts=train,
             lora=adapters,
             prompts_per_step=64,
+            judge_batch_size=16,
             duration="100 steps",
             value_init=0.5,
             policy_optimizer=dict(learning_rate=3e-5),

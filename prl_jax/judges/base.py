@@ -60,8 +60,12 @@ def judge_pairs(judge: Judge, prompts: Sequence[Prompt], first: Sequence[str], s
 def in_batches(
     forward: Callable[[TokenRows], jax.Array], rows: TokenRows, batch_size: int
 ) -> Float[np.ndarray, "N *rest"]:
-    """Runs a jitted function over numpy rows in batches of one shape; the last one is filled up with the last row."""
+    """Runs a jitted function over numpy rows in batches of one shape; the last one is filled up with the last row.
+
+    Fewer rows than a batch are filled up to a power of two, so that another number of rows seldom compiles anew.
+    """
     count = len(rows.tokens)
+    batch_size = min(batch_size, 1 << (count - 1).bit_length())
     parts = []
     for start in range(0, count, batch_size):
         index = np.minimum(np.arange(start, start + batch_size), count - 1)

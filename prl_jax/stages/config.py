@@ -170,6 +170,7 @@ def ppo(**values: Any) -> dict[str, Any]:
         reward_form="id",  # of the win probability: id, centred, logit or log
         opponents="anchor",  # all anchors of the prompt, or peer, group, pool (some of the anchors, drawn each step)
         opponent_draws=1,  # from the pool
+        judge_batch_size=256,  # rows that a judge reads at once
         anchors="anchors",  # the stage that made them
         prompts=source(),
         group_size=1,

@@ -17,7 +17,7 @@ from prl_jax.judges import Judge, judge_pairs
 from prl_jax.models import Decoder
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.sharding import put_batch
-from prl_jax.stages.artifacts import SAMPLES_FILE, load_judge, load_policy, model_tokenizer, read_card
+from prl_jax.stages.artifacts import SAMPLES_FILE, load_policy, model_tokenizer, read_card
 from prl_jax.stages.context import StageContext, gold_arguments
 from prl_jax.stages.judging import judge_records, record_metrics
 from prl_jax.stages.win_rate import named_judge
@@ -78,7 +78,7 @@ def _notes(section: Any) -> list[str]:
 def evaluate_judge(context: StageContext, name: str) -> dict[str, Any]:
     """A judge on the labelled pairs of the section; against the exact preference too where the pairs carry it."""
     records = context.records(context.section.pairs, "preference")
-    judge = load_judge(context.stage(name), context.mesh, defaults=context.defaults)
+    judge = named_judge(context, name, batch_size=context.section.batch_size)
     judged = judge_records(judge, records)
     metrics = record_metrics(judged, records)
     soft = np.array([record.soft_label for record in records])
@@ -109,7 +109,7 @@ def _arms(
     """Rows of the final table, and all responses side by side."""
     section = context.section
     records = context.records(section.prompts, "prompt")
-    judge = named_judge(context, section.judge)
+    judge = named_judge(context, section.judge, batch_size=section.batch_size)
     _, baseline, _ = load_policy(context.stage(section.baseline), context.mesh, defaults=context.defaults)
     draw = functools.partial(_sample, context, records, baseline)
     opponents = draw(baseline, stream=0).texts

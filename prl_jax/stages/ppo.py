@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,7 @@ def run(context: StageContext) -> dict[str, float]:
         setup.reference,
         setup.tokenizer,
         setup.sampling,
+        judge=setup.win_rate_judge,
         max_prompt=setup.card.max_prompt,
         section=section.evaluation,
     )
@@ -100,7 +102,9 @@ def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:
         top_k=section.top_k,
         top_p=section.top_p,
     )
-    judge = named_judge(context, section.judge, trunks)
+    names = {section.judge, section.evaluation.judge}
+    load = functools.partial(named_judge, context, batch_size=section.judge_batch_size, trunks=trunks)
+    judges = {name: load(name) for name in sorted(names)}
     records = context.records(section.prompts, "prompt")
     anchors = read_anchors(context.stage(section.anchors), records) if section.anchors else [()] * len(records)
     total = to_steps(section.duration, key=f"{name}.duration", batch_size=section.prompts_per_step,
@@ -125,7 +129,18 @@ def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:
     )
     # Where the other leaves are: the update's output is there, and another sharding would compile it a second time.
     state = state._replace(kl_coef=jax.device_put(state.kl_coef, replicated(context.mesh)))
-    setup = Setup(context, config, card, tokenizer, sampling, judge, records, anchors, reference)
+    setup = Setup(
+        context=context,
+        config=config,
+        card=card,
+        tokenizer=tokenizer,
+        sampling=sampling,
+        judge=judges[section.judge],
+        win_rate_judge=judges[section.evaluation.judge],
+        records=records,
+        anchors=anchors,
+        reference=reference,
+    )
     return setup, state, optimizers
 
 

@@ -37,6 +37,7 @@ class Setup(NamedTuple):
     tokenizer: Tokenizer
     sampling: SamplingConfig
     judge: Judge
+    win_rate_judge: Judge
     records: Sequence[PromptRecord]
     anchors: Sequence[Sequence[str]]
     reference: Decoder

@@ -121,6 +121,7 @@ RULES: Mapping[str, Rules] = MappingProxyType(
             at_least={
                 "group_size": 1,
                 "opponent_draws": 1,
+                "judge_batch_size": 1,
                 "prompts_per_step": 1,
                 "algorithm.kl_coef": 0,
                 "algorithm.kl_horizon": 1,

@@ -18,10 +18,11 @@ from prl_jax.stages.context import StageContext, gold_arguments, whole_batch
 from prl_jax.text.tokenizer import Tokenizer
 
 
-def named_judge(context: StageContext, name: str, trunks: Trunks | None = None) -> Judge:
+def named_judge(context: StageContext, name: str, *, batch_size: int, trunks: Trunks | None = None) -> Judge:
     """The judge of a stage, or "gold", the exact judge of the built-in tasks; `trunks` as of `load_model`."""
     if name != "gold":
-        return load_judge(context.stage(name), context.mesh, trunks=trunks, defaults=context.defaults)
+        directory = context.stage(name)
+        return load_judge(directory, context.mesh, batch_size=batch_size, trunks=trunks, defaults=context.defaults)
     strength = make_arguments(gold_arguments(context.config)).intransitivity
     return GoldJudge(lambda prompt, first, second: preference(prompt, first, second, intransitivity=strength))
 
@@ -32,12 +33,12 @@ def policy_win_rate(
     tokenizer: Tokenizer,
     sampling: SamplingConfig,
     *,
+    judge: Judge,
     max_prompt: int,
     section: ConfigDict,
 ) -> Callable[[Decoder], dict[str, float]]:
     """A function that measures a policy against the baseline's samples, one response each to the same prompts."""
     prompts = [record.prompt for record in context.records(section.prompts, "prompt")]
-    judge = named_judge(context, section.judge)
     key = jax.random.fold_in(context.key, 2**31 - 1)
 
     def sample(model: Decoder, stream: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -84,25 +84,29 @@ def _load(tensors: Tensors, place: Parameter, leaf: jax.ShapeDtypeStruct, shardi
     spec = spec[1:] if place.stacked else spec
     spec = spec[::-1] if place.transposed else (None, *spec)[-len(place.shape) :]
     piece_sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
-
-    def fit(piece: jax.Array) -> jax.Array:
-        piece = piece.T if place.transposed else piece.reshape(leaf.shape[1:] if place.stacked else leaf.shape)
-        return piece.astype(leaf.dtype)
-
-    if not place.stacked:
-        piece = _read(tensors, place.names[0], piece_sharding)
-        whole = jax.jit(fit, out_shardings=sharding)(piece)
-        return jax.block_until_ready(whole)
-
-    @functools.partial(jax.jit, out_shardings=sharding, donate_argnums=0)
-    def put(stack: jax.Array, piece: jax.Array, layer: int) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(stack, fit(piece), layer, 0)
-
-    stack = jax.jit(functools.partial(jnp.zeros, leaf.shape, leaf.dtype), out_shardings=sharding)()
+    start, put = _programs(leaf.shape, leaf.dtype, place.stacked, place.transposed, sharding)
+    array = start()
     for layer, name in enumerate(place.names):
-        stack = put(stack, _read(tensors, name, piece_sharding), layer)
-        jax.block_until_ready(stack)  # else the host reads ahead of the devices, and its copies pile up
-    return stack
+        array = put(array, _read(tensors, name, piece_sharding), layer)
+        jax.block_until_ready(array)  # else the host reads ahead of the devices, and its copies pile up
+    return array
+
+
+@functools.lru_cache(maxsize=128)
+def _programs(
+    shape: tuple[int, ...], dtype: np.dtype, stacked: bool, transposed: bool, sharding: NamedSharding
+) -> tuple[Callable[[], jax.Array | None], Callable[[jax.Array | None, jax.Array, int | jax.Array], jax.Array]]:
+    """What makes room for a parameter, and what puts a tensor of the checkpoint into it."""
+
+    def put(array: jax.Array | None, piece: jax.Array, layer: int | jax.Array) -> jax.Array:
+        piece = (piece.T if transposed else piece).astype(dtype)
+        if array is None:
+            return piece.reshape(shape)
+        return jax.lax.dynamic_update_index_in_dim(array, piece, layer, 0)
+
+    # A parameter that is one tensor needs no room beforehand.
+    start = jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding) if stacked else lambda: None
+    return start, jax.jit(put, out_shardings=sharding, donate_argnums=0)
 
 
 def _read(tensors: Tensors, name: str, sharding: NamedSharding) -> jax.Array:
@@ -142,10 +146,8 @@ def _check(directory: Path, tensors: Tensors, places: Collection[Parameter], *, 
     }
     lines = [f"{kind}: {_list(names)}" for kind, names in wrong.items() if names]
     if lines:
-        tied = (
-            " (tie_word_embeddings is true, but the two differ)" if LM_HEAD in extra and config.tied_embeddings else ""
-        )
-        raise UserError(f"{directory}: tensors do not fit {CONFIG_FILE}: {'; '.join(lines)}{tied}")
+        advice = f"; tie_word_embeddings is true, but {LM_HEAD} differs from {EMBEDDING}" if differs else ""
+        raise UserError(f"{directory}: tensors do not fit {CONFIG_FILE}: {'; '.join(lines)}{advice}")
 
 
 def _list(names: list[str]) -> str:

@@ -28,8 +28,8 @@ _PREFIX = "base_model.model.model.layers"
 _MODULES = {path.rpartition(".")[2]: name for name, path in LINEAR.items()}  # q_proj -> attention.q
 # What has no effect on the function, and the only values that are understood of what has.
 _INERT = frozenset(
-    """base_model_name_or_path revision task_type inference_mode auto_mapping lora_dropout init_lora_weights peft_version
-    loftq_config eva_config corda_config runtime_config megatron_config megatron_core ensure_weight_tying""".split()
+    "base_model_name_or_path revision task_type inference_mode auto_mapping lora_dropout init_lora_weights".split()
+    + "peft_version loftq_config eva_config corda_config runtime_config megatron_config megatron_core".split()
 )
 _UNDERSTOOD: Mapping[str, tuple[Any, ...]] = MappingProxyType({"peft_type": ("LORA",), "bias": ("none",)})
 _USED = ("r", "lora_alpha", "target_modules")

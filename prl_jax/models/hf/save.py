@@ -86,12 +86,12 @@ def to_hf(
         )
     values = export_config(config, reward_model=reward_model, source=source)
     tokens = _token_ids(values, tokenizer)
-    if jax.process_index() == 0 and path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: is there already; delete it or name another directory")
     with _appearing(path) as folder:
         _write_weights(model, folder, max_shard_bytes)
         if folder is not None:
-            _write_json(folder / CONFIG_FILE, {**{k: v for k, v in tokens.items() if k not in values}, **values})
+            _write_json(folder / CONFIG_FILE, {**values, **{k: v for k, v in tokens.items() if values.get(k) is None}})
             _write_json(folder / "generation_config.json", tokens)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
@@ -168,7 +168,7 @@ def _gather(place: Parameter, leaf: jax.Array, layer: int) -> np.ndarray:
 
 @functools.cache
 def _stored(stacked: bool, transposed: bool, shape: tuple[int, ...], out: Any) -> Any:
-    def take(leaf: jax.Array, layer: int) -> jax.Array:
+    def take(leaf: jax.Array, layer: jax.Array | int) -> jax.Array:
         piece = jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False) if stacked else leaf
         return piece.T if transposed else jnp.reshape(piece, shape)
 

@@ -17,6 +17,7 @@ from prl_jax.errors import UserError
 from prl_jax.judges import GenerativeJudge, Judge, ScalarJudge
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel, from_hf, merge
 from prl_jax.models.hf.config import CONFIG_FILE, decoder_config, is_reward_model, read_config
+from prl_jax.models.hf.peft import adapter_base, load_adapters
 from prl_jax.sharding import tree_shardings
 from prl_jax.stages.workdir import write_json
 from prl_jax.text.judging import JudgeTemplate
@@ -87,6 +88,9 @@ def read_card(directory: Path, defaults: Defaults = NO_DEFAULTS) -> ModelCard:
     path = directory / MODEL_FILE
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; give {_EXPECTED}")
+    base = adapter_base(directory)
+    if base is not None:
+        return read_card(base, defaults)
     if is_huggingface(directory):
         return _huggingface_card(directory, defaults)
     if not path.is_file():
@@ -140,7 +144,11 @@ def load_model(
       trunks: frozen decoders that are in memory already, by directory. What is loaded here joins them, and models with
         adapters on the same one share it.
     """
-    card = read_card(directory, defaults)
+    card, peft = read_card(directory, defaults), adapter_base(directory)
+    if peft is not None:
+        decoder = load_adapters(load_decoder(peft, mesh, trunks, defaults), directory, mesh)
+        card = dataclasses.replace(card, decoder=dataclasses.asdict(decoder.config), base=None)
+        return card, decoder, model_tokenizer(peft)
     if is_huggingface(directory):
         model = from_hf(directory, mesh=mesh, compute_dtype=card.config.dtype, remat=card.config.remat)
         return card, model, load_tokenizer(directory)
@@ -156,6 +164,7 @@ def load_model(
 
 def model_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer of a model directory."""
+    directory = adapter_base(directory) or directory
     return load_tokenizer(directory if is_huggingface(directory) else directory / TOKENIZER_DIR)
 
 

@@ -110,6 +110,16 @@ def test_adapters_alone_give_the_same_policy(run, tmp_path):
     assert merge(loaded).config.lora is None
     adapter = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == str(model) and adapter["r"] == 16
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "hi"}])
+    for name, directory in (("stage", workdir / "pairwise_ppo"), ("peft", tmp_path / "adapters")):
+        argv = ("--prompts", prompts, "--out", tmp_path / f"{name}.jsonl", "--temperature", 0, "--max_new_tokens", 4)
+        assert prl("generate", "--model", directory, *argv).code == 0
+    one, other = (read_rows(tmp_path / f"{name}.jsonl")[0] for name in ("stage", "peft"))
+    assert one["response"] == other["response"] and abs(one["logp"] - other["logp"]) < 1e-4
+    adapter["base_model_name_or_path"] = "somewhere/else"
+    (tmp_path / "adapters" / "adapter_config.json").write_text(json.dumps(adapter))
+    line = refused("generate", "--model", tmp_path / "adapters", "--prompts", prompts, "--out", tmp_path / "x.jsonl")
+    assert says(line, "adapter_config.json", "'somewhere/else' is no directory here")
 
 
 @one_family

@@ -109,6 +109,27 @@ def load_adapters(decoder: Decoder, path: Path | str, mesh: Mesh) -> Decoder:
     return unflatten(like, arrays)
 
 
+def adapter_base(path: Path | str) -> Path | None:
+    """The model directory that the adapters of a directory belong to; None for a directory of something else.
+
+    Raises:
+      UserError: the directory that `adapter_config.json` names is not on this machine.
+    """
+    directory = Path(path)
+    if not (directory / CONFIG).is_file():
+        return None
+    try:
+        name = json.loads((directory / CONFIG).read_text())["base_model_name_or_path"]
+        base = directory / name
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{directory / CONFIG}: cannot be read ({type(error).__name__}: {error})") from error
+    if not base.is_dir():
+        raise UserError(
+            f"{directory / CONFIG}: base_model_name_or_path={name!r} is no directory here; set it to the model's"
+        )
+    return base
+
+
 def _read_config(directory: Path) -> LoraConfig:
     path = directory / CONFIG
     try:

@@ -12,10 +12,12 @@ from prl_jax.models.config import DecoderConfig
 from prl_jax.models.layers import Block, attention_mask, norm, softcap
 from prl_jax.models.rope import Rotation, rotation
 
+MOST_UNROLLED = 12
 
-def _unroll() -> bool | int:
-    """On CPU a rolled scan over layers costs up to 1.8 times; on accelerators compile time decides."""
-    return True if jax.default_backend() == "cpu" else 1
+
+def _unroll(layers: int) -> bool | int:
+    """On CPU a rolled scan over layers costs up to 1.8 times; where there are many, compile time decides."""
+    return True if jax.default_backend() == "cpu" and layers <= MOST_UNROLLED else 1
 
 
 class Decoder(nnx.Module):
@@ -72,7 +74,7 @@ class Decoder(nnx.Module):
 
         layer = jax.checkpoint(layer) if self.config.remat else layer
         xs = (self.blocks, jnp.asarray(local))
-        x, cached = jax.lax.scan(layer, self._embed(tokens), xs, unroll=_unroll())
+        x, cached = jax.lax.scan(layer, self._embed(tokens), xs, unroll=_unroll(self.config.layers))
         return self.norm(x), cached
 
     def hidden(

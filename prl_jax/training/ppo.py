@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,7 +25,7 @@ from prl_jax.losses import (
 )
 from prl_jax.models import Decoder, ScalarModel
 from prl_jax.training.rollout import Experience, join_rows, response_logprobs, response_values
-from prl_jax.training.state import TrainState, jit_update
+from prl_jax.training.state import JitUpdate, TrainState
 from prl_jax.training.step import Metrics, Objective, apply_gradients, gradients
 from prl_jax.types import LossOutput, Rollout
 
@@ -220,14 +219,11 @@ def ppo_objective(config: PPOConfig, kl_coef: Float[Array, ""]) -> Objective:
     return Objective(terms, denominators, weights)
 
 
-Update = Callable[[PPOState, Experience, Int[Array, "N"], Bool[Array, ""]], tuple[PPOState, Metrics]]
-
-
 def make_update(
     config: PPOConfig,
     policy_optimizer: optax.GradientTransformation,
     critic_optimizer: optax.GradientTransformation,
-) -> Update:
+) -> JitUpdate:
     """A jitted update on one minibatch, `(state, experience, row indices, train_policy) -> (state, metrics)`.
 
     It donates the state. While `train_policy` is false the critic warms up and the policy stays what it is, with its
@@ -245,11 +241,11 @@ def make_update(
         metrics = {**metrics, "critic_grad_norm": critic_norm, "grad_norm": policy_norm}
         return PPOState(policy, critic, state.kl_coef), metrics
 
-    return jit_update(update)
+    return JitUpdate(update)
 
 
 def run_update(
-    update: Update, state: PPOState, experience: Experience, key: jax.Array, config: PPOConfig, *, train_policy: bool
+    update: JitUpdate, state: PPOState, experience: Experience, key: jax.Array, config: PPOConfig, *, train_policy: bool
 ) -> tuple[PPOState, Metrics]:
     """All epochs and minibatches over one batch of rollouts; metrics are means over the updates.
 

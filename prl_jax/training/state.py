@@ -44,7 +44,7 @@ def create_state(
     return TrainState(model, opt_state, jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)))
 
 
-def jit_update(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+class JitUpdate:
     """A jitted `(state, *arguments) -> (state, metrics)` that donates the state and gives the new one its shardings.
 
     What is frozen (`models.split`) is neither donated nor copied: the new state has the same arrays. Left to itself the
@@ -52,18 +52,27 @@ def jit_update(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[An
     would compile once more.
     """
 
-    @functools.cache
-    def compiled(structure: Any, shardings: tuple[Any, ...]) -> Callable[..., tuple[Any, Any]]:
+    def __init__(self, update: Callable[..., tuple[Any, Any]]):
+        self._update = update
+        self._compiled = functools.cache(self._jitted)
+
+    def __call__(self, state: Any, *arguments: Any) -> tuple[Any, Any]:
+        trained, frozen = split(state)
+        trained, metrics = self._for(trained)(trained, frozen, *arguments)
+        return combine(trained, frozen), metrics
+
+    def lower(self, state: Any, *arguments: Any) -> jax.stages.Lowered:
+        """The same function for abstract arrays with shardings, ahead of time."""
+        trained, frozen = split(state)
+        return self._for(trained).lower(trained, frozen, *arguments)
+
+    def _for(self, trained: Any) -> Any:
+        leaves, structure = jax.tree.flatten(trained)
+        return self._compiled(structure, tuple(leaf.sharding for leaf in leaves))
+
+    def _jitted(self, structure: Any, shardings: tuple[Any, ...]) -> Any:
         def trained_alone(trained: Any, frozen: Any, *arguments: Any) -> tuple[Any, Any]:
-            state, metrics = update(combine(trained, frozen), *arguments)
+            state, metrics = self._update(combine(trained, frozen), *arguments)
             return split(state)[0], metrics
 
         return jax.jit(trained_alone, donate_argnums=0, out_shardings=(jax.tree.unflatten(structure, shardings), None))
-
-    def call(state: Any, *arguments: Any) -> tuple[Any, Any]:
-        trained, frozen = split(state)
-        leaves, structure = jax.tree.flatten(trained)
-        trained, metrics = compiled(structure, tuple(leaf.sharding for leaf in leaves))(trained, frozen, *arguments)
-        return combine(trained, frozen), metrics
-
-    return call

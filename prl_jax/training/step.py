@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from prl_jax.models import combine, split
-from prl_jax.training.state import TrainState, jit_update
+from prl_jax.training.state import JitUpdate, TrainState
 from prl_jax.types import LossOutput
 
 _TINY = 1e-30
@@ -81,9 +81,7 @@ def apply_gradients(
     return TrainState(combine(trained, frozen), opt_state, state.step + 1), optax.tree.norm(grads)
 
 
-def make_train_step(
-    objective: Objective, optimizer: optax.GradientTransformation, accumulate: int = 1
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, accumulate: int = 1) -> JitUpdate:
     """A jitted `(state, batch) -> (state, metrics)` that donates the state."""
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -91,4 +89,4 @@ def make_train_step(
         state, norm = apply_gradients(state, grads, optimizer)
         return state, {**metrics, "grad_norm": norm}
 
-    return jit_update(train_step)
+    return JitUpdate(train_step)

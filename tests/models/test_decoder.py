@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from fakes import make_decoder, random_tokens, token_rows
 
-from prl_jax.checkpoint import flatten
 from prl_jax.models import LOGICAL_AXES, Decoder, LoraConfig
 from prl_jax.sharding import path_names
+from prl_jax.tree import flatten
 from prl_jax.types import TokenRows
 
 LENGTH = 12

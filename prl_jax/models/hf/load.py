@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,10 @@ def _load(tensors: Tensors, place: Parameter, leaf: jax.ShapeDtypeStruct, shardi
     start, put = _programs(leaf.shape, leaf.dtype, place.stacked, place.transposed, sharding)
     array = start()
     for layer, name in enumerate(place.names):
-        array = put(array, _read(tensors, name, piece_sharding), layer)
-        jax.block_until_ready(array)  # else the host reads ahead of the devices, and its copies pile up
+        piece = _read(tensors, name, piece_sharding)
+        # Waiting keeps the host from reading ahead of the devices, so that copies pile up.
+        array = jax.block_until_ready(put(array, piece, layer))
+        del piece
     return array
 
 
@@ -119,7 +122,10 @@ def _read(tensors: Tensors, name: str, sharding: NamedSharding) -> jax.Array:
             parts[key] = tensors.read(name, index)
         return parts[key]
 
-    return jax.make_array_from_callback(tensors.index[name].shape, sharding, part)
+    array = jax.block_until_ready(jax.make_array_from_callback(tensors.index[name].shape, sharding, part))
+    parts.clear()
+    gc.collect(0)  # JAX lets go of arrays of the host when rubbish is collected, not before
+    return array
 
 
 def _check(directory: Path, tensors: Tensors, places: Collection[Parameter], *, tied: bool) -> None:

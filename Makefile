@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart smoke test parity lint format clean
+.PHONY: quickstart smoke test mutants parity lint format clean
 
 quickstart: .venv/.installed
 	$(BIN)/prl run --config experiments/quickstart.py --workdir runs/quickstart
@@ -16,6 +16,10 @@ test: .venv/.installed-dev
 # Compares the losses with TRL's trainers, in an environment with torch (docs/parity.md).
 parity: .venv-parity/.installed
 	.venv-parity/bin/python -m pytest -q parity
+
+# Breaks each detail of tests/correctness in turn and shows that its test notices; some minutes.
+mutants: .venv/.installed-dev
+	$(BIN)/python tests/mutants/run.py
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart smoke test lint format clean
+.PHONY: quickstart smoke test mutants parity lint format clean
 
 quickstart: .venv/.installed
 	$(BIN)/prl run --config experiments/quickstart.py --workdir runs/quickstart
@@ -13,6 +13,14 @@ smoke: .venv/.installed
 test: .venv/.installed-dev
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
+# Compares the losses with TRL's trainers, in an environment with torch (docs/parity.md).
+parity: .venv-parity/.installed
+	.venv-parity/bin/python -m pytest -q parity
+
+# Breaks each detail of tests/correctness in turn and shows that its test notices; some minutes.
+mutants: .venv/.installed-dev
+	$(BIN)/python tests/mutants/run.py
+
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -22,8 +30,8 @@ format: .venv/.installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find prl_jax tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .venv .venv-parity runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find prl_jax tests experiments parity -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "prl_jax needs Python 3.11 or newer, and there is no '$(PYTHON)' on PATH. Name one: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
@@ -41,3 +49,9 @@ $(BIN)/python:
 	@echo "Installing prl_jax with its test tools into .venv (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ .venv/.installed
+
+.venv-parity/.installed: parity/requirements.txt pyproject.toml setup.py | $(BIN)/python
+	@echo "Installing torch, TRL and prl_jax into .venv-parity (a few minutes the first time)"
+	@$(BIN)/python -m venv .venv-parity
+	@.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -r parity/requirements.txt --editable .
+	@touch $@

@@ -33,12 +33,14 @@ def kl_estimate(
 ) -> Float[Array, "B T"]:
     """Estimate a token of KL(policy || reference) from a sample of the policy.
 
-    With `d = logp_ref - logp`: k1 `-d` (unbiased, either sign), k2 `d^2 / 2` (its gradient is the KL's), k3
-    `exp(d) - 1 - d` (unbiased, never negative). Beyond `d = 20` k3 follows its tangent, so that it stays finite.
+    With `d = logp_ref - logp`: k1 `-d` (unbiased, either sign), k2 `d^2 / 2` (its gradient is that of the token's KL
+    given what stands before it), k3 `exp(d) - 1 - d` (unbiased, never negative; its gradient is that of
+    KL(reference || policy)). Beyond `d = 20` k3 follows its tangent, so that it stays finite.
 
     Args:
       logp, logp_ref: `[B, T]` log-probabilities of the sampled tokens. The reference gets no gradient.
-      kind: 'k1', 'k2' or 'k3'. k1 belongs into a reward, k2 or k3 into a loss.
+      kind: 'k1', 'k2' or 'k3'. k1 belongs into a reward, where it leads to `ref exp(r / beta)`; k2 or k3 into a loss,
+        where a token is not charged for the KL of those after it.
       mask: `[B, T]`; where false the result is 0.
 
     Source: J. Schulman, "Approximating KL divergence" (2020).

@@ -121,7 +121,8 @@ def pairwise_policy_loss(
       L = max(-q w z, -q w clip(z, z_old - eps, z_old + eps)) / 2
 
     On-policy its gradient is that of `(beta z - (2 p - 1))^2 / (4 beta)`: the log-ratio gap regresses on the win
-    probability gap, and stops at `z = (2 p - 1) / beta`.
+    probability gap, and stops at `z = (2 p - 1) / beta`. With responses of the policy itself the optimum is that of
+    self-play at half the coefficient, `ref exp(2 p(y > policy) / beta)`.
 
     Args:
       l1, l2: `[B]` log-ratios of the responses, `sum_t (logp - logp_ref)`, under the policy that is trained.

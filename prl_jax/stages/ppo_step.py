@@ -128,9 +128,12 @@ def critic_context(setup: Setup, done: Step) -> CriticContext:
 
 
 def _judge_metrics(opponents: str, comparisons: Comparisons) -> dict[str, jax.Array]:
-    """How the judge saw the step: win probability, and how often the two orders name different winners."""
+    """How the judge saw the step: win probability, and how often the two orders name different winners.
+
+    Two even verdicts agree, such as those on identical responses.
+    """
     mask = comparisons.mask
-    disagree = (np.sign(comparisons.z_ya) == np.sign(comparisons.z_ay)) & mask
+    disagree = (np.sign(comparisons.z_ya) != -np.sign(comparisons.z_ay)) & mask
     wins = pairwise_rl_reward(*map(jnp.asarray, (comparisons.z_ya, comparisons.z_ay, mask))).mean()
     return {f"win_rate_{opponents}": wins, "order_disagreement": jnp.asarray(disagree.sum() / mask.sum())}
 

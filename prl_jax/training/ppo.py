@@ -45,7 +45,7 @@ class PPOConfig:
       reduce: how token losses become one number, see `ppo_policy_loss`.
       whiten: whiten advantages over all valid tokens of the global batch.
       kl_placement: "reward" (a token reward) or "loss" (a loss term).
-      kl_estimator: "k1", "k2" or "k3".
+      kl_estimator: "k1", "k2" or "k3". In the reward only k1 leads to the optimum `reference exp(r / kl_coef)`.
       kl_coef: coefficient at the start.
       kl_target: sequence KL that an adaptive coefficient steers to (arXiv 1909.08593); 0 keeps it fixed.
       kl_horizon: rows over which the adaptive coefficient reacts.
@@ -129,6 +129,7 @@ def prepare(
       context: what the critic reads before the response; the prompt, where it sees no more than the policy.
       score: `[B]` float32, a reward for each whole response.
     """
+    masked.check_shapes(1, truncated=rollout.truncated, score=score)
     mask, length = rollout.mask, rollout.mask.shape[1]
     rows = join_rows(rollout.prompt, rollout.prompt_mask, rollout.response, mask)
     critic_rows = join_rows(context.tokens, context.mask, rollout.response, mask)

@@ -60,11 +60,6 @@ def test_batch_size_and_mates_change_nothing(judge, model):
     np.testing.assert_allclose(alone.z_12, expected.z_12[4:], atol=2e-5)
 
 
-def test_row_04_the_pad_token_changes_nothing(judge, model):
-    other = GenerativeJudge(model, LetterTokenizer(pad_is_eos=True), JudgeTemplate(), max_length=LENGTH, batch_size=4)
-    np.testing.assert_allclose(other(PROMPTS, FIRST, SECOND).z_12, judge(PROMPTS, FIRST, SECOND).z_12, atol=2e-5)
-
-
 def test_shared_positions_reach_the_model(judge, model):
     template = JudgeTemplate(shared_positions=True)
     shared = GenerativeJudge(model, TOKENIZER, template, max_length=LENGTH, batch_size=4)
@@ -79,8 +74,3 @@ def test_long_rows_are_refused_when_asked(model):
     strict = GenerativeJudge(model, TOKENIZER, JudgeTemplate(), max_length=LENGTH, on_long="error")
     with pytest.raises(UserError, match="holds 16"):
         strict([user("abcdefghij")], ["klm"], ["nop"])
-
-
-def test_row_19_a_verdict_of_several_tokens_stops_at_once(model):
-    with pytest.raises(UserError, match='"ab" is 2 tokens'):
-        GenerativeJudge(model, TOKENIZER, JudgeTemplate(verdicts=("ab", "N")), max_length=LENGTH)

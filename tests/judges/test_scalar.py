@@ -41,20 +41,6 @@ def expected_scores(model):
     return lambda ids: run(model, token_rows([*ids, *[ids[0]] * (5 - len(ids))], 13, side="left"))[: len(ids)]
 
 
-def test_row_18_scores_are_read_at_the_stop_token(judge, expected_scores):
-    ids = [encode_prompt(TOKENIZER, p) + encode_response(TOKENIZER, r) for p, r in zip(PROMPTS, FIRST, strict=True)]
-    np.testing.assert_allclose(judge.scores(PROMPTS, FIRST), expected_scores(ids), atol=2e-5)
-
-
-def test_row_18_scores_depend_on_no_batch_size_and_no_pad_token(judge, model):
-    expected = judge.scores(PROMPTS, FIRST)
-    for other in (
-        ScalarJudge(model, TOKENIZER, max_length=13, batch_size=1),
-        ScalarJudge(model, LetterTokenizer(pad_is_eos=True), max_length=13, batch_size=4),
-    ):
-        np.testing.assert_allclose(other.scores(PROMPTS, FIRST), expected, atol=2e-5)
-
-
 def test_identical_responses_are_even(judge):
     assert judge_pairs(judge, PROMPTS, FIRST, FIRST).p_first.tolist() == [0.5] * 5
     np.testing.assert_allclose(judge(PROMPTS, FIRST, FIRST).p_first, 0.5)

@@ -1,12 +1,24 @@
+"""Chunked log-probabilities against the naive computation; as a script, on the eight devices of a mesh."""
+
 import functools
 import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.test_util import check_grads
 
+import prl_jax
 from prl_jax.losses import logprobs as lp
+from prl_jax.sharding import batch_sharding, make_mesh, put_batch
 
 B, T, D, V = 2, 7, 5, 50
 KEYS = jax.random.split(jax.random.key(2), 4)
@@ -80,6 +92,49 @@ def test_cross_entropy_is_minus_the_sum_with_its_gradients(name, chunk):
     assert_close(jax.jit(loss)(HIDDEN, EMBED), expected)
 
 
+def one_token(hidden, embed, target, temperature=1.0, softcap=None):
+    """Log-probability and entropy in float64."""
+    z = np.asarray(hidden, np.float64) @ np.asarray(embed, np.float64)
+    z = (softcap * np.tanh(z / softcap) if softcap else z) / temperature
+    p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+    return np.log(p[target]), -p @ np.log(p)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 99), b=st.integers(1, 3), t=st.integers(1, 6), vocab=st.integers(1, 5),
+    chunk=st.none() | st.integers(1, 8), name=st.sampled_from(list(OPTIONS)),
+)  # fmt: skip
+def test_any_shape_mask_and_chunk_equals_float64_token_by_token(seed, b, t, vocab, chunk, name):
+    """Masks have holes and may be empty, chunks may be larger than the batch."""
+    rng = np.random.default_rng(seed)
+    hidden, embed = (rng.normal(size=shape).astype(np.float32) for shape in ((b, t, D), (D, vocab)))
+    targets, mask = rng.integers(0, vocab, (b, t)), rng.random((b, t)) < 0.7
+    arrays = tuple(jnp.asarray(x) for x in (hidden, embed, targets, mask))
+    options = {"chunk": chunk, **OPTIONS[name]}
+    both = lambda *x: (lp.chunked_logprobs(*x, **options), lp.chunked_cross_entropy(*x, **options))  # noqa: E731
+    got, loss = jax.jit(both)(*arrays)
+    expected = np.zeros((2, b, t))
+    for at in zip(*np.nonzero(mask), strict=True):
+        expected[:, *at] = one_token(hidden[at], embed, targets[at], **OPTIONS[name])
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    assert float(loss.denominator) == mask.sum()
+    np.testing.assert_allclose(loss.sum, -expected[0].sum(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(loss.aux["entropy"][0], expected[1].sum(), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_by_finite_differences():
+    hidden, embed = 0.5 * HIDDEN[:, :3, :2], 0.5 * EMBED[:2, :6]
+    tokens = TARGETS[:, :3] % 6, MASK[:, :3]
+
+    def outputs(hidden, embed):
+        logp, entropy = lp.chunked_logprobs(hidden, embed, *tokens, chunk=2, **OPTIONS["both"])
+        cross = lp.chunked_cross_entropy(hidden, embed, *tokens, chunk=2, **OPTIONS["both"]).sum
+        return jnp.sum(COTANGENTS[0, :, :3] * logp + COTANGENTS[1, :, :3] * entropy), cross
+
+    check_grads(jax.jit(outputs), (hidden, embed), order=1, modes=["rev"], rtol=1e-2, atol=1e-2, eps=1e-2)
+
+
 def test_by_hand():
     """Two words with logits 0 and log 3: probabilities 1/4 and 3/4."""
     embed = jnp.array([[0.0, np.log(3.0)]])
@@ -105,9 +160,9 @@ def test_masked_tokens_are_zero_and_cannot_leak():
     assert_close(d_embed, reference("plain")(HIDDEN, EMBED, jnp.ones((2, B, T)))[1][1])
     cross = jax.jit(jax.grad(lambda h, w: lp.chunked_cross_entropy(h, w, targets, MASK, chunk=4).sum, (0, 1)))
     assert all(np.isfinite(x).all() for x in cross(hidden, EMBED))
-    no_grad = jax.grad(lambda h: lp.chunked_cross_entropy(h, EMBED, TARGETS, MASK).aux["entropy"][0])(HIDDEN)
+    no_grad = jax.jit(jax.grad(lambda h: lp.chunked_cross_entropy(h, EMBED, TARGETS, MASK).aux["entropy"][0]))(HIDDEN)
     assert (no_grad == 0).all()
-    empty = lp.chunked_cross_entropy(hidden, EMBED, targets, jnp.zeros((B, T), bool))
+    empty = jax.jit(lp.chunked_cross_entropy)(hidden, EMBED, targets, jnp.zeros((B, T), bool))
     assert float(empty.value) == 0.0
 
 
@@ -120,14 +175,14 @@ def test_extreme_logits():
         logp, entropy = lp.chunked_logprobs(hidden, embed, jnp.array([[0, 0]]), ones)
         return jnp.sum(logp + entropy)
 
-    value, grads = jax.value_and_grad(total, (0, 1))(hidden, embed)
+    value, grads = jax.jit(jax.value_and_grad(total, (0, 1)))(hidden, embed)
     np.testing.assert_allclose(value, -2e4)
     assert all(np.isfinite(x).all() for x in grads)
 
 
 def test_bfloat16_in_float32_out():
     hidden, embed = HIDDEN.astype(jnp.bfloat16), EMBED.astype(jnp.bfloat16)
-    logp, entropy = lp.chunked_logprobs(hidden, embed, TARGETS, MASK, chunk=4)
+    logp, entropy = jax.jit(functools.partial(lp.chunked_logprobs, chunk=4))(hidden, embed, TARGETS, MASK)
     assert logp.dtype == entropy.dtype == jnp.float32
     # Products of bfloat16 numbers, added in float32.
     np.testing.assert_allclose((logp, entropy), naive(hidden, embed, TARGETS, MASK), rtol=1e-5, atol=1e-5)
@@ -142,9 +197,8 @@ def test_bfloat16_in_float32_out():
 
 
 def test_vmap():
-    stacked = jax.vmap(lambda h, y, m: lp.chunked_logprobs(h[None], EMBED, y[None], m[None], chunk=3))(
-        HIDDEN, TARGETS, MASK
-    )
+    row = jax.vmap(lambda h, y, m: lp.chunked_logprobs(h[None], EMBED, y[None], m[None], chunk=3))
+    stacked = jax.jit(row)(HIDDEN, TARGETS, MASK)
     np.testing.assert_allclose(jnp.stack(stacked)[:, :, 0], naive(HIDDEN, EMBED, TARGETS, MASK), rtol=1e-5, atol=1e-5)
 
 
@@ -202,3 +256,50 @@ def test_wrong_shapes_raise():
         for function in (lp.chunked_logprobs, lp.chunked_cross_entropy):
             with pytest.raises((ValueError, TypeError)):
                 function(*args)
+
+
+def check_on_a_mesh():
+    """Rows cut over four devices, the embedding along both of its axes: the same numbers, and rows stay in place."""
+    mesh, rows = make_mesh(data=2, fsdp=2, tensor=2), 4
+    rng = np.random.default_rng(0)
+    hidden, embed = (rng.normal(size=shape).astype(np.float32) for shape in ((rows, T, 6), (6, V)))
+    targets, mask = rng.integers(0, V, (rows, T)), np.arange(T) < np.array([[7], [4], [1], [0]])
+    weights = rng.normal(size=(2, rows, T)).astype(np.float32)
+    cut = put_batch((hidden, targets, mask), mesh)
+    spread = jax.device_put(embed, NamedSharding(mesh, PartitionSpec("fsdp", "tensor")))
+
+    def both(function, hidden, embed, targets, mask):
+        def total(hidden, embed):
+            logp, entropy = function(hidden, embed, targets, mask)
+            return jnp.sum(weights[0] * logp + weights[1] * entropy), (logp, entropy)
+
+        return jax.value_and_grad(total, (0, 1), has_aux=True)(hidden, embed)
+
+    options = {"temperature": 1.3, "softcap": 3.0}
+    chunked = functools.partial(lp.chunked_logprobs, chunk=2 * rows, **options)
+    plain = functools.partial(naive, **options)
+    expected = jax.jit(functools.partial(both, plain))(hidden, embed, targets, mask)
+    got = jax.jit(functools.partial(both, chunked))(cut[0], spread, *cut[1:])
+    assert_close(got, expected)
+    (_, outputs), (d_hidden, _) = got
+    for x in (*outputs, d_hidden):
+        assert x.sharding.is_equivalent_to(batch_sharding(mesh), x.ndim), x.sharding
+    loss = jax.jit(lambda *x: lp.chunked_cross_entropy(*x, chunk=2 * rows, **options).value)
+    np.testing.assert_allclose(loss(cut[0], spread, *cut[1:]), -np.sum(expected[0][1][0]) / mask.sum(), rtol=1e-5)
+
+
+def test_on_a_mesh_of_eight_devices():
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        "PYTHONPATH": str(Path(prl_jax.__file__).parents[1]),
+    }
+    done = subprocess.run([sys.executable, "-W", "error", __file__], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "equal\n", done.stderr[-4000:]
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    check_on_a_mesh()
+    print("equal")

@@ -2,7 +2,6 @@
 
 import dataclasses
 from types import SimpleNamespace
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from fakes import make_decoder, make_scalar_model, on_mesh, one_device, random_tokens
 
-from prl_jax.losses import kl_estimate
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
 from prl_jax.sampling import SamplingConfig, generate, row_keys
@@ -23,10 +21,7 @@ from prl_jax.training.ppo import (
     prepare,
     run_update,
 )
-from prl_jax.training.rollout import response_logprobs
 from prl_jax.training.state import create_state
-from prl_jax.training.step import gradients
-from prl_jax.types import LossOutput
 
 ROWS, PROMPT, ROOM, WANTED, EOS = 32, 3, 4, 7, 21
 CONFIG = PPOConfig(
@@ -72,26 +67,6 @@ def experience(bench):
 
 def equal(one, other) -> bool:
     return all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
-
-
-def test_row_10_the_sampler_agrees_with_the_trainer(experience):
-    """At a temperature other than 1, before any update; and policy and reference are still the same."""
-    _, metrics = experience
-    assert float(metrics["sampler_gap"]) < 1e-5
-    np.testing.assert_allclose(metrics["kl"], 0.0, atol=1e-4)
-
-
-def test_row_09_the_ratio_leaves_1_after_the_first_update(bench, experience):
-    """Old log-probs stay those of the rollout, so the same rows are clipped when they come again."""
-    frozen, _ = experience
-    state, rows, seen = bench.fresh(), jnp.arange(ROWS // 2), []
-    for _ in range(4):
-        state, metrics = bench.update(state, frozen, rows, jnp.asarray(True))
-        seen.append(jax.device_get(metrics))
-    np.testing.assert_allclose(seen[0]["ratio"], 1.0, atol=1e-5)
-    assert seen[0]["clip_fraction"] == 0 and seen[0]["approx_kl"] < 1e-8
-    assert all(metrics["clip_fraction"] > 0.02 and metrics["approx_kl"] > 1e-3 for metrics in seen[2:])
-    assert seen[1]["policy_loss"] < seen[0]["policy_loss"]
 
 
 def test_run_update_goes_over_all_rows_and_logs_the_first_clip_fraction(bench, experience):
@@ -149,41 +124,21 @@ def partly_masked(experience):
     return batch._replace(loss_mask=batch.loss_mask & (jnp.arange(ROWS) % 5 > 0)[:, None])
 
 
-class Results(NamedTuple):
-    terms: dict[str, dict[str, LossOutput]]
-    logp: jax.Array
-    whole: tuple[Any, dict[str, jax.Array]]
-    parts: tuple[Any, dict[str, jax.Array]]
-
-
 @pytest.fixture(scope="module")
-def results(partly_masked):
-    """PPO's terms under two configs and gradients of one, for models that are no longer those of the rollout."""
+def terms(partly_masked):
+    """PPO's terms under two configs, for models that are no longer those of the rollout."""
     models = make_decoder(3, layers=1), make_scalar_model(4, layers=1)
-
-    @jax.jit
-    def run(models, batch):
-        logp, _ = response_logprobs(models[0], batch.rows, batch.response, batch.mask, CONFIG.temperature)
-        terms = {name: objective.terms(models, batch) for name, objective in OBJECTIVES.items()}
-        return Results(terms, logp, *(gradients(OBJECTIVES["loss"], models, batch, n) for n in (1, 4)))
-
+    run = jax.jit(
+        lambda models, batch: {name: objective.terms(models, batch) for name, objective in OBJECTIVES.items()}
+    )
     return run(models, partly_masked)
 
 
-def test_row_13_accumulation_gives_the_same_gradient(results):
-    (one, metrics), (four, others) = results.whole, results.parts
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max() + 1e-7)
-        assert np.abs(a).max() > 0
-    for name in metrics:
-        np.testing.assert_allclose(metrics[name], others[name], rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize("name", CONFIGS)
-def test_row_13_denominators_are_those_of_the_terms(results, partly_masked, name):
-    terms, denominators = results.terms[name], OBJECTIVES[name].denominators(partly_masked)
-    assert terms.keys() == denominators.keys() == OBJECTIVES[name].weights.keys()
-    for key, term in terms.items():
+def test_row_13_denominators_are_those_of_the_terms(terms, partly_masked, name):
+    denominators = OBJECTIVES[name].denominators(partly_masked)
+    assert terms[name].keys() == denominators.keys() == OBJECTIVES[name].weights.keys()
+    for key, term in terms[name].items():
         assert float(term.denominator) == float(denominators[key]) > 0
     tokens, trained = (float(mask.sum()) for mask in (partly_masked.mask, partly_masked.loss_mask))
     assert denominators["value_loss"] == tokens and denominators["kl_loss"] == trained < tokens
@@ -191,22 +146,12 @@ def test_row_13_denominators_are_those_of_the_terms(results, partly_masked, name
     assert denominators["policy_loss"] == policy[name]
 
 
-def test_the_loss_is_the_weighted_sum_of_its_terms(results):
+def test_terms_have_the_weights_of_the_config():
     """KL in the reward leaves no KL term in the loss; in the loss it has the coefficient."""
     for name, kl_weight in (("reward", 0.0), ("loss", 0.5)):
         weights = {key: float(weight) for key, weight in OBJECTIVES[name].weights.items()}
         expected = {"policy_loss": 1.0, "value_loss": 0.7, "entropy_loss": 0.003, "kl_loss": kl_weight}
         assert weights == pytest.approx(expected)
-    total = sum(weight * float(results.terms["loss"][key].value) for key, weight in weights.items())
-    np.testing.assert_allclose(results.whole[1]["loss"], total, rtol=1e-4)
-
-
-def test_row_11_the_kl_loss_uses_the_named_estimator(results, partly_masked):
-    mask = np.asarray(partly_masked.loss_mask)
-    for name, kind in (("reward", "k1"), ("loss", "k2")):
-        kl = np.asarray(kl_estimate(results.logp, partly_masked.logp_ref, kind))[mask].mean()
-        np.testing.assert_allclose(results.terms[name]["kl_loss"].value, kl, rtol=1e-4)
-        assert abs(kl) > 0.1
 
 
 def test_a_certain_token_is_learnt(bench):

@@ -1,0 +1,82 @@
+"""A fixed rollout, small models with random parameters, and updates of them."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from correctness import world
+from correctness.world import CLIP_NORM, LENGTHS, PLAIN, PROMPTS, ROOM, SCORE, TEMPERATURE, TRUNCATED, Truth
+from fakes import make_decoder, make_rollout, make_scalar_model, on_mesh, one_device
+
+from prl_jax.models import LOGICAL_AXES
+from prl_jax.optim import make_optimizer
+from prl_jax.training.ppo import CriticContext, PPOConfig, PPOState, initial_state, make_update, prepare
+from prl_jax.training.rollout import Experience
+from prl_jax.training.state import create_state
+from prl_jax.types import Rollout
+
+
+@pytest.fixture(scope="session")
+def models() -> SimpleNamespace:
+    return SimpleNamespace(
+        policy=make_decoder(0, layers=1), critic=make_scalar_model(1, layers=1), reference=make_decoder(2, layers=1)
+    )
+
+
+@pytest.fixture(scope="session")
+def rollout() -> Rollout:
+    return make_rollout(0, PROMPTS, LENGTHS, TRUNCATED, room=ROOM)
+
+
+@pytest.fixture(scope="session")
+def truth(models, rollout) -> Truth:
+    laws = [world.response_laws(model, rollout, TEMPERATURE) for model in (models.policy, models.reference)]
+    logp, logp_ref = (world.chosen(law, rollout) for law in laws)
+    return Truth(logp, logp_ref, *world.response_values(models.critic, rollout))
+
+
+@pytest.fixture(scope="session")
+def optimizer():
+    """Of policy and critic; its clip bites."""
+    return make_optimizer(learning_rate=0.03, total_steps=100, clip_norm=CLIP_NORM)
+
+
+@pytest.fixture(scope="session")
+def fresh(models, optimizer) -> Callable[[], PPOState]:
+    """The state before the first update; an update donates it."""
+    mesh = one_device()
+    create = lambda model: create_state(on_mesh(model, mesh), optimizer, mesh, LOGICAL_AXES)  # noqa: E731
+    return lambda: initial_state(create(models.policy), create(models.critic), PLAIN)
+
+
+@pytest.fixture(scope="session")
+def update(optimizer):
+    """One update of policy and critic on a minibatch, with the config `PLAIN`."""
+    return make_update(PLAIN, optimizer, optimizer)
+
+
+@pytest.fixture(scope="session")
+def freeze(models, rollout, fresh) -> Callable[..., tuple[Experience, dict[str, np.ndarray]]]:
+    """`prepare` on the rollout, as NumPy arrays."""
+    state = fresh()
+
+    def call(config: PPOConfig = PLAIN, score: Any = SCORE, rollout: Rollout = rollout):
+        context = CriticContext(rollout.prompt, rollout.prompt_mask)
+        score = jnp.asarray(score, jnp.float32)
+        return jax.device_get(prepare(state, models.reference, rollout, context, score, config=config))
+
+    return call
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations are not checked, as in a user's run."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

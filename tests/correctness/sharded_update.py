@@ -1,0 +1,49 @@
+"""Run by test_virtual_devices.py on eight of them: one PPO update on a mesh and on one device, written to a file."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from fakes import make_decoder, make_rollout, make_scalar_model, on_mesh
+
+from prl_jax.checkpoint import flatten
+from prl_jax.models import LOGICAL_AXES
+from prl_jax.optim import make_optimizer
+from prl_jax.sharding import make_mesh, put_batch
+from prl_jax.training.ppo import CriticContext, PPOConfig, initial_state, make_update, prepare
+from prl_jax.training.state import create_state
+from prl_jax.types import Rollout
+
+ROWS, ROOM, CLIP_NORM = 8, 5, 0.05
+LENGTHS = [5, 1, 1, 2, 5, 1, 3, 1]  # devices hold unequal numbers of tokens
+SCORE = np.linspace(-1, 2, ROWS, dtype=np.float32)
+
+
+def run(mesh: jax.sharding.Mesh, accumulate: int) -> dict[str, np.ndarray]:
+    config = PPOConfig(accumulate=accumulate, kl_coef=0.2)
+    optimizer = make_optimizer(learning_rate=0.01, total_steps=5, clip_norm=CLIP_NORM)
+    create = lambda model: create_state(on_mesh(model, mesh), optimizer, mesh, LOGICAL_AXES)  # noqa: E731
+    state = initial_state(create(make_decoder(0, layers=1)), create(make_scalar_model(1, layers=1)), config)
+    rollout = make_rollout(0, [3, 1, 4, 2] * 2, LENGTHS, [False] * ROWS, room=ROOM)
+    rollout = Rollout(*put_batch(tuple(map(np.asarray, rollout)), mesh))
+    context = CriticContext(rollout.prompt, rollout.prompt_mask)
+    reference = on_mesh(make_decoder(2, layers=1), mesh)
+    experience, _ = prepare(state, reference, rollout, context, put_batch(SCORE, mesh), config=config)
+    out = {"mask": experience.mask, "advantages": experience.advantages, "returns": experience.returns}
+    # Old log-probs of another policy, so that the ratio differs from 1.
+    moved = experience._replace(logp_old=experience.logp_old + 0.4 * jnp.sin(jnp.arange(ROOM)))
+    state, metrics = make_update(config, optimizer, optimizer)(state, moved, jnp.arange(ROWS), jnp.asarray(True))
+    out |= {f"metrics/{name}": value for name, value in metrics.items()}
+    for part in ("policy", "critic"):
+        moments = optax.tree.get(getattr(state, part).opt_state, "mu")
+        out |= {f"{part}/{name}": value for name, value in flatten(moments).items()}
+    return {name: np.asarray(value) for name, value in out.items()}
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    alone, together = run(make_mesh(devices=jax.devices()[:1]), 1), run(make_mesh(data=2, fsdp=2, tensor=2), 2)
+    both = {f"{where}:{name}": x for where, out in (("1", alone), ("8", together)) for name, x in out.items()}
+    np.savez(sys.argv[1], clip_norm=CLIP_NORM, **both)

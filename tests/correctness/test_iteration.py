@@ -1,0 +1,51 @@
+"""Rows 8, 10 and 20 of the correctness list: a whole iteration of a PPO stage."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from correctness.world import make_setup
+from fakes import copy
+
+from prl_jax.stages.ppo_step import iteration, roll_out
+
+
+@pytest.fixture(scope="module")
+def iterated(models, fresh):
+    """What one iteration logs, and what it sampled; the update itself is left out."""
+    setup = make_setup(models.policy, bias=0.4)
+    setup = setup._replace(sampling=dataclasses.replace(setup.sampling, stop_ids=tuple(range(15, 32))))
+    no_update = lambda state, *_: (state, {"clip_fraction": jnp.float32(0)})  # noqa: E731
+    _, metrics, done, _ = iteration(setup, no_update, fresh(), np.arange(4), 11, train_policy=True)
+    return metrics, done
+
+
+def test_row_08_noise_is_fresh_in_every_row_step_stage_and_token(models):
+    """Four times the same prompt, by a policy that likes every token alike, so that noise alone decides."""
+    flat = copy(models.policy)
+    flat.embedding[...] = flat.embedding[...] * 1e-3
+
+    def draw(step: int, **changes) -> list[tuple[int, ...]]:
+        done = roll_out(make_setup(flat, **changes), flat, np.arange(4), step)
+        return [tuple(tokens[mask]) for tokens, mask in zip(done.rollout.response, done.rollout.mask, strict=True)]
+
+    first = draw(1)
+    assert first == draw(1)
+    everything = [*first, *draw(2), *draw(1, name="another"), *draw(1, seed=1)]
+    assert len(set(everything)) == len(everything) == 4 * 8
+    assert all(len(set(row)) > 1 for row in everything if len(row) > 3)
+
+
+def test_row_10_an_iteration_logs_the_gap_between_sampler_and_trainer(iterated):
+    assert 0 <= float(iterated[0].get("sampler_gap", -1)) < 1e-5
+
+
+def test_row_20_an_iteration_logs_how_often_the_orders_disagree(iterated):
+    """The judge's preference for slot 1 outweighs a difference of one letter and not that of two; pairs of identical
+    responses are even in both orders."""
+    metrics, done = iterated
+    pairs = np.array(done.responses).reshape(4, 2)
+    agreed = [one == other or 0.3 * abs(len(one) - len(other)) > 0.4 for one, other in pairs]
+    assert any(one == other for one, other in pairs) and 1 < sum(agreed) < 4
+    np.testing.assert_allclose(metrics.get("order_disagreement", -1), 1 - np.mean(agreed), atol=1e-6)

@@ -8,11 +8,12 @@ MODEL is an instruction-tuned Hugging Face checkpoint directory (config.json, sa
 has `prompt`, `chosen` and `rejected` in each row; the first 100 rows are kept for evaluation, the chosen responses of
 the others are the anchors. Lengths, in tokens, are those of `--config.huggingface.max_prompt` and `.max_response`.
 
-Hardware: 1 GPU that holds the model's parameters once, frozen and shared by policy, reference, critic and judge, and the
-activations; a CPU for a model of a few million parameters.
+Hardware: 1 GPU that holds the model's parameters once, frozen and shared by policy, reference, critic and judge, and
+the activations; a CPU for a model of a few million parameters.
 Time: 1 minute with tiny checkpoints on 2 CPU cores, nearly all of it compilation; nothing larger has been measured.
-Result: a win rate of 0.5 at the start; what it comes to depends on the pairs. The win rate in the report is told by the judge that was trained on them: it says what
-the policy has learnt of its taste, not whether that taste is yours. Read the samples.
+Result: a win rate of 0.5 at the start; what it comes to depends on the pairs. The win rate in the report is told by the
+judge that was trained on them: it says what the policy has learnt of its taste, not whether that taste is yours. Read
+the samples.
 """
 
 from ml_collections import ConfigDict

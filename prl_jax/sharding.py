@@ -45,6 +45,21 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def on_batch_axes(x: Any) -> Any:
+    """Rows cut along the batch axes of the mesh in use (`jax.set_mesh`), if there is one.
+
+    Parameters are cut along one of these axes too; left to itself the compiler may follow them and give every device
+    all rows.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(BATCH_AXES) <= set(mesh.axis_names):
+        return x
+    rows = 1
+    for axis in BATCH_AXES:
+        rows *= mesh.shape[axis]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES)) if x.shape[0] % rows == 0 else x
+
+
 def tree_shardings(tree: Any, mesh: Mesh, logical_axes: Mapping[str, tuple[str, ...]]) -> Any:
     """Shardings for a pytree of arrays or `ShapeDtypeStruct`s.
 

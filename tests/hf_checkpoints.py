@@ -31,7 +31,7 @@ _SIZES = dict(
 _LLAMA3 = dict(
     rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
 )
-_YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
+_YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=256)
 
 
 def _config(model_type: str, architecture: str, **keys: Any) -> dict[str, Any]:
@@ -74,9 +74,13 @@ CASES: dict[str, dict[str, Any]] = {
     "llama-gelu": _llama(hidden_act="gelu_pytorch_tanh"),
     "llama-linear": _llama(rope_scaling={"type": "linear", "factor": 3.0}),
     "llama-llama3": _llama(rope_scaling=_LLAMA3),
-    "llama-yarn": _llama(rope_scaling=_YARN),
-    "llama-yarn-mscale": _llama(rope_scaling={**_YARN, "mscale": 1.4, "mscale_all_dim": 0.6, "beta_fast": 4.0}),
-    "llama-yarn-factor": _llama(rope_scaling={**_YARN, "attention_factor": 1.3, "truncate": False, "beta_slow": 0.5}),
+    "llama-yarn": _llama(head_dim=16, rope_scaling=_YARN),
+    "llama-yarn-mscale": _llama(
+        head_dim=16, rope_scaling={**_YARN, "mscale": 1.4, "mscale_all_dim": 0.6, "beta_fast": 4.0}
+    ),
+    "llama-yarn-factor": _llama(
+        head_dim=16, rope_scaling={**_YARN, "attention_factor": 1.3, "truncate": False, "beta_slow": 0.5}
+    ),
     "llama-rope-parameters": _llama(rope_theta=None, rope_parameters={"rope_theta": 3e4, **_LLAMA3}),
     "mistral": _mistral(),
     "mistral-no-window": _mistral(sliding_window=None),

@@ -11,6 +11,7 @@ from prl_jax.models.cache import Cache, build_cache
 from prl_jax.models.config import DecoderConfig
 from prl_jax.models.layers import Block, attention_mask, norm, softcap
 from prl_jax.models.rope import Rotation, rotation
+from prl_jax.sharding import on_batch_axes
 
 MOST_UNROLLED = 12
 
@@ -70,11 +71,11 @@ class Decoder(nnx.Module):
             else:
                 angles, mask = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), windowed, everywhere)
             x, cached = block(x, angles, mask)
-            return x, (cached if with_cache else None)
+            return on_batch_axes(x), (cached if with_cache else None)
 
         layer = jax.checkpoint(layer) if self.config.remat else layer
         xs = (self.blocks, jnp.asarray(local))
-        x, cached = jax.lax.scan(layer, self._embed(tokens), xs, unroll=_unroll(self.config.layers))
+        x, cached = jax.lax.scan(layer, on_batch_axes(self._embed(tokens)), xs, unroll=_unroll(self.config.layers))
         return self.norm(x), cached
 
     def hidden(

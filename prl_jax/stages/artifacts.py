@@ -16,6 +16,7 @@ from prl_jax.checkpoint import Checkpoints
 from prl_jax.errors import UserError
 from prl_jax.judges import GenerativeJudge, Judge, ScalarJudge
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel, from_hf, merge
+from prl_jax.models.config import DTYPES
 from prl_jax.models.hf.config import CONFIG_FILE, decoder_config, is_reward_model, read_config
 from prl_jax.models.hf.peft import adapter_base, load_adapters
 from prl_jax.sharding import tree_shardings
@@ -111,7 +112,9 @@ def is_huggingface(directory: Path) -> bool:
 def _huggingface_card(directory: Path, defaults: Defaults) -> ModelCard:
     values, where = read_config(directory), str(directory / CONFIG_FILE)
     config = decoder_config(values, where)
-    config = dataclasses.replace(config, dtype=defaults.dtype or config.param_dtype, remat=defaults.remat)
+    stored = values.get("torch_dtype", values.get("dtype"))
+    stored = stored if stored in DTYPES else "float32"
+    config = dataclasses.replace(config, param_dtype=stored, dtype=defaults.dtype or stored, remat=defaults.remat)
     half = int(values.get("max_position_embeddings", 2048)) // 2
     said: dict[str, Any] = {"kind": "scalar_judge" if is_reward_model(values, where) else "policy"}
     said |= {"max_prompt": min(defaults.max_prompt, half), "max_response": min(defaults.max_response, half)}
@@ -150,7 +153,8 @@ def load_model(
         card = dataclasses.replace(card, decoder=dataclasses.asdict(decoder.config), base=None)
         return card, decoder, model_tokenizer(peft)
     if is_huggingface(directory):
-        model = from_hf(directory, mesh=mesh, compute_dtype=card.config.dtype, remat=card.config.remat)
+        config = card.config
+        model = from_hf(directory, dtype=config.param_dtype, compute_dtype=config.dtype, remat=config.remat, mesh=mesh)
         return card, model, load_tokenizer(directory)
     like = abstract_model(functools.partial(_make, card), mesh)
     if card.base is not None:

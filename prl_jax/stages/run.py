@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+import jax
 from ml_collections import ConfigDict
 
 from prl_jax.sharding import make_mesh
@@ -51,6 +52,7 @@ def run_stages(config: ConfigDict, path: Path) -> Workdir:
     for context in contexts:
         make_directory(context.directory)
         start = time.monotonic()
-        metrics = KINDS[context.section.kind](context)
+        with jax.set_mesh(mesh):
+            metrics = KINDS[context.section.kind](context)
         workdir.finish(context.name, kind=context.section.kind, metrics=metrics, seconds=time.monotonic() - start)
     return workdir

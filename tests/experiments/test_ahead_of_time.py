@@ -1,0 +1,62 @@
+"""The configs of real models: every step function lowers at its real size, and the largest compile and fit."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from running import ROOT
+
+from prl_jax.models import Decoder
+from prl_jax.stages.artifacts import read_card
+from prl_jax.stages.checks import check_config
+
+pytestmark = pytest.mark.slow
+MODELS = ROOT / "tests" / "configs" / "models"  # the config.json alone
+TRAIN, UPDATE = "genrm/train_step", "pairwise_ppo/update"
+# Config, its model's size in parameters, devices, bytes of each.
+CASES = [
+    ("qwen3_0_6b_lora_gpu", "qwen3_0_6b", 596e6, 1, 24e9),
+    ("gemma3_4b_h100x8", "gemma3_4b", 3.88e9, 8, 80e9),
+    ("llama3_8b_v5e_64", "llama3_8b", 8.03e9, 64, 16e9),
+]
+
+
+@pytest.mark.parametrize(("name", "model", "parameters", "devices", "room"), CASES, ids=[case[0] for case in CASES])
+def test_it_compiles_ahead_of_time_and_fits(name, model, parameters, devices, room):
+    path = ROOT / "experiments" / f"{name}.py"
+    arguments = f"{MODELS / model},pairs.jsonl"
+    script = Path(__file__).with_name("ahead_of_time.py")
+    command = [sys.executable, str(script), str(path), arguments, str(devices), TRAIN, UPDATE]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = {row["function"]: row.get("bytes") for row in map(json.loads, done.stdout.splitlines())}
+    steps = {"generate", "prepare", "update"}
+    assert {f"pairwise_ppo/{step}" for step in steps} < set(rows) and TRAIN in rows
+    # At least the parameters and, at most, what a device has; reference and judge are in no function of their own here.
+    config = read_card(MODELS / model).config
+    assert config.param_dtype == "bfloat16"
+    for function in (TRAIN, UPDATE):
+        assert 2 * parameters / devices < rows[function] < room, (function, rows[function])
+
+
+@pytest.mark.parametrize(("name", "model"), [case[:2] for case in CASES], ids=[case[0] for case in CASES])
+def test_its_model_has_the_size_it_says(name, model):
+    parameters = next(case[2] for case in CASES if case[0] == name)
+    shapes = jax.eval_shape(lambda: Decoder(read_card(MODELS / model).config, key=jax.random.key(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == pytest.approx(parameters, rel=0.01)
+
+
+@pytest.mark.parametrize("name", [case[0] for case in CASES] + ["own_model"])
+def test_it_wants_a_model_and_pairs(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(ValueError, match="expected MODEL,PAIRS"):
+        module.get_config("model")
+    check_config(module.get_config(f"{MODELS / 'qwen3_0_6b'},pairs.jsonl"))

@@ -21,9 +21,8 @@ from prl_jax.text.chat import Prompt, encode_prompt, prompt_text, truncate_left
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.opponents import Comparisons, compare
-from prl_jax.training.ppo import CriticContext, PPOConfig, PPOState, adapt_kl, prepare, run_update
+from prl_jax.training.ppo import CriticContext, PPOConfig, PPOState, Update, adapt_kl, prepare, run_update
 from prl_jax.training.rollout import Experience
-from prl_jax.training.state import JitUpdate
 from prl_jax.types import Rollout
 
 SAMPLES_A_STEP = 4  # rows of samples.jsonl
@@ -57,7 +56,7 @@ class Step(NamedTuple):
 
 
 def iteration(
-    setup: Setup, update: JitUpdate, state: PPOState, index: np.ndarray, n: int, *, train_policy: bool
+    setup: Setup, update: Update, state: PPOState, index: np.ndarray, n: int, *, train_policy: bool
 ) -> tuple[PPOState, dict[str, jax.Array], Step, Experience]:
     """One step: sample, judge, freeze, update."""
     key = jax.random.fold_in(setup.context.key, n)

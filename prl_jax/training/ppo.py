@@ -220,6 +220,9 @@ def ppo_objective(config: PPOConfig, kl_coef: Float[Array, ""]) -> Objective:
     return Objective(terms, denominators, weights)
 
 
+Update = Callable[[PPOState, Experience, Int[Array, "N"], Bool[Array, ""]], tuple[PPOState, Metrics]]
+
+
 def make_update(
     config: PPOConfig,
     policy_optimizer: optax.GradientTransformation,
@@ -246,7 +249,7 @@ def make_update(
 
 
 def run_update(
-    update: JitUpdate, state: PPOState, experience: Experience, key: jax.Array, config: PPOConfig, *, train_policy: bool
+    update: Update, state: PPOState, experience: Experience, key: jax.Array, config: PPOConfig, *, train_policy: bool
 ) -> tuple[PPOState, Metrics]:
     """All epochs and minibatches over one batch of rollouts; metrics are means over the updates.
 

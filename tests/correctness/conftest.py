@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from correctness import world
 from correctness.world import CLIP_NORM, LENGTHS, PLAIN, PROMPTS, ROOM, SCORE, TEMPERATURE, TRUNCATED, Truth
-from fakes import make_decoder, make_rollout, make_scalar_model, on_mesh, one_device
+from fakes import make_decoder, make_rollout, on_mesh, one_device
 
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
@@ -24,7 +24,7 @@ from prl_jax.types import Rollout
 @pytest.fixture(scope="session")
 def models() -> SimpleNamespace:
     return SimpleNamespace(
-        policy=make_decoder(0, layers=1), critic=make_scalar_model(1, layers=1), reference=make_decoder(2, layers=1)
+        policy=make_decoder(0, layers=1), critic=world.make_critic(1), reference=make_decoder(2, layers=1)
     )
 
 

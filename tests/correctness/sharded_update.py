@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from fakes import make_decoder, make_rollout, make_scalar_model, on_mesh
+from correctness.world import make_critic
+from fakes import make_decoder, make_rollout, on_mesh
 
-from prl_jax.checkpoint import flatten
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
 from prl_jax.sharding import make_mesh, put_batch
 from prl_jax.training.ppo import CriticContext, PPOConfig, initial_state, make_update, prepare
 from prl_jax.training.state import create_state
+from prl_jax.tree import flatten
 from prl_jax.types import Rollout
 
 ROWS, ROOM, CLIP_NORM = 8, 5, 0.05
@@ -25,7 +26,7 @@ def run(mesh: jax.sharding.Mesh, accumulate: int) -> dict[str, np.ndarray]:
     config = PPOConfig(accumulate=accumulate, kl_coef=0.2)
     optimizer = make_optimizer(learning_rate=0.01, total_steps=5, clip_norm=CLIP_NORM)
     create = lambda model: create_state(on_mesh(model, mesh), optimizer, mesh, LOGICAL_AXES)  # noqa: E731
-    state = initial_state(create(make_decoder(0, layers=1)), create(make_scalar_model(1, layers=1)), config)
+    state = initial_state(create(make_decoder(0, layers=1)), create(make_critic(1)), config)
     rollout = make_rollout(0, [3, 1, 4, 2] * 2, LENGTHS, [False] * ROWS, room=ROOM)
     rollout = Rollout(*put_batch(tuple(map(np.asarray, rollout)), mesh))
     context = CriticContext(rollout.prompt, rollout.prompt_mask)

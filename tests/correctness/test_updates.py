@@ -22,7 +22,7 @@ from correctness.world import (
     VALID,
     Truth,
 )
-from fakes import make_decoder, make_rollout, make_scalar_model
+from fakes import make_decoder, make_rollout
 
 from prl_jax.sampling import SamplingConfig, generate, row_keys
 from prl_jax.training.ppo import CriticContext, ppo_objective, prepare, run_update
@@ -46,7 +46,7 @@ def repeated(freeze, fresh, update):
 @pytest.fixture(scope="module")
 def moved(rollout, freeze):
     """Gradients of both losses, in 1 and in 4 microbatches, for models that have left those of the rollout."""
-    models = make_decoder(3, layers=1), make_scalar_model(4, layers=1)
+    models = make_decoder(3, layers=1), world.make_critic(4)
     experience = freeze(IN_LOSS)[0]
     objective = ppo_objective(IN_LOSS, jnp.float32(IN_LOSS.kl_coef))
     run = jax.jit(lambda models, batch, parts: gradients(objective, models, batch, parts), static_argnums=2)
@@ -140,11 +140,11 @@ def test_row_14_the_value_loss_is_clipped_around_old_values(moved):
 @pytest.fixture(scope="module")
 def narrow(models):
     """bfloat16 models whose blocks do nothing, so that their hidden states are the same bits in every program."""
-    made = make_decoder(0, layers=1, dtype="bfloat16"), make_scalar_model(1, layers=1, dtype="bfloat16")
+    made = make_decoder(0, layers=1, dtype="bfloat16"), world.make_critic(1, dtype="bfloat16")
     reference = make_decoder(2, layers=1, dtype="bfloat16")
     for decoder in (made[0], made[1].decoder, reference):
         for matrix in (decoder.blocks.attention.o, decoder.blocks.mlp.down):
-            matrix[...] = jnp.zeros_like(matrix[...])
+            matrix.weight[...] = jnp.zeros_like(matrix.weight[...])
     return SimpleNamespace(policy=made[0], critic=made[1], reference=reference)
 
 

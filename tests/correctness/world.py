@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from fakes import LetterTokenizer, UtilityJudge, one_device, token_rows, user
+from fakes import LetterTokenizer, UtilityJudge, decoder_config, fill, one_device, token_rows, user
 
 from prl_jax.data.records import PromptRecord
 from prl_jax.models import Decoder, ScalarModel
@@ -36,6 +36,12 @@ PLAIN = PPOConfig(
     temperature=TEMPERATURE,
     missing_eos_penalty=PENALTY,
 )
+
+
+def make_critic(seed: int, **overrides: Any) -> ScalarModel:
+    """A critic of one layer with random parameters; what a reward model lacks is the bias."""
+    config = decoder_config(layers=1, **overrides)
+    return fill(jax.eval_shape(lambda: ScalarModel(Decoder(config, key=jax.random.key(0)), bias=0.0)), seed)
 
 
 class Truth(NamedTuple):
@@ -119,13 +125,15 @@ def make_setup(reference: Decoder, *, name: str = "ppo", seed: int = 0, bias: fl
     values = dict(opponents="peer", group_size=2, prompts_per_step=4) | section
     stages = {"sft": stage_config.sft(), name: stage_config.ppo(**values)}
     config = stage_config.build(stages, seed=seed)
+    judge = UtilityJudge(lambda prompt, response: 0.3 * len(response), bias)
     return Setup(
         context=StageContext(name, config, Workdir(Path("nowhere"), config), one_device()),
         config=PLAIN,
         card=ModelCard("policy", {}, 4, 8),
         tokenizer=tokenizer,
         sampling=SamplingConfig(8, (tokenizer.eos_id,), tokenizer.pad_id, temperature=TEMPERATURE),
-        judge=UtilityJudge(lambda prompt, response: 0.3 * len(response), bias),
+        judge=judge,
+        win_rate_judge=judge,
         records=[PromptRecord(str(i), user("a")) for i in range(4)],
         anchors=[()] * 4,
         reference=reference,

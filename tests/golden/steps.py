@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from correctness.world import make_critic
 from fakes import LetterTokenizer, make_decoder, make_rollout, make_scalar_model, on_mesh, one_device, user
 
-from prl_jax.checkpoint import flatten
 from prl_jax.data.records import PreferenceRecord
 from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, stack_rows
 from prl_jax.models import LOGICAL_AXES
@@ -27,6 +27,7 @@ from prl_jax.training.ppo import CriticContext, PPOConfig, initial_state, make_u
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.state import create_state
 from prl_jax.training.step import make_train_step
+from prl_jax.tree import flatten
 
 FILE = Path(__file__).with_name("golden.json")
 Numbers = dict[str, float]
@@ -56,7 +57,7 @@ def ppo() -> Numbers:
     )
     mesh, lengths = one_device(), [2, 5, 1, 5, 3, 4, 5, 1]
     create = lambda model: create_state(on_mesh(model, mesh), OPTIMIZER, mesh, LOGICAL_AXES)  # noqa: E731
-    policy, critic = make_decoder(0, layers=1), make_scalar_model(1, layers=1)
+    policy, critic = make_decoder(0, layers=1), make_critic(1)
     state = initial_state(create(policy), create(critic), config)
     rollout = make_rollout(0, [3, 1, 4, 2] * 2, lengths, [False, True, *[False] * 4, True, False], room=5)
     context = CriticContext(rollout.prompt, rollout.prompt_mask)

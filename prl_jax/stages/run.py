@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import jax
 from ml_collections import ConfigDict
 
+from prl_jax.errors import UserError
 from prl_jax.sharding import make_mesh
 from prl_jax.stages import anchors, evaluation, ppo, reward_model, sft
 from prl_jax.stages.checks import check_config, check_inputs
 from prl_jax.stages.context import StageContext, keep_tokenizer, run_tokenizer
 from prl_jax.stages.workdir import Workdir, make_directory
+from prl_jax.text.tokenizer import Tokenizer
 
 KINDS: Mapping[str, Callable[[StageContext], dict[str, float]]] = MappingProxyType(
     {
@@ -44,6 +48,27 @@ def run_stages(config: ConfigDict, path: Path) -> Workdir:
     tokenizer = run_tokenizer(readers[0]) if readers else None
     check_inputs(contexts, tokenizer)
     workdir.create()
+    with _alone(workdir.path):
+        _run(config, contexts, workdir, tokenizer)
+    return workdir
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Two runs at once in one workdir would write over each other. The lock goes with the process, however it ends."""
+    with open(path / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{path}: another run is at work here; wait for it, or name another --workdir") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def _run(config: ConfigDict, contexts: Sequence[StageContext], workdir: Workdir, tokenizer: Tokenizer | None) -> None:
+    """The stages that are not finished, one after the other."""
+    readers = [context for context in contexts if context.section.kind in READERS]
     if tokenizer is not None:
         keep_tokenizer(readers[0], tokenizer)
     for name in config.stages:
@@ -52,7 +77,6 @@ def run_stages(config: ConfigDict, path: Path) -> Workdir:
     for context in contexts:
         make_directory(context.directory)
         start = time.monotonic()
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(context.mesh):
             metrics = KINDS[context.section.kind](context)
         workdir.finish(context.name, kind=context.section.kind, metrics=metrics, seconds=time.monotonic() - start)
-    return workdir

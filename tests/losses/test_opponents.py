@@ -77,6 +77,28 @@ def test_value_targets_are_the_win_probability_at_every_token():
     np.testing.assert_allclose(targets, jnp.where(mask, jax.nn.sigmoid(z), 0.0), rtol=1e-5)
 
 
+def test_a_shift_of_a_prompts_scores_drops_out_of_comparisons_and_not_of_scores():
+    """What a scalar reward has to be calibrated for: the same responses, all of a prompt's scores moved by 3."""
+    mask, values = jnp.ones((2, 4), bool), jnp.zeros((2, 4))
+    scores, anchor = jnp.array([1.0, -0.5]), jnp.array([0.3, 0.3])
+    shift = jnp.array([3.0, 0.0])
+
+    def compared(r, a):
+        z = (r - a)[:, None]
+        return pairwise_rl_reward(z, -z, jnp.ones((2, 1), bool))
+
+    np.testing.assert_allclose(compared(scores + shift, anchor + shift), compared(scores, anchor), rtol=1e-6)
+
+    def advantages(r):
+        return gae(token_rewards(r, jnp.zeros((2, 4)), mask, 0.0), values, mask)[0]
+
+    plain, moved = advantages(scores), advantages(scores + shift)
+    assert np.abs(moved - plain)[0].min() > 2.0, "PPO on scores should feel the shift"
+    np.testing.assert_array_equal(moved[1], plain[1])
+    squashed = jax.nn.sigmoid(scores + shift) - jax.nn.sigmoid(scores)
+    assert abs(float(squashed[0])) > 0.2, "squashing without a reference should feel it too"
+
+
 # Group baselines
 
 

@@ -1,5 +1,6 @@
 """What stops a run in the middle, and what is left of it then."""
 
+import fcntl
 import json
 
 import pytest
@@ -38,6 +39,15 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
     line = refused(*start(tmp_path, "sft.optimizer.learning_rate=1e39", "sft.save_every=1 steps"))
     assert says(line, "sft/checkpoints", "not finite after step 1", "lower the learning rate")
     assert list((tmp_path / "run" / "sft" / "checkpoints").iterdir()) == []
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(tmp_path):
+    argv = start(tmp_path, "sft.duration=1 steps")
+    assert prl(*argv).code == 0
+    with open(tmp_path / "run" / ".lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert says(refused(*argv), "another run is at work here", str(tmp_path / "run"))
+    assert prl(*argv).code == 0
 
 
 def test_a_full_disk_is_told_wherever_it_is_met(tmp_path, monkeypatch):

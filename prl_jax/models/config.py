@@ -53,17 +53,20 @@ class LoraConfig:
       rank: columns of A.
       alpha: scale of the update.
       targets: the linear maps that have one, of `LORA_TARGETS`.
+      dropout: share of the inputs of A that is dropped in supervised training (`with_dropout`), and nowhere else.
     """
 
     rank: int
     alpha: float = 16.0
     targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    dropout: float = 0.0
 
     def __post_init__(self):
         unknown = sorted(set(self.targets) - set(LORA_TARGETS))
-        if self.rank < 1 or unknown or not self.targets:
+        if self.rank < 1 or unknown or not self.targets or not 0 <= self.dropout < 1:
             raise UserError(
-                f"lora: rank={self.rank} (at least 1), targets={tuple(self.targets)} (some of {LORA_TARGETS})"
+                f"lora: rank={self.rank} (at least 1), targets={tuple(self.targets)} (some of {LORA_TARGETS}), "
+                f"dropout={self.dropout} (at least 0, below 1)"
             )
 
     @property

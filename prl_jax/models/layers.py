@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from prl_jax.models.config import DecoderConfig, LoraConfig
 from prl_jax.models.rope import Rotation, rotate
@@ -26,9 +26,13 @@ class Lora(nnx.Module):
     def __init__(self, fan_in: int, fan_out: int, config: LoraConfig, *, key: PRNGKeyArray):
         self.a = nnx.Param(jax.random.normal(key, (fan_in, config.rank), jnp.float32) * fan_in**-0.5)
         self.b = nnx.Param(jnp.zeros((config.rank, fan_out), jnp.float32))
-        self.scale = config.scale
+        self.scale, self.dropout = config.scale, config.dropout
+        self.key: Key[Array, "..."] | None = None  # `with_dropout` gives one
 
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N F"]:
+        if self.key is not None:
+            kept = jax.random.bernoulli(self.key, 1.0 - self.dropout, x.shape)
+            x = jnp.where(kept, x / (1.0 - self.dropout), 0.0).astype(x.dtype)
         return (x @ self.a[...].astype(x.dtype)) @ self.b[...].astype(x.dtype) * self.scale
 
 

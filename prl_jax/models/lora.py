@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
@@ -63,6 +64,27 @@ def without_adapters(decoder: Decoder) -> Decoder:
 def merge(decoder: Decoder) -> Decoder:
     """The same function without adapters: their update is added to the weights, in float32."""
     return decoder if decoder.config.lora is None else _merged(decoder)
+
+
+def with_dropout(tree: Tree, key: PRNGKeyArray) -> Tree:
+    """The same models, whose adapters drop a share of their inputs, each layer and adapter another one.
+
+    For one forward pass of training, inside jit: each step and microbatch gives a key of its own.
+    """
+
+    def one(node: Any) -> Any:
+        lora = node.config.lora if isinstance(node, Decoder) else None
+        if lora is None or not lora.dropout:
+            return node
+        node = jax.tree.map(lambda x: x, node)  # modules of its own, the same arrays
+        blocks = node.blocks
+        parts = {**vars(blocks.attention), **vars(blocks.mlp)}
+        for i, target in enumerate(lora.targets):
+            keys = jax.random.split(jax.random.fold_in(key, i), node.config.layers)
+            parts[target].lora.key = nnx.data(keys)  # sliced by the scan over layers
+        return node
+
+    return jax.tree.map(one, tree, is_leaf=lambda node: isinstance(node, Decoder))
 
 
 @jax.jit

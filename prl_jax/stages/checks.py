@@ -165,6 +165,10 @@ def _check_lora(config: ConfigDict, name: str) -> None:
     if section.lora.rank:
         with naming(name):
             lora_config(section)
+        if section.kind == "ppo" and section.lora.dropout:
+            raise UserError(
+                f"{name}.lora.dropout={section.lora.dropout}: PPO has none, it would move the ratios; set 0"
+            )
         if section.kind != "ppo" and not section.init_from:
             raise UserError(f"{name}.lora: adapters need a model to adapt; name one in {name}.init_from")
 

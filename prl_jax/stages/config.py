@@ -73,8 +73,11 @@ def source(**values: Any) -> dict[str, Any]:
 
 
 def lora(**values: Any) -> dict[str, Any]:
-    """Low-rank adapters on a frozen model: all that the stage trains. Rank 0 trains the whole model."""
-    return _filled(dict(rank=0, alpha=16.0, targets=LORA_TARGETS), values, "lora")
+    """Low-rank adapters on a frozen model: all that the stage trains. Rank 0 trains the whole model.
+
+    Dropout is for SFT and judges: never in rollouts or scoring, nor in PPO, whose ratios it would move.
+    """
+    return _filled(dict(rank=0, alpha=16.0, targets=LORA_TARGETS, dropout=0.0), values, "lora")
 
 
 def optimizer(**values: Any) -> dict[str, Any]:

@@ -206,7 +206,8 @@ def trainable(decoder: Decoder) -> Decoder:
 
 def lora_config(section: ConfigDict) -> LoraConfig:
     """The adapters that a stage asks for."""
-    return LoraConfig(section.lora.rank, section.lora.alpha, tuple(section.lora.targets))
+    lora = section.lora
+    return LoraConfig(lora.rank, lora.alpha, tuple(lora.targets), lora.dropout)
 
 
 def adapted(context: StageContext, decoder: Decoder, *, stream: int) -> Decoder:

@@ -66,7 +66,8 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
     save_card(context.directory, task.card, task.tokenizer)
     with Checkpoints(context.directory / CHECKPOINTS_DIR) as checkpoints:
         state, first, truncated = _start(context, task, optimizer, checkpoints, iterator)
-        train_step = make_train_step(task.objective, optimizer, section.accumulate)
+        dropout = jax.random.fold_in(context.key, 2**17) if section.lora.dropout else None
+        train_step = make_train_step(task.objective, optimizer, section.accumulate, dropout=dropout)
         validate = _validation(context, task)
 
         def step(state: TrainState, n: int):

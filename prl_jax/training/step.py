@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PRNGKeyArray
 
-from prl_jax.models import combine, split
+from prl_jax.models import combine, split, with_dropout
 from prl_jax.training.state import JitUpdate, TrainState
 from prl_jax.types import LossOutput
 
@@ -35,18 +36,23 @@ class Objective:
     weights: Mapping[str, float]
 
 
-def gradients(objective: Objective, model: Any, batch: Any, accumulate: int = 1) -> tuple[Any, Metrics]:
+def gradients(
+    objective: Objective, model: Any, batch: Any, accumulate: int = 1, *, dropout: PRNGKeyArray | None = None
+) -> tuple[Any, Metrics]:
     """Gradient of `sum_k w_k sum_k / D_k` with the denominators `D_k` of the whole batch, and the batch's metrics.
 
     With `accumulate` > 1 the batch is cut into that many microbatches, one after the other; sums add and nothing is
     averaged twice, so the result is the same for every value. The gradient is that of what is trained of the model
-    (`models.split`).
+    (`models.split`). With a key, adapters drop inputs as their config says, each microbatch others.
     """
     totals = objective.denominators(batch)
     model, frozen = split(model)
 
-    def loss(model, part):
-        terms = objective.terms(combine(model, frozen), part)
+    def loss(model, part, index):
+        whole = combine(model, frozen)
+        if dropout is not None:
+            whole = with_dropout(whole, jax.random.fold_in(dropout, index))
+        terms = objective.terms(whole, part)
         scaled = [objective.weights[k] * terms[k].sum / jnp.maximum(totals[k], _TINY) for k in objective.weights]
         sums = {k: (terms[k].sum, terms[k].denominator) for k in objective.weights}
         for term in terms.values():
@@ -55,17 +61,17 @@ def gradients(objective: Objective, model: Any, batch: Any, accumulate: int = 1)
 
     step = jax.value_and_grad(loss, has_aux=True)
     if accumulate == 1:
-        (value, sums), grads = step(model, batch)
+        (value, sums), grads = step(model, batch, 0)
     else:
         parts = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
         zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, model, jax.tree.map(lambda x: x[0], parts))
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, model, jax.tree.map(lambda x: x[0], parts), 0)
         )
 
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, step(model, part)), None
+        def add(total, part_and_index):
+            return jax.tree.map(jnp.add, total, step(model, *part_and_index)), None
 
-        ((value, sums), grads), _ = jax.lax.scan(add, zeros, parts)
+        ((value, sums), grads), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(accumulate)))
     metrics = {name: total / jnp.maximum(count, _TINY) for name, (total, count) in sums.items()}
     # Every term is a metric under its name, their weighted sum is "loss".
     return grads, {**metrics, "loss": value}
@@ -81,11 +87,21 @@ def apply_gradients(
     return TrainState(combine(trained, frozen), opt_state, state.step + 1), optax.tree.norm(grads)
 
 
-def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, accumulate: int = 1) -> JitUpdate:
-    """A jitted `(state, batch) -> (state, metrics)` that donates the state."""
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    accumulate: int = 1,
+    *,
+    dropout: PRNGKeyArray | None = None,
+) -> JitUpdate:
+    """A jitted `(state, batch) -> (state, metrics)` that donates the state.
+
+    With a key, the adapters' dropout is on; each step draws anew.
+    """
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        grads, metrics = gradients(objective, state.model, batch, accumulate)
+        key = None if dropout is None else jax.random.fold_in(dropout, state.step)
+        grads, metrics = gradients(objective, state.model, batch, accumulate, dropout=key)
         state, norm = apply_gradients(state, grads, optimizer)
         return state, {**metrics, "grad_norm": norm}
 

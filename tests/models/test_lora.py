@@ -7,7 +7,7 @@ import pytest
 from fakes import make_decoder, on_mesh, one_device, random_tokens
 
 from prl_jax.errors import UserError
-from prl_jax.models import LoraConfig, ScalarModel, combine, merge, split, with_adapters, without_adapters
+from prl_jax.models import LoraConfig, ScalarModel, combine, merge, split, with_adapters, with_dropout, without_adapters
 from prl_jax.optim import make_optimizer
 from prl_jax.tree import flatten
 
@@ -78,3 +78,27 @@ def test_only_adapters_and_heads_are_trained(base, adapted):
 def test_mistakes_are_named(fields, message):
     with pytest.raises(UserError, match=f"lora: .*{message}"):
         LoraConfig(**fields)
+
+
+def test_dropout_drops_inputs_of_adapters_and_keeps_their_mean(base):
+    lora = LoraConfig(rank=3, alpha=6.0, targets=("q", "down"), dropout=0.5)
+    decoder = moved(with_adapters(base, lora, one_device(), key=jax.random.key(1)), 0.02)
+    keys = jax.random.split(jax.random.key(2), 400)
+    run = jax.jit(lambda key: with_dropout(decoder, key)(TOKENS))
+    np.testing.assert_array_equal(run(keys[0]), run(keys[0]))
+    assert np.abs(run(keys[0]) - run(keys[1])).max() > 1e-3
+    plain, outs = decoder(TOKENS), np.stack([run(key) for key in keys])
+    error = np.abs(outs.mean(0) - plain).mean() / np.abs(plain - base(TOKENS)).mean()
+    assert error < 0.25, "small updates are nearly linear: the mean over masks is the update without any"
+    layer = jax.tree.map(lambda x: x[0], with_dropout(decoder, keys[0]).blocks.mlp.down.lora)
+    x = jnp.ones((50, 24))
+    dropped = np.asarray(layer(x)) / np.asarray(jax.tree.map(lambda x: x[0], decoder.blocks.mlp.down.lora)(x))
+    assert dropped.std() > 0.05 and abs(dropped.mean() - 1.0) < 0.2
+
+
+def test_without_a_key_or_a_rate_there_is_no_dropout(base, adapted):
+    assert with_dropout(base, jax.random.key(0)) is not None
+    np.testing.assert_array_equal(with_dropout(adapted, jax.random.key(0))(TOKENS), adapted(TOKENS))
+    rated = with_adapters(base, LoraConfig(rank=2, dropout=0.9), one_device(), key=jax.random.key(1))
+    np.testing.assert_array_equal(moved(rated)(TOKENS), moved(rated)(TOKENS))
+    assert jax.tree.structure(split(rated)[0]) == jax.tree.structure(split(moved(rated))[0])

@@ -20,7 +20,7 @@ from prl_jax.tree import flatten
 
 pytestmark = pytest.mark.slow
 STAGES = ("bt", "genrm", "pairwise_ppo")
-ADAPTED = [f"--config.{stage}.lora.rank=2" for stage in STAGES]
+ADAPTED = [*(f"--config.{stage}.lora.rank=2" for stage in STAGES), "--config.genrm.lora.dropout=0.1"]
 RUN = (
     "run",
     "--config",
@@ -45,7 +45,7 @@ def workdir(tmp_path_factory) -> Path:
 def test_a_checkpoint_holds_adapters_and_heads_alone(workdir, stage):
     mesh = make_mesh()
     card, model, _ = load_model(workdir / stage, mesh)
-    assert (card.base, card.config.lora) == ("../sft", LoraConfig(rank=2))
+    assert (card.base, card.config.lora) == ("../sft", LoraConfig(rank=2, dropout=0.1 if stage == "genrm" else 0.0))
     decoder = model.decoder if isinstance(model, ScalarModel) else model
     adapters = [leaf for name, leaf in flatten(decoder).items() if ".lora." in name]
     assert len(adapters) == 14 and max(float(abs(leaf).max()) for leaf in adapters[1::2]) > 0
@@ -117,6 +117,8 @@ def test_another_run_starts_from_a_directory(workdir, tmp_path):
     [
         ("sft.lora.rank=2", ["sft.lora", "sft.init_from"]),
         ("bt.lora.rank=-1", ["bt.lora.rank=-1"]),
+        ("ppo.lora.rank=2 --config.ppo.lora.dropout=0.1", ["ppo.lora.dropout=0.1", "ratios"]),
+        ("bt.lora.rank=2 --config.bt.lora.dropout=1.5", ["bt: lora", "dropout=1.5"]),
         ("bt.lora.rank=2 --config.bt.lora.targets=('q','w')", ["bt: lora", "'w'"]),
     ],
 )

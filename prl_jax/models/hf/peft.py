@@ -67,7 +67,7 @@ def save_adapters(decoder: Decoder, path: Path | str, *, base: str) -> None:
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "target_modules": [names[target] for target in lora.targets],
-        "lora_dropout": 0.0,
+        "lora_dropout": lora.dropout,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

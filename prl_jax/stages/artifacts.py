@@ -105,8 +105,10 @@ def read_card(directory: Path, defaults: Defaults = NO_DEFAULTS) -> ModelCard:
 
 
 def is_huggingface(directory: Path) -> bool:
-    """Whether a model directory is one in Hugging Face's format."""
-    return not (directory / MODEL_FILE).is_file() and (directory / CONFIG_FILE).is_file()
+    """Whether a model directory is one in Hugging Face's format. (A workdir has a config.json too, of another kind.)"""
+    if (directory / MODEL_FILE).is_file() or not (directory / CONFIG_FILE).is_file():
+        return False
+    return bool({"model_type", "architectures"} & set(read_config(directory)))
 
 
 def _huggingface_card(directory: Path, defaults: Defaults) -> ModelCard:

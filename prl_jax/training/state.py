@@ -75,4 +75,5 @@ class JitUpdate:
             state, metrics = self._update(combine(trained, frozen), *arguments)
             return split(state)[0], metrics
 
+        trained_alone.__name__ = self._update.__name__  # what compiles is known by its own name
         return jax.jit(trained_alone, donate_argnums=0, out_shardings=(jax.tree.unflatten(structure, shardings), None))

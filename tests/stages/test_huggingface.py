@@ -40,11 +40,12 @@ SMALL = (
     "pairwise_ppo.prompts_per_step=4",
     "pairwise_ppo.duration=1 steps",
     "pairwise_ppo.critic_warmup=0 steps",
+    "pairwise_ppo.policy_optimizer.learning_rate=0.03",
+    "pairwise_ppo.algorithm.entropy_weight=0.1",  # moves the policy where all rewards happen to be equal
     "pairwise_ppo.algorithm.accumulate=2",
     "pairwise_ppo.evaluation.every=0 steps",
     "huggingface.max_prompt=60",
     "huggingface.max_response=4",
-    "model.dtype=float32",
     "model.remat=False",
 )
 

@@ -96,6 +96,20 @@ def test_a_directory_with_adapters_is_a_model_wherever_its_workdir_is(workdir, t
         assert read_rows(tmp_path / name.format("run")) == read_rows(tmp_path / name.format("moved"))
 
 
+def test_an_exported_scalar_judge_judges_alike(workdir, tmp_path):
+    """As a ForSequenceClassification checkpoint, its adapters merged."""
+    pairs = write_rows(tmp_path / "pairs.jsonl", [{"prompt": "sort ba.", "chosen": "ab", "rejected": "ba"}])
+    assert prl("export", "--workdir", workdir, "--stage", "bt", "--out", tmp_path / "judge").code == 0
+    config = json.loads((tmp_path / "judge" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    found = []
+    for name, judge in (("stage", workdir / "bt"), ("exported", tmp_path / "judge")):
+        out = tmp_path / f"{name}.jsonl"
+        assert prl("judge", "--model", judge, "--data", pairs, "--out", out).code == 0
+        found.append(read_rows(out)[0]["p_12"])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+
+
 def test_another_run_starts_from_a_directory(workdir, tmp_path):
     """`init_from`, `policy` and `judge` take model directories where they take stages; adapters are merged then."""
     argv = ["run", "--config", f"{MICRO}:short", "--workdir", tmp_path / "next", "--config.stages=('bt',)"]

@@ -11,10 +11,8 @@ does; the ratio is of medians within the run.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import multiprocessing
-import platform
 import statistics
 import sys
 import time
@@ -26,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import write_result
 
 from prl_jax.losses import chunked_cross_entropy, chunked_logprobs
 
@@ -171,14 +170,7 @@ def main() -> None:
         for function in FUNCTIONS:
             rows.append(measure(function, shape, args.repeats))
             print(json.dumps(rows[-1]), flush=True)
-    result = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": datetime.date.today().isoformat(),
-        "device": f"{jax.devices()[0].platform}, {platform.processor() or platform.machine()}",
-        "jax": jax.__version__,
-        "rows": rows,
-    }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(args.out, rows)
 
 
 if __name__ == "__main__":

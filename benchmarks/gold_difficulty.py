@@ -9,16 +9,13 @@ the quickstart's steps, so the table says what the same steps buy, not what is p
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import json
-import platform
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-import jax
+from common import write_result
 from ml_collections import ConfigDict
 
 from prl_jax.cli import keep_heap
@@ -81,14 +78,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(difficulty, args.fraction, Path(folder) / "run"))
         print(json.dumps(rows[-1]), flush=True)
-        result = {
-            "command": " ".join(["python", *sys.argv]),
-            "date": datetime.date.today().isoformat(),
-            "device": f"{jax.devices()[0].platform}, {platform.processor() or platform.machine()}",
-            "jax": jax.__version__,
-            "rows": rows,
-        }
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_result(args.out, rows)
 
 
 if __name__ == "__main__":

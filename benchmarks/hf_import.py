@@ -11,7 +11,6 @@ tensor of the checkpoint plus 1 GiB, the interpreter with its libraries included
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import platform
 import resource
@@ -24,6 +23,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import write_result
 from safetensors.numpy import save_file
 
 from prl_jax.models import from_hf
@@ -119,15 +119,8 @@ def main() -> None:
             row = json.loads(done.stdout.splitlines()[-1])
             rows.append({**sizes, **row, "limit_bytes": limit, "below_limit": row["host_bytes"] < limit})
             print(json.dumps(rows[-1]), flush=True)
-    result = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": datetime.date.today().isoformat(),
-        "device": f"{jax.devices()[0].platform}, {platform.processor() or platform.machine()}",
-        "jax": jax.__version__,
-        "rows": rows,
-    }
     if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_result(args.out, rows)
 
 
 if __name__ == "__main__":

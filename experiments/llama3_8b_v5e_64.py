@@ -15,69 +15,29 @@ Result: a win rate of 0.5 against SFT at the start; no run of this size has been
 
 from ml_collections import ConfigDict
 
-from prl_jax.stages import config as c
-
-HOLDOUT = 500  # first rows of PAIRS, for validation and the final table
+from prl_jax.stages.recipes import own_pairs
 
 
 def get_config(arguments: str = "./model,pairs.jsonl") -> ConfigDict:
     """`MODEL,PAIRS`: a model directory and a file of preference pairs."""
-    model, separator, pairs = arguments.partition(",")
-    if not (model and separator and pairs):
-        raise ValueError(f"{arguments!r}: expected MODEL,PAIRS: a model directory and a .jsonl file of pairs")
-    source = lambda **rows: c.source(kind="jsonl", path=pairs, **rows)  # noqa: E731
-    held_out, train = source(limit=HOLDOUT), source(skip=HOLDOUT)
     lengths = dict(max_prompt=512, max_response=512)
-    stages = dict(
-        sft=c.sft(
-            init_from=model,
-            data=train,
-            validation=held_out,
-            duration="1 epochs",
-            batch_size=128,
-            accumulate=2,
-            optimizer=dict(learning_rate=1e-5),
-            **lengths,
-        ),
-        genrm=c.generative(
-            init_from=model,
-            data=train,
-            validation=held_out,
-            template="question-v1",
-            max_length=1792,
-            duration="1 epochs",
-            batch_size=128,
-            accumulate=2,
-            w_cons=0.05,
-            optimizer=dict(learning_rate=5e-6),
-        ),
-        anchors=c.anchors(prompts=train, choice="reference"),
-        pairwise_ppo=c.ppo(
-            judge="genrm",
-            prompts=train,
+    supervised = dict(duration="1 epochs", batch_size=128, accumulate=2)
+    return own_pairs(
+        arguments,
+        title="Llama 3 8B: Pairwise-RL on 64 TPU chips",
+        holdout=500,
+        sft=dict(**supervised, **lengths, optimizer=dict(learning_rate=1e-5)),
+        generative=dict(**supervised, max_length=1792, optimizer=dict(learning_rate=5e-6)),
+        ppo=dict(
             prompts_per_step=256,
             judge_batch_size=128,
             duration="500 steps",
             critic_warmup="20 steps",
-            value_init=0.5,
             policy_optimizer=dict(learning_rate=1e-6, warmup="10 steps"),
             critic_optimizer=dict(learning_rate=5e-6, warmup="10 steps"),
             algorithm=dict(accumulate=2, e_hi=0.28, kl_coef=0.03),
-            evaluation=dict(every="10%", prompts=held_out, judge="genrm"),
         ),
-        evaluation=c.evaluation(
-            judges=("genrm",),
-            pairs=held_out,
-            prompts=held_out,
-            judge="genrm",
-            batch_size=128,
-            arms=dict(pairwise_ppo=dict(title="Pairwise-RL", judge="genrm")),
-        ),
-    )
-    return c.build(
-        stages,
-        title="Llama 3 8B: Pairwise-RL on 64 TPU chips",
-        model=dict(dtype="bfloat16", remat=True),
+        evaluation_batch=128,
         mesh=dict(data=1, fsdp=-1, tensor=1),
         huggingface=lengths,
     )

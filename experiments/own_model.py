@@ -19,57 +19,34 @@ the samples.
 from ml_collections import ConfigDict
 
 from prl_jax.stages import config as c
-
-HOLDOUT = 100
+from prl_jax.stages.recipes import own_pairs
 
 
 def get_config(arguments: str = "./model,pairs.jsonl") -> ConfigDict:
     """`MODEL,PAIRS`: a model directory and a file of preference pairs."""
-    model, separator, pairs = arguments.partition(",")
-    if not (model and separator and pairs):
-        raise ValueError(f"{arguments!r}: expected MODEL,PAIRS: a model directory and a .jsonl file of pairs")
-    model = model if "/" in model else f"./{model}"
-    source = lambda **rows: c.source(kind="jsonl", path=pairs, **rows)  # noqa: E731
-    held_out, train = source(limit=HOLDOUT), source(skip=HOLDOUT)
     adapters = c.lora(rank=16, alpha=32.0)
-    rate = lambda peak: c.optimizer(learning_rate=peak, schedule="cosine")  # noqa: E731
-    stages = dict(
-        genrm=c.generative(
-            init_from=model,
+    return own_pairs(
+        arguments,
+        title="Pairwise-RL on your own model and pairs",
+        holdout=100,
+        generative=dict(
             lora=adapters,
-            data=train,
-            validation=held_out,
-            template="question-v1",
             max_length=3072,
             duration="1 epochs",
             batch_size=32,
             accumulate=8,
-            w_cons=0.05,
-            optimizer=rate(1e-4),
+            optimizer=dict(learning_rate=1e-4),
         ),
-        anchors=c.anchors(prompts=train, choice="reference"),
-        pairwise_ppo=c.ppo(
-            policy=model,
-            judge="genrm",
-            prompts=train,
+        ppo=dict(
             lora=adapters,
             prompts_per_step=64,
             judge_batch_size=16,
             duration="100 steps",
-            value_init=0.5,
+            critic_warmup="5 steps",
             policy_optimizer=dict(learning_rate=3e-5),
             critic_optimizer=dict(learning_rate=1e-4),
             algorithm=dict(accumulate=8, kl_coef=0.05),
-            evaluation=dict(every="20%", prompts=held_out, judge="genrm"),
         ),
-        evaluation=c.evaluation(
-            judges=("genrm",),
-            pairs=held_out,
-            prompts=held_out,
-            baseline=model,
-            judge="genrm",
-            batch_size=32,
-            arms=dict(pairwise_ppo=dict(title="Pairwise-RL", judge="genrm")),
-        ),
+        evaluation_batch=32,
+        huggingface=dict(max_prompt=1024, max_response=1024),
     )
-    return c.build(stages, title="Pairwise-RL on your own model and pairs", model=dict(dtype="bfloat16", remat=True))

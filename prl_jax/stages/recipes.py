@@ -1,0 +1,67 @@
+"""Configs that several experiments share: their stages, with the numbers left to the experiment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from prl_jax.stages import config as c
+from prl_jax.stages.context import is_directory
+
+
+def own_pairs(
+    arguments: str,
+    *,
+    holdout: int,
+    generative: dict[str, Any],
+    ppo: dict[str, Any],
+    sft: dict[str, Any] | None = None,
+    evaluation_batch: int,
+    **root: Any,
+) -> ConfigDict:
+    """Pairwise-RL on a model directory and a file of preference pairs.
+
+    A generative judge on the pairs, their chosen responses as anchors, pairwise PPO and an evaluation by that judge.
+
+    Args:
+      arguments: `MODEL,PAIRS`, the part of `--config FILE.py:MODEL,PAIRS`.
+      holdout: first rows of PAIRS, for validation and the final table; the others train.
+      generative, ppo: values of these sections.
+      sft: values of a stage of SFT on the chosen responses, which the policy then starts from; None starts from MODEL.
+      evaluation_batch: rows that are generated and judged at once in the evaluation.
+      root: values of the config's root.
+
+    Raises:
+      ValueError: other arguments.
+    """
+    model, separator, pairs = arguments.partition(",")
+    if not (model and separator and pairs):
+        raise ValueError(f"{arguments!r}: expected MODEL,PAIRS: a model directory and a .jsonl file of pairs")
+    model = model if is_directory(model) else f"./{model}"
+    held_out, train = (c.source(kind="jsonl", path=pairs, **rows) for rows in (dict(limit=holdout), dict(skip=holdout)))
+    data = dict(init_from=model, data=train, validation=held_out)
+    stages = {} if sft is None else {"sft": c.sft(**data, **sft)}
+    policy = "sft" if stages else model
+    stages |= dict(
+        genrm=c.generative(template="question-v1", w_cons=0.05, **data, **generative),
+        anchors=c.anchors(prompts=train, choice="reference"),
+        pairwise_ppo=c.ppo(
+            policy=policy,
+            judge="genrm",
+            prompts=train,
+            value_init=0.5,
+            evaluation=dict(every="10%", prompts=held_out, judge="genrm"),
+            **ppo,
+        ),
+        evaluation=c.evaluation(
+            judges=("genrm",),
+            pairs=held_out,
+            prompts=held_out,
+            baseline=policy,
+            judge="genrm",
+            batch_size=evaluation_batch,
+            arms=dict(pairwise_ppo=dict(title="Pairwise-RL", judge="genrm")),
+        ),
+    )
+    return c.build(stages, model=dict(dtype="bfloat16", remat=True), **root)

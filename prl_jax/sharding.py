@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -54,9 +55,7 @@ def on_batch_axes(x: Any) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not set(BATCH_AXES) <= set(mesh.axis_names):
         return x
-    rows = 1
-    for axis in BATCH_AXES:
-        rows *= mesh.shape[axis]
+    rows = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES)) if x.shape[0] % rows == 0 else x
 
 

@@ -19,8 +19,8 @@ from prl_jax.sampling import SamplingConfig, generate
 from prl_jax.sharding import batch_sharding, replicated, tree_shardings
 from prl_jax.stages.artifacts import Defaults, abstract_model, read_card
 from prl_jax.stages.context import is_directory, lora_config
+from prl_jax.stages.reward_model import stage_objective
 from prl_jax.training.ppo import CriticContext, PPOConfig, PPOState, make_update, prepare
-from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.rollout import Experience
 from prl_jax.training.sft import SFT
 from prl_jax.training.state import TrainState
@@ -105,14 +105,14 @@ class _Plan:
                 self.token_rows(size, length), self.rows(size, length), self.rows(size, length, dtype=bool)
             )
         else:
-            generative = section.kind == "generative"
+            generative, objective = section.kind == "generative", stage_objective(section)
             length = section.max_length if generative else section.max_prompt + section.max_response
-            objective = generative_objective((0, 1)) if generative else bradley_terry_objective()
             weight = self.rows(size, dtype=jnp.float32)
             batch = PreferenceBatch(self.token_rows(size, length), self.token_rows(size, length), weight, weight)
         decoder = self.adapted(section, section.init_from)
         state = self.state(decoder, optimizer, scalar=section.kind == "bradley_terry")
-        return make_train_step(objective, optimizer, section.accumulate).lower(state, batch)
+        dropout = jax.random.key(0) if section.lora.dropout else None
+        return make_train_step(objective, optimizer, section.accumulate, dropout=dropout).lower(state, batch)
 
     def ppo(self, name: str) -> Iterator[tuple[str, Lowered]]:
         section = self.config[name]
@@ -128,15 +128,20 @@ class _Plan:
         size, (before, room) = section.prompts_per_step * section.group_size, self.lengths(section.policy)
         prompt, prompt_mask = self.rows(size, before), self.rows(size, before, dtype=bool)
         keys = jax.ShapeDtypeStruct((size,), jax.eval_shape(lambda: jax.random.key(0)).dtype)
-        sampling = SamplingConfig(room, (0,), 0, temperature=section.temperature)
+        sampling = SamplingConfig(
+            room, (0,), 0, temperature=section.temperature, top_k=section.top_k, top_p=section.top_p
+        )
         yield f"{name}/generate", generate.lower(policy.model, prompt, prompt_mask, keys, config=sampling)
         mask, number = self.rows(size, room, dtype=bool), self.rows(size, room, dtype=jnp.float32)
         flag = self.rows(size, dtype=bool)
         rollout = Rollout(prompt, prompt_mask, self.rows(size, room), mask, number, flag)
-        context, score = CriticContext(prompt, prompt_mask), self.rows(size, dtype=jnp.float32)
+        # A marker and an anchor stand before the prompt that a privileged critic reads.
+        read = before + section.critic_sees_anchor * (1 + room)
+        context = CriticContext(self.rows(size, read), self.rows(size, read, dtype=bool))
+        score = self.rows(size, dtype=jnp.float32)
         yield f"{name}/prepare", prepare.lower(state, reference, rollout, context, score, config=config)
-        rows = self.token_rows(size, before + room)
-        experience = Experience(rows, rows, self.rows(size, room), mask, mask, *(number for _ in range(5)))
+        rows, critic_rows = self.token_rows(size, before + room), self.token_rows(size, read + room)
+        experience = Experience(rows, critic_rows, self.rows(size, room), mask, mask, *(number for _ in range(5)))
         index = jax.ShapeDtypeStruct((size // config.minibatches,), jnp.int32)
         update = make_update(config, *optimizers)
         yield f"{name}/update", update.lower(state, experience, index, jax.ShapeDtypeStruct((), bool))

@@ -22,7 +22,7 @@ from prl_jax.optim import make_optimizer
 from prl_jax.sampling import SamplingConfig
 from prl_jax.stages.artifacts import read_card
 from prl_jax.stages.config import build
-from prl_jax.stages.context import StageContext, gold_arguments, is_directory, lora_config, whole_batch
+from prl_jax.stages.context import StageContext, gold_arguments, is_directory, lora_config, stage_tokenizer, whole_batch
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.rules import CARDS, GOLD, JUDGES, NONE, POLICIES, RULES
 from prl_jax.text.chat import Turn, prompt_text
@@ -69,7 +69,7 @@ def check_config(config: ConfigDict) -> None:
 
 def check_inputs(contexts: Sequence[StageContext], tokenizer: Tokenizer | None) -> None:
     """Raises `UserError` for what the stages will not be able to use: their data, their batches on the mesh, their
-    verdict words. `tokenizer` is that of the stages that train from text, if there are any."""
+    verdict words. `tokenizer` is that of the models that are made from scratch, if there are any."""
     loaded: dict[tuple[Any, ...], Sequence[Record]] = {}
     for context in contexts:
         section, rules = context.section, RULES[context.section.kind]
@@ -79,9 +79,8 @@ def check_inputs(contexts: Sequence[StageContext], tokenizer: Tokenizer | None) 
                     _check_source(context, key, what, loaded)
         _check_batches(context)
         if section.kind == "generative":
-            assert tokenizer is not None
             with naming(context.name):
-                _check_template(section, tokenizer)
+                _check_template(section, stage_tokenizer(context, tokenizer))
 
 
 def _conform(given: Mapping[str, Any], declared: Mapping[str, Any], prefix: str) -> None:

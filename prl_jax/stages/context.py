@@ -137,14 +137,19 @@ def whole_batch(rows: int, mesh: Mesh) -> int:
     return -(-rows // shards) * shards
 
 
+def stage_tokenizer(context: StageContext, of_run: Tokenizer | None = None) -> Tokenizer:
+    """The tokenizer of a stage that trains from text: of the model directory that it starts from, else the run's."""
+    origin = first_model(context)
+    if origin:
+        return model_tokenizer(Path(origin))
+    return run_tokenizer(context) if of_run is None else of_run
+
+
 def run_tokenizer(context: StageContext) -> Tokenizer:
-    """The tokenizer of a stage that trains from text: of the model directory that it starts from, else the run's.
+    """The tokenizer of the models that a run makes from scratch.
 
     A trained one is read from the workdir where it is kept, and trained where it is not.
     """
-    origin = _first_model(context.config, context.section.init_from)
-    if origin:
-        return model_tokenizer(Path(origin))
     section, directory = context.config.tokenizer, context.workdir.path / "tokenizer"
     if section.kind == "byte":
         return ByteTokenizer()
@@ -160,10 +165,12 @@ def run_tokenizer(context: StageContext) -> Tokenizer:
     return BPETokenizer.train(texts, section.vocab_size)
 
 
-def _first_model(config: ConfigDict, name: str) -> str:
-    """The model directory that a chain of stages starts from; "" where it starts from scratch."""
+def first_model(context: StageContext) -> str:
+    """The model directory that a stage and those before it start from; "" where they start from scratch."""
+    name = context.section.init_from
     while name and not is_directory(name):
-        name = config[name].policy if config[name].kind == "ppo" else config[name].init_from
+        section = context.config[name]
+        name = section.policy if section.kind == "ppo" else section.init_from
     return name
 
 

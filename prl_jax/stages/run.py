@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,9 +17,8 @@ from prl_jax.errors import UserError
 from prl_jax.sharding import make_mesh
 from prl_jax.stages import anchors, evaluation, ppo, reward_model, sft
 from prl_jax.stages.checks import check_config, check_inputs
-from prl_jax.stages.context import StageContext, keep_tokenizer, run_tokenizer
+from prl_jax.stages.context import StageContext, first_model, keep_tokenizer, run_tokenizer
 from prl_jax.stages.workdir import Workdir, make_directory
-from prl_jax.text.tokenizer import Tokenizer
 
 KINDS: Mapping[str, Callable[[StageContext], dict[str, float]]] = MappingProxyType(
     {
@@ -31,7 +30,7 @@ KINDS: Mapping[str, Callable[[StageContext], dict[str, float]]] = MappingProxyTy
         "evaluation": evaluation.run,
     }
 )
-READERS = ("sft", "bradley_terry", "generative")  # stages that make a model for the run's tokenizer
+READERS = ("sft", "bradley_terry", "generative")  # stages that train from text
 
 
 def run_stages(config: ConfigDict, path: Path) -> Workdir:
@@ -44,12 +43,22 @@ def run_stages(config: ConfigDict, path: Path) -> Workdir:
     mesh = make_mesh(**config.mesh.to_dict())
     workdir = Workdir(path, config)
     contexts = [StageContext(name, config, workdir, mesh) for name in config.stages if not workdir.finished(name)]
-    readers = [context for context in contexts if context.section.kind in READERS]
-    tokenizer = run_tokenizer(readers[0]) if readers else None
+    scratch = [context for context in contexts if context.section.kind in READERS and not first_model(context)]
+    tokenizer = run_tokenizer(scratch[0]) if scratch else None
     check_inputs(contexts, tokenizer)
     workdir.create()
     with _alone(workdir.path):
-        _run(config, contexts, workdir, tokenizer)
+        if tokenizer is not None:
+            keep_tokenizer(scratch[0], tokenizer)
+        for name in config.stages:
+            if workdir.finished(name):
+                print(f"{name:<16} finished before, skipped", file=sys.stderr)
+        for context in contexts:
+            make_directory(context.directory)
+            start = time.monotonic()
+            with jax.set_mesh(context.mesh):
+                metrics = KINDS[context.section.kind](context)
+            workdir.finish(context.name, kind=context.section.kind, metrics=metrics, seconds=time.monotonic() - start)
     return workdir
 
 
@@ -64,19 +73,3 @@ def _alone(path: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         yield
-
-
-def _run(config: ConfigDict, contexts: Sequence[StageContext], workdir: Workdir, tokenizer: Tokenizer | None) -> None:
-    """The stages that are not finished, one after the other."""
-    readers = [context for context in contexts if context.section.kind in READERS]
-    if tokenizer is not None:
-        keep_tokenizer(readers[0], tokenizer)
-    for name in config.stages:
-        if workdir.finished(name):
-            print(f"{name:<16} finished before, skipped", file=sys.stderr)
-    for context in contexts:
-        make_directory(context.directory)
-        start = time.monotonic()
-        with jax.set_mesh(context.mesh):
-            metrics = KINDS[context.section.kind](context)
-        workdir.finish(context.name, kind=context.section.kind, metrics=metrics, seconds=time.monotonic() - start)

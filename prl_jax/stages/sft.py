@@ -11,7 +11,7 @@ from prl_jax.models import Decoder
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.stages import supervised
 from prl_jax.stages.artifacts import SAMPLES_SHOWN, ModelCard
-from prl_jax.stages.context import StageContext, initial_decoder, run_tokenizer, whole_batch
+from prl_jax.stages.context import StageContext, initial_decoder, stage_tokenizer, whole_batch
 from prl_jax.text.chat import prompt_text
 from prl_jax.training.sft import SFT
 
@@ -19,7 +19,7 @@ from prl_jax.training.sft import SFT
 def run(context: StageContext) -> dict[str, float]:
     """Trains and returns the last metrics."""
     section = context.section
-    tokenizer = run_tokenizer(context)
+    tokenizer = stage_tokenizer(context)
     model, origin = initial_decoder(context, tokenizer)
     fields = dataclasses.asdict(model.config)
     card = ModelCard("policy", fields, section.max_prompt, section.max_response, **origin)

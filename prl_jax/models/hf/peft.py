@@ -44,7 +44,7 @@ def save_adapters(decoder: Decoder, path: Path | str, *, base: str) -> None:
       base: name or path of the model that they belong to, for whoever loads them.
 
     Raises:
-      UserError: the decoder has no adapters.
+      UserError: the decoder has no adapters, or the directory is not empty.
     """
     lora, directory = decoder.config.lora, Path(path)
     if lora is None:
@@ -57,6 +57,8 @@ def save_adapters(decoder: Decoder, path: Path | str, *, base: str) -> None:
         for layer, matrix in enumerate(np.asarray(array, np.float32)):
             key = f"{_PREFIX}.{layer}.{LINEAR[target]}.lora_{part.upper()}.weight"
             tensors[key] = np.ascontiguousarray(matrix.T)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory}: is there already; delete it or name another directory")
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     names = {name.rpartition(".")[2]: path.rpartition(".")[2] for name, path in LINEAR.items()}

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import jax
+import jaxtyping
+import pytest
 
 # Identities are held to float32 rounding, which accelerators don't promise.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,3 +24,12 @@ else:
 
 # `--import-mode=importlib` leaves sys.path alone, so that test files find no neighbour without this.
 sys.path.append(str(Path(__file__).parent))
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations are not checked, as in a user's run: for what stands behind them, and for thousands of calls."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

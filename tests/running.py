@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,10 +13,26 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 
+import prl_jax
 from prl_jax import cli
 
 ROOT = Path(__file__).parents[1]
 MICRO = str(ROOT / "tests" / "configs" / "micro.py")
+
+
+def on_virtual_devices(script: str | Path, *arguments: object, devices: int = 8) -> str:
+    """What a script prints in a process of its own with that many CPU devices; warnings are errors there too."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "PYTHONPATH": os.pathsep.join([str(Path(prl_jax.__file__).parents[1]), str(Path(__file__).parent)]),
+    }
+    command = [sys.executable, "-W", "error", str(script), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{script}: {done.stderr[-4000:]}")
+    return done.stdout
 
 
 class Done(NamedTuple):

@@ -1,8 +1,5 @@
 """Meshes and shardings by name here; what needs several devices in a process of its own."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -10,8 +7,8 @@ import numpy as np
 import pytest
 from fakes import make_decoder, one_device
 from jax.sharding import AxisType, PartitionSpec
+from running import on_virtual_devices
 
-import prl_jax
 from prl_jax.errors import UserError
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.sharding import batch_sharding, make_mesh, path_names, put_batch, replicated, tree_shardings
@@ -69,12 +66,4 @@ def test_batches_are_cut_along_data_and_fsdp():
 
 def test_rows_13_17_a_step_on_eight_devices_is_the_step_on_one():
     """Gradients, their clipped norm and the update, with data, parameters and matrices cut in two each."""
-    script = Path(__file__).with_name("sharded_step.py")
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join([str(Path(prl_jax.__file__).parents[1]), str(script.parent)]),
-    }
-    done = subprocess.run([sys.executable, "-W", "error", script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "equal\n", done.stderr[-4000:]
+    assert on_virtual_devices(Path(__file__).with_name("sharded_step.py")) == "equal\n"

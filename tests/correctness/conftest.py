@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from correctness import world
@@ -71,12 +70,3 @@ def freeze(models, rollout, fresh) -> Callable[..., tuple[Experience, dict[str, 
         return jax.device_get(prepare(state, models.reference, rollout, context, score, config=config))
 
     return call
-
-
-@pytest.fixture
-def unchecked():
-    """Annotations are not checked, as in a user's run."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)

@@ -1,14 +1,10 @@
 """Rows 12, 13 and 17 of the correctness list on eight devices: data, parameters and matrices cut in two each."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-import prl_jax
+from running import on_virtual_devices
 
 pytestmark = pytest.mark.slow
 
@@ -16,17 +12,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """What one PPO update gave on one device, and on eight in two microbatches."""
-    tests, path = Path(__file__).parents[1], tmp_path_factory.mktemp("devices") / "runs.npz"
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "PYTHONPATH": os.pathsep.join([str(Path(prl_jax.__file__).parents[1]), str(tests)]),
-    }
-    script = Path(__file__).with_name("sharded_update.py")
-    done = subprocess.run([sys.executable, script, path], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-4000:])
+    path = tmp_path_factory.mktemp("devices") / "runs.npz"
+    on_virtual_devices(Path(__file__).with_name("sharded_update.py"), path)
     with np.load(path) as arrays:
         sides = [{k[2:]: arrays[k] for k in arrays if k.startswith(side)} for side in ("1:", "8:")]
         return *sides, float(arrays["clip_norm"])

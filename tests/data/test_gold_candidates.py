@@ -3,7 +3,6 @@
 import collections
 import random
 
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -24,15 +23,6 @@ from prl_jax.data.gold.families import DIFFICULTIES, PLAIN
 
 ARGS = GoldArguments()
 NOISE = {"noise": ARGS.noise, "ties": ARGS.ties, "intransitivity": 0.0}
-
-
-@pytest.fixture
-def unchecked():
-    """Annotations are not checked where a test samples thousands of pairs; the other tests check them."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def draw_pairs(difficulty, split, count, families=tuple(FAMILIES)):

@@ -2,14 +2,11 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import pytest
-from running import ROOT
+from running import ROOT, on_virtual_devices
 
 from prl_jax.models import Decoder
 from prl_jax.stages.artifacts import read_card
@@ -31,11 +28,8 @@ def test_it_compiles_ahead_of_time_and_fits(name, model, parameters, devices, ro
     path = ROOT / "experiments" / f"{name}.py"
     arguments = f"{MODELS / model},pairs.jsonl"
     script = Path(__file__).with_name("ahead_of_time.py")
-    command = [sys.executable, str(script), str(path), arguments, str(devices), TRAIN, UPDATE]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    rows = {row["function"]: row.get("bytes") for row in map(json.loads, done.stdout.splitlines())}
+    printed = on_virtual_devices(script, path, arguments, TRAIN, UPDATE, devices=devices)
+    rows = {row["function"]: row.get("bytes") for row in map(json.loads, printed.splitlines())}
     steps = {"generate", "prepare", "update"}
     assert {f"pairwise_ppo/{step}" for step in steps} < set(rows) and TRAIN in rows
     # At least the parameters and, at most, what a device has; reference and judge are in no function of their own here.

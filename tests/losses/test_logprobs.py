@@ -2,10 +2,6 @@
 
 import functools
 import inspect
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.test_util import check_grads
+from running import on_virtual_devices
 
-import prl_jax
 from prl_jax.losses import logprobs as lp
 from prl_jax.sharding import batch_sharding, make_mesh, put_batch
 
@@ -289,14 +285,7 @@ def check_on_a_mesh():
 
 
 def test_on_a_mesh_of_eight_devices():
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "PYTHONPATH": str(Path(prl_jax.__file__).parents[1]),
-    }
-    done = subprocess.run([sys.executable, "-W", "error", __file__], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "equal\n", done.stderr[-4000:]
+    assert on_virtual_devices(__file__) == "equal\n"
 
 
 if __name__ == "__main__":

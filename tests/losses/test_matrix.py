@@ -3,9 +3,7 @@
 import dataclasses
 import functools
 import inspect
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
+from losses import references
 
 from prl_jax import losses
 from prl_jax.types import LossOutput
-
-sys.path.append(str(Path(__file__).parent))
-import references  # noqa: E402
 
 TOKENS = {"token": dict(reduce="token_mean"), "sequence": dict(reduce="seq_mean_token_sum")}
 POLICY = dict(e_lo=0.1, e_hi=0.3, dual=2.0)

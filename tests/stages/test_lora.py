@@ -5,17 +5,20 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from running import MICRO, prl, read_rows, refused, says, unoptimised, write_rows
 
-from prl_jax.models import Decoder, LoraConfig, ScalarModel
+from prl_jax.models import Decoder, LoraConfig, ScalarModel, split
 from prl_jax.sharding import make_mesh
 from prl_jax.stages import ppo
 from prl_jax.stages.artifacts import load_model, load_policy
 from prl_jax.stages.context import StageContext
+from prl_jax.stages.ppo_step import iteration
 from prl_jax.stages.workdir import Workdir
+from prl_jax.training.ppo import make_update
 from prl_jax.tree import flatten
 
 pytestmark = pytest.mark.slow
@@ -77,7 +80,16 @@ def test_frozen_arrays_survive_the_updates_and_get_no_optimizer_state(workdir):
     setup, state, optimizers = ppo._setup(context)
     moments = {name.split(".mu.")[1] for name in flatten(state.policy.opt_state) if ".mu." in name}
     assert moments and all(".lora." in name for name in moments)
-    assert np.isfinite(jax.device_get(setup.reference.embedding[...])).all()
+    before, started = jax.device_get(setup.reference), jax.tree.map(jnp.copy, split(state.policy.model)[0])
+    update = make_update(setup.config, *optimizers)
+    for n in (1, 2):
+        state, metrics, _, _ = iteration(setup, update, state, np.arange(8), n, train_policy=True)
+    assert metrics["grad_norm"] > 0
+    for (name, leaf), was in zip(flatten(setup.reference).items(), jax.tree.leaves(before), strict=True):
+        assert flatten(state.policy.model)[name] is leaf and flatten(state.critic.model.decoder)[name] is leaf
+        np.testing.assert_array_equal(leaf, was)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), split(state.policy.model)[0], started)
+    assert max(jax.tree.leaves(moved)) > 0
 
 
 def test_a_directory_with_adapters_is_a_model_wherever_its_workdir_is(workdir, tmp_path):

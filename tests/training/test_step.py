@@ -8,7 +8,7 @@ import pytest
 from fakes import copy, make_decoder, on_mesh, one_device, random_tokens
 
 from prl_jax.losses import reduce_tokens
-from prl_jax.models import LOGICAL_AXES
+from prl_jax.models import LOGICAL_AXES, LoraConfig, combine, split, with_adapters
 from prl_jax.optim import make_optimizer
 from prl_jax.sharding import put_batch
 from prl_jax.training.sft import SFT
@@ -143,3 +143,33 @@ def test_a_step_is_the_optimizers_update():
         np.testing.assert_allclose(state.model[name], MODEL[name] - 0.1 * grads[name], rtol=1e-5)
     np.testing.assert_allclose(stepped["loss"], metrics["loss"], rtol=1e-5)
     assert int(state.step) == 4
+
+
+def test_dropout_of_adapters_draws_anew_for_each_key_step_and_microbatch():
+    mesh = one_device()
+    lora = LoraConfig(rank=2, dropout=0.5)
+    decoder = with_adapters(on_mesh(make_decoder(layers=1), mesh), lora, mesh, key=jax.random.key(0))
+    trained, frozen = split(decoder)
+    decoder = combine(jax.tree.map(lambda x: x + 0.3, trained), frozen)
+    row = random_tokens(0, 1, LENGTH)
+    rows = TokenRows(*(jnp.asarray(np.repeat(x, 2, 0)) for x in (row, np.arange(LENGTH)[None], np.ones_like(row))))
+    twice = SFTBatch(rows, rows.tokens, jnp.ones((2, LENGTH), bool))
+
+    def norm(accumulate: int = 1, dropout: jax.Array | None = None) -> float:
+        grads, _ = gradients(SFT, decoder, twice, accumulate, dropout=dropout)
+        return float(optax.tree.norm(grads))
+
+    one, other = jax.random.split(jax.random.key(1))
+    assert norm(dropout=one) == norm(dropout=one) and norm() == pytest.approx(norm(2), rel=1e-5)
+    different = {round(x, 4) for x in (norm(), norm(dropout=one), norm(dropout=other), norm(2, one))}
+    assert len(different) == 4
+    # The rows are the same: with one mask for both microbatches their gradient would be that of either alone.
+    alone = gradients(SFT, decoder, jax.tree.map(lambda x: x[:1], twice), dropout=jax.random.fold_in(one, 0))[0]
+    assert abs(norm(2, one) - float(optax.tree.norm(alone))) > 1e-4
+    optimizer = make_optimizer(learning_rate=0.0001, total_steps=9)
+    step = make_train_step(SFT, optimizer, dropout=one)
+    state, losses = create_state(copy(decoder), optimizer, mesh, LOGICAL_AXES), []
+    for _ in range(2):
+        state, metrics = step(state, twice)
+        losses.append(float(metrics["grad_norm"]))
+    assert abs(losses[0] - losses[1]) > 1e-3

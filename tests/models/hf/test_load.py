@@ -1,9 +1,6 @@
 """Import: dtypes, what is wrong with tensors in one message, devices."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -11,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hf_checkpoints import CASES, reward_model, tensors, write
+from running import on_virtual_devices
 from safetensors.numpy import save_file
 
-import prl_jax
 from prl_jax.errors import UserError
 from prl_jax.models import Decoder, ScalarModel, from_hf
 from prl_jax.models.hf.files import Tensors
@@ -184,12 +181,4 @@ def test_pickled_and_absent_weights_are_refused(tmp_path):
 
 
 def test_eight_devices_hold_their_shards():
-    script = Path(__file__).parents[2] / "hf_mesh.py"
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join([str(Path(prl_jax.__file__).parents[1]), str(script.parent)]),
-    }
-    done = subprocess.run([sys.executable, "-W", "error", script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "equal\n", done.stderr[-4000:]
+    assert on_virtual_devices(Path(__file__).parents[2] / "hf_mesh.py") == "equal\n"

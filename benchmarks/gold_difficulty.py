@@ -18,7 +18,7 @@ from pathlib import Path
 from common import write_result
 from ml_collections import ConfigDict
 
-from prl_jax.cli import keep_heap
+from prl_jax.process_setup import keep_heap
 from prl_jax.stages.run import run_stages
 
 # Bytes of the longest prompt and response at each difficulty, with their structural tokens.

@@ -15,29 +15,15 @@ Result: a win rate of 0.5 against SFT at the start; no run of this size has been
 
 from ml_collections import ConfigDict
 
-from prl_jax.stages.recipes import own_pairs
+from prl_jax.stages.recipes import full_training
 
 
 def get_config(arguments: str = "./model,pairs.jsonl") -> ConfigDict:
     """`MODEL,PAIRS`: a model directory and a file of preference pairs."""
-    lengths = dict(max_prompt=512, max_response=512)
-    supervised = dict(duration="1 epochs", batch_size=64, accumulate=4)
-    return own_pairs(
+    return full_training(
         arguments,
         title="Gemma 3 4B: Pairwise-RL on eight GPUs",
-        holdout=500,
-        sft=dict(**supervised, **lengths, optimizer=dict(learning_rate=1e-5)),
-        generative=dict(**supervised, max_length=1792, optimizer=dict(learning_rate=5e-6)),
-        ppo=dict(
-            prompts_per_step=128,
-            judge_batch_size=64,
-            duration="500 steps",
-            critic_warmup="20 steps",
-            policy_optimizer=dict(learning_rate=1e-6, warmup="10 steps"),
-            critic_optimizer=dict(learning_rate=5e-6, warmup="10 steps"),
-            algorithm=dict(accumulate=4, e_hi=0.28, kl_coef=0.03),
-        ),
-        evaluation_batch=64,
-        mesh=dict(data=1, fsdp=-1, tensor=1),
-        huggingface=lengths,
+        batch_size=64,
+        accumulate=4,
+        mesh=dict(data=1, fsdp=-1),
     )

@@ -1,30 +1,31 @@
-"""The command line, `prl run | judge | generate | export | report`: reads flags and calls stages, nothing else."""
+"""The command line, `prl run | plan | judge | ...`: reads flags and calls stages, nothing else."""
 
 from __future__ import annotations
 
-import ctypes
 import difflib
 import errno
 import functools
 import json
 import os
-import re
 import signal
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import flags
 
-from prl_jax.errors import UserError
+from prl_jax.command_line import check_overrides, define_config, parse
+from prl_jax.errors import Stopped, UserError
+from prl_jax.process_setup import keep_heap, quiet
+from prl_jax.stages.stopping import StopSignal
 
 USAGE = """Usage: prl COMMAND [flags]
 
   prl run       --config FILE.py[:args] --workdir DIR [--config.a.b=value ...]
                 runs the stages of a config; finished stages are skipped, interrupted ones continue
+  prl plan      --config FILE.py[:args] --topology v5e:8x8 [--json] [--functions NAME,...] [--config.a.b=value ...]
+                compiles every step function of a config for a slice of TPUs and says whether it fits; needs no TPU
   prl judge     --model DIR --data FILE.jsonl[.gz] --out FILE.jsonl
                 scores preference pairs with a trained judge, prints its metrics as JSON
   prl generate  --model DIR --prompts FILE.jsonl --out FILE.jsonl [--max_new_tokens N --temperature T --seed S]
@@ -37,19 +38,23 @@ USAGE = """Usage: prl COMMAND [flags]
 For --model, DIR is a stage directory of a workdir or a Hugging Face checkpoint. `prl COMMAND --help` lists the flags of
 a command."""
 
+EXIT_DOES_NOT_FIT = 1
 EXIT_USER_ERROR = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 # A disk that is full or closed to us; whatever meets one first, a library included, it is for the user to mend.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line; returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Runs a command line; returns the exit code.
+
+    It is 0, 1 for a plan that does not fit, 2 for a user's mistake, 75 after SIGTERM, 130 when interrupted.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if argv else EXIT_USER_ERROR
-    _quiet()
+    quiet()
     keep_heap()
     try:
         if argv[0] not in COMMANDS:
@@ -60,30 +65,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         if {"-h", "--help"} & set(rest):
             print(_help(command))
         else:
-            COMMANDS[command](rest)
-    except UserError as error:
-        print(f"prl: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"prl: {where}{error.strerror}; what was saved before is kept", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("\nprl: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        return 128 + signal.SIGINT
+            return COMMANDS[command](rest) or 0
+    except BaseException as error:
+        return tell(error)
     return 0
 
 
+def tell(error: BaseException) -> int:
+    """Says on the terminal why a command ends, in one line where it is for the user to mend; returns the exit code."""
+    if isinstance(error, UserError):
+        line, code = " ".join(str(error).split()), EXIT_USER_ERROR
+    elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        where = f"{error.filename}: " if error.filename else ""
+        line, code = f"{where}{error.strerror}; what was saved before is kept", EXIT_USER_ERROR
+    elif isinstance(error, Stopped):
+        line, code = f"stopped by SIGTERM: {error}; the same command continues", EXIT_STOPPED
+    elif isinstance(error, KeyboardInterrupt):
+        line, code = "interrupted; the same command continues from the last checkpoint", 128 + signal.SIGINT
+        print(file=sys.stderr)
+    else:
+        raise error
+    print(f"prl: {line}", file=sys.stderr)
+    return code
+
+
 def _run(argv: Sequence[str]) -> None:
-    _check_overrides(argv, _load_config(argv))
+    stop = StopSignal()
+    with stop.caught():
+        _run_until(stop, argv)
+
+
+def _run_until(stop: StopSignal, argv: Sequence[str]) -> None:
+    check_overrides("prl run", argv)
     values = _run_flags(argv)
-    _parse(values, ["prl run", *argv], required=("config", "workdir"))
+    parse(values, ["prl run", *argv], required=("config", "workdir"))
+    from prl_jax.processes import is_leader, joined
     from prl_jax.reporting import build_report, terminal_table
+    from prl_jax.stages.caching import use_compilation_cache
     from prl_jax.stages.run import run_stages
 
-    workdir = run_stages(values.config, Path(values.workdir))
+    use_compilation_cache(values.compilation_cache_dir)
+    number = values.num_processes if values.distributed or values.coordinator else 1
+    timeout = values.heartbeat_timeout
+    with joined(values.coordinator, number, values.process_id, heartbeat_timeout=timeout, tell=tell):
+        workdir = run_stages(values.config, Path(values.workdir), stop)
+        if not is_leader():
+            return
     report = build_report([workdir.path])
     summary = workdir.path / "summary.json"
     if summary.is_file():
@@ -93,18 +120,63 @@ def _run(argv: Sequence[str]) -> None:
 
 def _run_flags(argv: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
-    # The module under whose name ml_collections loads a config file; what another file has left in it would stay.
-    sys.modules.pop("config_config", None)
     flags.DEFINE_string("workdir", None, "Folder of the run, new or to be continued.", flag_values=values)
-    config_flags.DEFINE_config_file("config", None, "Config file.", flag_values=values, sys_argv=["prl run", *argv])
+    processes = functools.partial(flags.DEFINE_integer, flag_values=values)
+    flags.DEFINE_bool("distributed", False, "Join the processes that the cluster has started.", flag_values=values)
+    flags.DEFINE_string(
+        "coordinator", "", "HOST:PORT of process 0, where no cluster tells; implies --distributed.", flag_values=values
+    )
+    processes("num_processes", -1, "Processes of the run; -1 asks the cluster.", lower_bound=-1)
+    processes("process_id", -1, "Which of them this is, from 0; -1 asks the cluster.", lower_bound=-1)
+    processes("heartbeat_timeout", 30, "Seconds after which a silent process counts as lost.", lower_bound=1)
+    _define_cache(values)
+    define_config(values, argv)
     return values
+
+
+def _plan(argv: Sequence[str]) -> int:
+    check_overrides("prl plan", argv)
+    values = _plan_flags(argv)
+    parse(values, ["prl plan", *argv], required=("config", "topology"))
+    # The plan is made on the CPU, whatever else is there; compilers say on standard error what it looks for.
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"
+    import jax
+
+    from prl_jax.plan import as_json, as_text, plan_config
+    from prl_jax.stages.checks import check_config
+
+    jax.config.update("jax_platforms", "cpu")
+    check_config(values.config)
+    tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    plan = plan_config(values.config, values.topology, functions=values.functions or None, tell=tell)
+    print(json.dumps(as_json(plan, values.config)) if values.json else as_text(plan, values.config))
+    return 0 if plan.fits else EXIT_DOES_NOT_FIT
+
+
+def _plan_flags(argv: Sequence[str]) -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "topology", None, "v5e:8x8 and the like (v4, v5e, v5p, v6e), or cpu:8 for so many CPU devices.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_bool("json", False, "Print one JSON document.", flag_values=values)
+    flags.DEFINE_list("functions", [], "Compile these alone, such as sft/train_step.", flag_values=values)
+    define_config(values, argv)
+    return values
+
+
+def _define_cache(values: flags.FlagValues) -> None:
+    text = "Folder for compiled programs, a cache folder of the user's unless given; '' keeps none."
+    flags.DEFINE_string("compilation_cache_dir", None, text, flag_values=values)
 
 
 def _judge(argv: Sequence[str]) -> None:
     values = _judge_flags(argv)
-    _parse(values, ["prl judge", *argv], required=("model", "data", "out"))
+    parse(values, ["prl judge", *argv], required=("model", "data", "out"))
+    from prl_jax.stages.caching import use_compilation_cache
     from prl_jax.stages.commands import judge_file
 
+    use_compilation_cache(values.compilation_cache_dir)
     metrics = judge_file(Path(values.model), Path(values.data), Path(values.out), batch_size=values.batch_size)
     print(json.dumps(metrics))
 
@@ -114,6 +186,7 @@ def _judge_flags(_: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_string(
         "model", None, "Directory of a judge: a stage's, or a Hugging Face checkpoint.", flag_values=values
     )
+    _define_cache(values)
     flags.DEFINE_string("data", None, "Preference pairs, .jsonl or .jsonl.gz.", flag_values=values)
     flags.DEFINE_string("out", None, "Where the judgements go, .jsonl.", flag_values=values)
     flags.DEFINE_integer("batch_size", 256, "Rows of a forward pass.", lower_bound=1, flag_values=values)
@@ -122,9 +195,11 @@ def _judge_flags(_: Sequence[str]) -> flags.FlagValues:
 
 def _generate(argv: Sequence[str]) -> None:
     values = _generate_flags(argv)
-    _parse(values, ["prl generate", *argv], required=("model", "prompts", "out"))
+    parse(values, ["prl generate", *argv], required=("model", "prompts", "out"))
+    from prl_jax.stages.caching import use_compilation_cache
     from prl_jax.stages.commands import generate_file
 
+    use_compilation_cache(values.compilation_cache_dir)
     written = generate_file(
         Path(values.model),
         Path(values.prompts),
@@ -145,6 +220,7 @@ def _generate_flags(_: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_string(
         "model", None, "Directory of a policy: a stage's, or a Hugging Face checkpoint.", flag_values=values
     )
+    _define_cache(values)
     flags.DEFINE_string("prompts", None, "Prompts, .jsonl or .jsonl.gz.", flag_values=values)
     flags.DEFINE_string("out", None, "Where the responses go, .jsonl.", flag_values=values)
     number("max_new_tokens", 0, "Tokens of a response at most; 0: as the model was trained.", lower_bound=0)
@@ -158,7 +234,7 @@ def _generate_flags(_: Sequence[str]) -> flags.FlagValues:
 
 def _export(argv: Sequence[str]) -> None:
     values = _export_flags(argv)
-    _parse(values, ["prl export", *argv], required=("workdir", "stage", "out"))
+    parse(values, ["prl export", *argv], required=("workdir", "stage", "out"))
     from prl_jax.stages.commands import export_model
 
     export_model(
@@ -186,7 +262,7 @@ def _export_flags(_: Sequence[str]) -> flags.FlagValues:
 
 def _report(argv: Sequence[str]) -> None:
     values = _report_flags(argv)
-    rest = _parse(values, ["prl report", *argv], required=("workdir",), positional=True)
+    rest = parse(values, ["prl report", *argv], required=("workdir",), positional=True)
     from prl_jax.reporting import build_report
 
     print(f"Report: {build_report([Path(p) for p in (*values.workdir, *rest)])}")
@@ -198,12 +274,13 @@ def _report_flags(_: Sequence[str]) -> flags.FlagValues:
     return values
 
 
-COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = MappingProxyType(
-    {"run": _run, "judge": _judge, "generate": _generate, "export": _export, "report": _report}
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int | None]] = MappingProxyType(
+    {"run": _run, "plan": _plan, "judge": _judge, "generate": _generate, "export": _export, "report": _report}
 )
 _FLAGS: Mapping[str, Callable[[Sequence[str]], flags.FlagValues]] = MappingProxyType(
     {
         "run": _run_flags,
+        "plan": _plan_flags,
         "judge": _judge_flags,
         "generate": _generate_flags,
         "export": _export_flags,
@@ -212,107 +289,9 @@ _FLAGS: Mapping[str, Callable[[Sequence[str]], flags.FlagValues]] = MappingProxy
 )
 
 
-def _parse(
-    values: flags.FlagValues, argv: Sequence[str], *, required: Sequence[str], positional: bool = False
-) -> list[str]:
-    """Parses the flags of a command; every mistake in them is a `UserError`."""
-    try:
-        with warnings.catch_warnings():
-            # ml_collections 1.1 still loads config files through load_module().
-            warnings.filterwarnings("ignore", message="the load_module", category=DeprecationWarning)
-            rest = values(list(argv), known_only=False)[1:]
-    except UserError:
-        raise
-    except flags.Error as error:
-        # What get_config() raised comes with its traceback, of which the last line is the error.
-        lines = str(error).strip().split("\n")
-        raise UserError(f"{argv[0]}: {lines[0]}{' ' + lines[-1] if len(lines) > 1 else ''}") from error
-    except Exception as error:  # get_config() is the user's code and raises what it likes
-        raise _not_loaded(error) from error
-    missing = [name for name in required if not values[name].value]
-    if missing:
-        raise UserError(f"{argv[0]}: --{missing[0]} is missing; see {argv[0]} --help")
-    if rest and not positional:
-        raise UserError(f"{argv[0]}: unexpected argument {rest[0]!r}; see {argv[0]} --help")
-    return rest
-
-
 def _help(command: str) -> str:
     values, lines = _FLAGS[command]([]), []
     for name in sorted(values):
         default = "" if values[name].default is None else f" (default: {values[name].default})"
         lines.append(f"  --{name:<16} {values[name].help}{default}")
     return f"Flags of prl {command}:\n" + "\n".join(lines)
-
-
-def _load_config(argv: Sequence[str]) -> ConfigDict:
-    """The config that `--config` names, without overrides."""
-    plain = list(_config_argument(argv))
-    values = _run_flags(plain)
-    path = re.sub(r"^--?config=?", "", plain[-1]).split(":", 1)[0] if plain else ""
-    if path and not Path(path).is_file():
-        raise UserError(f"--config: {path}: no such file; expected a Python file with a get_config()")
-    _parse(values, ["prl run", *plain], required=() if plain else ("config",))
-    config = values.config
-    if not isinstance(config, ConfigDict):
-        try:
-            hasattr(config, "lock")  # an OSError of get_config() waits until the config is looked at
-        except OSError as error:
-            raise _not_loaded(error.__cause__ or error) from error
-        raise UserError(f"--config: get_config() returned {type(config).__name__}, expected a ConfigDict")
-    return config
-
-
-def _not_loaded(error: BaseException) -> UserError:
-    if isinstance(error, AttributeError) and error.name == "get_config":
-        return UserError("--config: the file defines no get_config()")
-    return UserError(f"--config: cannot be loaded ({type(error).__name__}: {error})")
-
-
-def _check_overrides(argv: Sequence[str], config: ConfigDict) -> None:
-    """Refuses `--config.x.y` where the config has no such key, with the nearest key that it has."""
-    given = [match[1] for arg in argv if (match := re.match(r"--?(?:no)?config\.([^=[]+)", arg))]
-    known = list(_keys(config))
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise UserError(f"--config.{key}: the config has no such key; the nearest is --config.{near[0]}")
-
-
-def _config_argument(argv: Sequence[str]) -> Iterator[str]:
-    for i, arg in enumerate(argv):
-        if re.match(r"--?config=", arg):
-            yield arg
-        elif re.fullmatch(r"--?config", arg):
-            yield from argv[i : i + 2]
-
-
-def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    for name, value in config.items():
-        yield f"{prefix}{name}"
-        if isinstance(value, ConfigDict):
-            yield from _keys(value, f"{prefix}{name}.")
-
-
-def _quiet() -> None:
-    """Libraries keep to themselves: what they log is not for the user's terminal, which shows the error itself."""
-    logging.set_verbosity(logging.FATAL)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-
-
-def keep_heap() -> None:
-    """Tells glibc to keep freed memory instead of handing it back to the kernel after every step.
-
-    XLA's CPU backend allocates a step's buffers anew each time; clearing and mapping fresh pages took half of the time
-    of a training step of the built-in configs. Other C libraries have no such call, and nothing happens there.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    largest = 2**31 - 1
-    mallopt(_M_MMAP_THRESHOLD, largest)
-    mallopt(_M_TRIM_THRESHOLD, largest)
-    mallopt(_M_ARENA_MAX, 1)  # the arenas of further threads are too small for such buffers and map each one anew

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,6 +9,14 @@ class UserError(Exception):
 
     The message is one line that names the file and line, key or shape, says what was expected and what to do.
     The command line prints it without a traceback and exits with code 2.
+    """
+
+
+class Stopped(BaseException):
+    """A run was asked to end (SIGTERM) and does so, at a point from which the same command continues.
+
+    The message says what was saved; the command line prints it and exits with code 75. No `except Exception` between
+    takes it for a failure.
     """
 
 

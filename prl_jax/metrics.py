@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -28,11 +29,16 @@ class JsonlLog:
     finished line. NaN and infinities, which JSON lacks, are `null`. No step stands twice: a run that resumes from the
     checkpoint of `resume_step` first drops the lines after it; one that starts from scratch (None) drops all.
 
+    A silent log touches no file: of several processes, one writes.
+
     Errors: `UserError` when the file cannot be written (a full disk, a read-only directory).
     """
 
-    def __init__(self, path: Path, *, resume_step: int | None):
+    def __init__(self, path: Path, *, resume_step: int | None, silent: bool = False):
         self.path = path
+        self._file: io.FileIO | None = None
+        if silent:
+            return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if resume_step is None:
@@ -46,6 +52,8 @@ class JsonlLog:
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes rows: a `step` (int) and whatever else JSON holds."""
+        if self._file is None:
+            return
         lines = "".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
         try:
             _write_all(self._file, lines.encode())
@@ -54,7 +62,8 @@ class JsonlLog:
 
     def close(self) -> None:
         """Closes the file; a second call does nothing."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> JsonlLog:
         return self
@@ -74,16 +83,20 @@ class MetricsWriter:
     Errors: `UserError` when the files cannot be written (a full disk, a read-only directory).
     """
 
-    def __init__(self, directory: Path, *, resume_step: int | None):
+    def __init__(self, directory: Path, *, resume_step: int | None, silent: bool = False):
         """Opens the files.
 
         Args:
           directory: created when missing.
           resume_step: the step of the checkpoint that the run continues from; lines with a greater step are dropped.
             None starts from scratch: whatever an earlier attempt left is dropped.
+          silent: touches no file.
         """
         self.path = directory / METRICS_FILE
-        self._lines = JsonlLog(self.path, resume_step=resume_step)
+        self._lines = JsonlLog(self.path, resume_step=resume_step, silent=silent)
+        self._events: _EventFile | None = None
+        if silent:
+            return
         try:
             self._events = _EventFile(directory, 0 if resume_step is None else resume_step + 1)
         except OSError as error:
@@ -96,6 +109,8 @@ class MetricsWriter:
           step: the number of steps that are done; later calls give greater numbers.
           metrics: name -> number (a Python float, or anything `float()` takes, such as a 0-d array).
         """
+        if self._events is None:
+            return
         values = {name: float(value) for name, value in metrics.items()}
         self._lines.write([{"step": int(step), **values}])
         try:
@@ -106,7 +121,8 @@ class MetricsWriter:
     def flush(self) -> None:
         """Brings the event files up to date; call it when a checkpoint is saved."""
         try:
-            self._events.flush()
+            if self._events is not None:
+                self._events.flush()
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
@@ -114,7 +130,8 @@ class MetricsWriter:
         """Closes the files; a second call does nothing."""
         self._lines.close()
         try:
-            self._events.close()
+            if self._events is not None:
+                self._events.close()
         except OSError as error:
             raise _unwritable(self.path, error) from error
 

@@ -12,6 +12,10 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 
+# The command line would keep what it compiles in the user's cache folder; processes that tests start would too.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+jax.config.update("jax_enable_compilation_cache", False)
+
 # Tests compile hundreds of small programs and run each a few times: less optimised machine code halves their time.
 # XLA reads its flags when the backend starts; processes that tests start get those of the user again.
 _flags = os.environ.get("XLA_FLAGS")

@@ -1,12 +1,15 @@
 """The command line, run inside the test's process."""
 
 import contextlib
+import functools
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,19 +23,55 @@ ROOT = Path(__file__).parents[1]
 MICRO = str(ROOT / "tests" / "configs" / "micro.py")
 
 
-def on_virtual_devices(script: str | Path, *arguments: object, devices: int = 8) -> str:
-    """What a script prints in a process of its own with that many CPU devices; warnings are errors there too."""
-    environment = {
+def environment_of(devices: int) -> dict[str, str]:
+    """For a process with that many CPU devices, which compiles without optimising."""
+    return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
         "PYTHONPATH": os.pathsep.join([str(Path(prl_jax.__file__).parents[1]), str(Path(__file__).parent)]),
     }
+
+
+def on_virtual_devices(script: str | Path, *arguments: object, devices: int = 8) -> str:
+    """What a script prints in a process of its own with that many CPU devices; warnings are errors there too."""
     command = [sys.executable, "-W", "error", str(script), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment_of(devices), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{script}: {done.stderr[-4000:]}")
     return done.stdout
+
+
+def in_processes(script: str | Path, *arguments: object, number: int, devices: int) -> None:
+    """Runs a script in several processes, each with that many CPU devices; it joins them where `--join` tells."""
+    join = ["--join", f"localhost:{free_port()}", str(number)]
+    command = [sys.executable, "-W", "error", str(script), *map(str, arguments), *join]
+    commands = [[*command, str(i)] for i in range(number)]
+    together(commands, environment_of(devices))
+
+
+def together(commands: Sequence[Sequence[str]], environment: Mapping[str, str], timeout: float = 300) -> list[str]:
+    """Runs commands side by side and returns what each printed. A failure stops them all."""
+    with contextlib.ExitStack() as files:
+        # Not pipes: a process that nobody listens to would stop when its pipe is full.
+        printed = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
+        start = functools.partial(subprocess.Popen, env=environment, cwd=ROOT, stderr=subprocess.STDOUT)
+        started = [start(command, stdout=file) for command, file in zip(commands, printed, strict=True)]
+        try:
+            codes = [process.wait(timeout) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+        texts = [(file.seek(0), file.read())[1] for file in printed]
+    assert not any(codes), f"exit codes {codes}\n" + "\n".join(text[-4000:] for text in texts)
+    return texts
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
 
 
 class Done(NamedTuple):

@@ -9,7 +9,8 @@ from jax.sharding import PartitionSpec
 from prl_jax.errors import UserError
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
-from prl_jax.sharding import make_mesh, put_batch, sharded_init
+from prl_jax.processes import put_batch
+from prl_jax.sharding import make_mesh, sharded_init
 from prl_jax.training.sft import SFT
 from prl_jax.training.state import create_state
 from prl_jax.training.step import make_train_step

@@ -95,7 +95,7 @@ def test_run_leaves_the_files_of_a_workdir(workdir):
     for name in TRAINED:
         stage = workdir / name
         assert {path.name for path in stage.iterdir() if "tfevents" not in path.name} == {
-            "checkpoints", "metrics.jsonl", "model.json", "result.json", "samples.jsonl", "tokenizer",
+            "checkpoints", "metrics.jsonl", "model.json", "result.json", "samples.jsonl", "timings.jsonl", "tokenizer",
         }  # fmt: skip
         assert len(list(stage.glob("events.out.tfevents.*"))) == 1
         last = str(read_rows(stage / "metrics.jsonl")[-1]["step"])

@@ -11,7 +11,8 @@ from running import on_virtual_devices
 
 from prl_jax.errors import UserError
 from prl_jax.models import LOGICAL_AXES
-from prl_jax.sharding import batch_sharding, make_mesh, path_names, put_batch, replicated, tree_shardings
+from prl_jax.processes import put_batch
+from prl_jax.sharding import batch_sharding, make_mesh, path_names, replicated, tree_shardings
 
 
 def test_a_mesh_has_three_axes_of_which_one_may_be_free():

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
 
+from prl_jax.processes import batch_rows, fetch, put_batch, whole_batch
 from prl_jax.text.chat import Prompt
 from prl_jax.types import TokenRows
 
@@ -58,19 +60,32 @@ def judge_pairs(judge: Judge, prompts: Sequence[Prompt], first: Sequence[str], s
 
 
 def in_batches(
-    forward: Callable[[TokenRows], jax.Array], rows: TokenRows, batch_size: int
+    forward: Callable[[TokenRows], jax.Array],
+    encode: Callable[[Int[np.ndarray, "n"]], TokenRows],
+    count: int,
+    batch_size: int,
+    mesh: Mesh | None,
 ) -> Float[np.ndarray, "N *rest"]:
-    """Runs a jitted function over numpy rows in batches of one shape; the last one is filled up with the last row.
+    """Runs a jitted function over rows in batches of one shape; the last one is filled up with the last row.
 
     Fewer rows than a batch are filled up to a power of two, so that another number of rows seldom compiles anew.
+
+    Args:
+      forward: rows of a batch -> a number or more for each.
+      encode: which rows, of `count` -> these rows, numpy.
+      batch_size: rows of a batch, at most; a little more where the mesh has more shards.
+      mesh: cuts the rows over its devices and processes; None computes where the parameters of `forward` are.
+
+    Returns:
+      `[N, ...]`, the same in every process. Each process encodes only rows that its own devices read.
     """
-    count = len(rows.tokens)
-    batch_size = min(batch_size, 1 << (count - 1).bit_length())
+    size = min(batch_size, 1 << (count - 1).bit_length())
+    size = size if mesh is None else whole_batch(size, mesh)
     parts = []
-    for start in range(0, count, batch_size):
-        index = np.minimum(np.arange(start, start + batch_size), count - 1)
-        parts.append(forward(TokenRows(*(x[index] for x in rows))))
-    return np.concatenate([np.asarray(part) for part in parts])[:count]
+    for index in batch_rows(count, size, mesh):
+        rows = encode(index)
+        parts.append(fetch(forward(rows if mesh is None else put_batch(rows, mesh)), mesh))
+    return np.concatenate(parts)[:count]
 
 
 def _sigmoid(z: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:

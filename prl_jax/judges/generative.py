@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from prl_jax.judges.base import Judged, check_lengths, in_batches
 from prl_jax.models import Decoder, verdict_log_probs
@@ -31,6 +32,7 @@ class GenerativeJudge:
       max_length: static length of a row.
       batch_size: rows of one forward pass.
       on_long: "truncate" (a row that is too long loses the beginning of its prompt) or "error".
+      mesh: cuts the rows of a forward pass over its devices.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class GenerativeJudge:
         max_length: int,
         batch_size: int = 256,
         on_long: str = "truncate",
+        mesh: Mesh | None = None,
     ):
         self.model, self.tokenizer, self.template = model, tokenizer, template
-        self.max_length, self.batch_size, self.on_long = max_length, batch_size, on_long
+        self.max_length, self.batch_size, self.on_long, self.mesh = max_length, batch_size, on_long, mesh
         self.verdicts = verdict_ids(tokenizer, template)
 
     def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
@@ -75,16 +78,16 @@ class GenerativeJudge:
 
     def _log_probs(self, prompts, first, second) -> Float[np.ndarray, "N 2"]:
         check_lengths(prompts, first, second)
-        encoded = [self._encode(*row) for row in zip(prompts, first, second, strict=True)]
-        rows = pad_rows(
-            [row.ids for row in encoded],
-            self.max_length,
-            pad_id=self.tokenizer.pad_id,
-            positions=[row.positions for row in encoded],
-        )
-        return in_batches(lambda batch: _verdicts(self.model, batch, self.verdicts), rows, self.batch_size)
+
+        def encode(index: Int[np.ndarray, "n"]) -> TokenRows:
+            encoded = [self._encode(prompts[i], first[i], second[i]) for i in index]
+            ids, positions = [row.ids for row in encoded], [row.positions for row in encoded]
+            return pad_rows(ids, self.max_length, pad_id=self.tokenizer.pad_id, positions=positions)
+
+        forward = functools.partial(_verdicts, self.model, verdicts=self.verdicts)
+        return in_batches(forward, encode, len(prompts), self.batch_size, self.mesh)
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.jit, static_argnames="verdicts")
 def _verdicts(model: Decoder, rows: TokenRows, verdicts: tuple[int, int]) -> Float[Array, "B 2"]:
     return verdict_log_probs(model, rows, verdicts)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from prl_jax.errors import UserError
 from prl_jax.judges.base import Judged, check_lengths, in_batches
@@ -26,6 +28,7 @@ class ScalarJudge:
       max_length: static length of a row.
       batch_size: rows of one forward pass.
       on_long: "truncate" (a row that is too long loses the beginning of its prompt) or "error".
+      mesh: cuts the rows of a forward pass over its devices.
     """
 
     def __init__(
@@ -36,16 +39,21 @@ class ScalarJudge:
         max_length: int,
         batch_size: int = 256,
         on_long: str = "truncate",
+        mesh: Mesh | None = None,
     ):
         self.model, self.tokenizer = model, tokenizer
-        self.max_length, self.batch_size, self.on_long = max_length, batch_size, on_long
+        self.max_length, self.batch_size, self.on_long, self.mesh = max_length, batch_size, on_long, mesh
 
     def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Float[np.ndarray, "N"]:
         """`[N]` float32 rewards."""
         check_lengths(prompts, responses)
-        ids = [self._row(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-        rows = pad_rows(ids, self.max_length, pad_id=self.tokenizer.pad_id)
-        return in_batches(lambda batch: _score(self.model, batch), rows, self.batch_size)
+
+        def encode(index: Int[np.ndarray, "n"]) -> TokenRows:
+            ids = [self._row(prompts[i], responses[i]) for i in index]
+            return pad_rows(ids, self.max_length, pad_id=self.tokenizer.pad_id)
+
+        forward = functools.partial(_score, self.model)
+        return in_batches(forward, encode, len(prompts), self.batch_size, self.mesh)
 
     def check_fits(self, prompt: Prompt, first: str, second: str) -> None:
         """Raises `UserError` for a pair that is too long, with `on_long="error"`."""

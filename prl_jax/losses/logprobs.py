@@ -3,7 +3,8 @@
 The logits of a batch, `[B, T, V]` float32, are the largest array of a training step. Here a chunk of positions at a
 time turns into logits, is reduced to a few numbers a token and is recomputed in the backward pass.
 
-Chunks run along T and keep the batch axis, so that a batch that is sharded over devices stays sharded in every chunk.
+Chunks run along T. On a mesh every chunk has positions of all rows and of every part of T, and the vocabulary is cut
+over the devices that share rows (`sharding.SPREAD`), so that all of them work on every chunk.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from prl_jax.masked import check_floats, check_shapes, masked_count, masked_sum
+from prl_jax.sharding import RULES, SPREAD, Rules, constrain, parts, platform
 from prl_jax.types import LossOutput
 
 # Tokens a chunk when the caller names none: at least so many, and as many as keep the logits within the budget.
@@ -115,7 +117,11 @@ def chunk_count(shape: tuple[int, ...], vocab: int, chunk: int | None) -> int:
     """Number of chunks into which the positions of `[B, T]` tokens are cut."""
     rows, length = max(shape[0], 1), max(shape[1], 1)
     if chunk is None:
-        on_cpu = jax.default_backend() == "cpu"
+        # What one device has of them.
+        rules = _rules(vocab)
+        rows, length = (-(-n // parts(axis, rules)) for n, axis in ((rows, "batch"), (length, "length")))
+        vocab //= parts("vocab", rules)
+        on_cpu = platform() == "cpu"
         least, logits = (CPU_TOKENS, CPU_LOGITS) if on_cpu else (ACCELERATOR_TOKENS, ACCELERATOR_LOGITS)
         positions = max(max(least, logits // vocab) // rows, LEAST_POSITIONS)
     elif chunk < 1:
@@ -126,23 +132,43 @@ def chunk_count(shape: tuple[int, ...], vocab: int, chunk: int | None) -> int:
 
 
 def _split(x: Shaped[Array, "B T ..."], count: int) -> Shaped[Array, "N B C ..."]:
-    """Cuts T into `count` chunks of equal length, the last one padded with zeros."""
-    size = -(-x.shape[1] // count)
-    padding = [(0, 0)] * x.ndim
-    padding[1] = (0, size * count - x.shape[1])
-    x = jnp.pad(x, padding)
-    return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
+    """Cuts T into `count` chunks of equal length, filled up with zeros; each has positions of every part of T."""
+    rows, length, *rest = x.shape
+    cuts = _cuts(length)
+    size = -(-length // (cuts * count))
+    x = x.reshape(rows, cuts, length // cuts, *rest)
+    x = jnp.pad(x, [(0, 0), (0, 0), (0, size * count - length // cuts)] + [(0, 0)] * len(rest))
+    x = jnp.moveaxis(x.reshape(rows, cuts, count, size, *rest), 2, 0)
+    return x.reshape(count, rows, cuts * size, *rest)
 
 
 def _join(x: Shaped[Array, "N B C ..."], length: int) -> Shaped[Array, "B T ..."]:
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :length]
+    """The inverse of `_split`."""
+    count, rows, positions, *rest = x.shape
+    cuts = _cuts(length)
+    x = jnp.moveaxis(x.reshape(count, rows, cuts, positions // cuts, *rest), 0, 2)
+    x = x.reshape(rows, cuts, -1, *rest)[:, :, : length // cuts]
+    return x.reshape(rows, length, *rest)
+
+
+def _cuts(length: int) -> int:
+    """Parts of T on the mesh in use."""
+    return parts("length") if length % parts("length") == 0 else 1
+
+
+def _rules(vocab: int) -> Rules:
+    """How hidden states and vocabulary are laid out; one that does not divide is cut as everywhere else."""
+    return SPREAD if vocab % parts("vocab", SPREAD) == 0 else RULES
 
 
 def _logits(
     hidden: Float[Array, "B C D"], out_embed: Float[Array, "D V"], temperature: float, softcap: float | None
 ) -> Float[Array, "B C V"]:
-    z = jnp.einsum("bcd,dv->bcv", hidden, out_embed.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    rules = _rules(out_embed.shape[1])
+    hidden = constrain(hidden, "batch", "length", "stream", rules=rules)
+    out_embed = constrain(out_embed.astype(hidden.dtype), "stream", "vocab", rules=rules)
+    z = jnp.einsum("bcd,dv->bcv", hidden, out_embed, preferred_element_type=jnp.float32)
+    z = constrain(z, "batch", "length", "vocab", rules=rules)
     if softcap is not None:
         z = softcap * jnp.tanh(z / softcap)
     return z / temperature if temperature != 1.0 else z
@@ -163,10 +189,13 @@ def _hidden_and_embedding_grads(
         d_logits = d_logits / temperature
     # The barrier keeps XLA from computing these exponentials anew in each matmul.
     d_logits = jax.lax.optimization_barrier(d_logits.astype(hidden.dtype))
-    embed = out_embed.astype(hidden.dtype)
+    rules = _rules(out_embed.shape[1])
+    hidden = constrain(hidden, "batch", "length", "stream", rules=rules)
+    embed = constrain(out_embed.astype(hidden.dtype), "stream", "vocab", rules=rules)
     d_hidden = jnp.einsum("bcv,dv->bcd", d_logits, embed, preferred_element_type=jnp.float32)
     d_embed = jnp.einsum("bcd,bcv->dv", hidden, d_logits, preferred_element_type=jnp.float32)
-    return d_hidden.astype(hidden.dtype), d_embed
+    d_hidden = constrain(d_hidden.astype(hidden.dtype), "batch", "length", "stream", rules=rules)
+    return constrain(d_hidden, "batch", "length", "stream"), constrain(d_embed, "stream", "vocab", rules=rules)
 
 
 def _statistics(
@@ -182,8 +211,11 @@ def _statistics(
     total = jnp.sum(exps, axis=-1)
     log_total = jnp.log(total)
     entropy = log_total - jnp.sum(exps * (logits - top), axis=-1) / total
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
-    return (chosen - top)[..., 0] - log_total, entropy, log_total + top[..., 0], exps / total[..., None]
+    if parts("vocab", SPREAD) == 1:
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    else:  # a look-up along a cut axis would gather it
+        chosen = jnp.sum(jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0.0), axis=-1)
+    return chosen - top[..., 0] - log_total, entropy, log_total + top[..., 0], exps / total[..., None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))

@@ -1,6 +1,6 @@
 """Decoders as pytrees."""
 
-from prl_jax.models.cache import Cache
+from prl_jax.models.cache import CACHE_AXES, Cache, Prefilled
 from prl_jax.models.config import DecoderConfig, LoraConfig, RopeScaling
 from prl_jax.models.decoder import LOGICAL_AXES, Decoder
 from prl_jax.models.heads import ScalarHead, ScalarModel, last_index, verdict_log_probs, with_param_dtype
@@ -9,12 +9,14 @@ from prl_jax.models.lora import combine, merge, split, with_adapters, with_dropo
 from prl_jax.models.presets import PRESETS, preset
 
 __all__ = [
+    "CACHE_AXES",
     "LOGICAL_AXES",
     "PRESETS",
     "Cache",
     "Decoder",
     "DecoderConfig",
     "LoraConfig",
+    "Prefilled",
     "RopeScaling",
     "ScalarHead",
     "ScalarModel",

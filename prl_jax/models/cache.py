@@ -28,6 +28,23 @@ class Cache(NamedTuple):
     slot: Int[Array, ""]
 
 
+class Prefilled(NamedTuple):
+    """What is known when the prompts are read: the last hidden state of every row, and the cache."""
+
+    hidden: Float[Array, "B D"]
+    cache: Cache
+
+
+# Logical axes of these arrays, by name: each device holds the rows that it decodes.
+CACHE_AXES = {
+    "hidden": ("rows", "stream"),
+    "keys": ("rows", "kv", "head_dim", "slots"),
+    "values": ("rows", "kv", "slots", "head_dim"),
+    "mask": ("rows", "slots"),
+    "next_position": ("rows",),
+}
+
+
 def build_cache(
     keys: Float[Array, "L B P K H"], values: Float[Array, "L B P K H"], mask: Bool[Array, "B P"], room: int
 ) -> Cache:

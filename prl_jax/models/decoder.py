@@ -7,18 +7,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from prl_jax.models.cache import Cache, build_cache
+from prl_jax.models.cache import CACHE_AXES, Cache, Prefilled, build_cache
 from prl_jax.models.config import DecoderConfig
 from prl_jax.models.layers import Block, attention_mask, norm, softcap
 from prl_jax.models.rope import Rotation, rotation
-from prl_jax.sharding import on_batch_axes
+from prl_jax.sharding import DECODING, RULES, SPREAD, axes_of, constrain, constrain_tree, platform
 
 MOST_UNROLLED = 12
+_STREAM = ("batch", "length", "stream")
 
 
 def _unroll(layers: int) -> bool | int:
     """On CPU a rolled scan over layers costs up to 1.8 times; where there are many, compile time decides."""
-    return True if jax.default_backend() == "cpu" and layers <= MOST_UNROLLED else 1
+    return True if platform() == "cpu" and layers <= MOST_UNROLLED else 1
 
 
 class Decoder(nnx.Module):
@@ -65,17 +66,21 @@ class Decoder(nnx.Module):
         windowed = (near, attention_mask(segments, self.config.window)) if any(local) else everywhere
 
         def layer(x, block_and_local):
-            block, is_local = block_and_local
+            # The gradient of a layer is cut like its parameters as soon as it is there.
+            block, is_local = constrain_tree(block_and_local[0], LOGICAL_AXES), block_and_local[1]
             if all(local) or not any(local):
                 angles, mask = windowed
             else:
                 angles, mask = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), windowed, everywhere)
             x, cached = block(x, angles, mask)
-            return on_batch_axes(x), (cached if with_cache else None)
+            return constrain(x, *_STREAM), (cached if with_cache else None)
 
         layer = jax.checkpoint(layer) if self.config.remat else layer
         xs = (self.blocks, jnp.asarray(local))
-        x, cached = jax.lax.scan(layer, on_batch_axes(self._embed(tokens)), xs, unroll=_unroll(self.config.layers))
+        # From where the table lies to where the rows lie, in steps, of which the compiler knows each one.
+        x = constrain(self._embed(tokens), "batch", None, "embed", rules={**RULES, "batch": SPREAD["batch"]})
+        x = constrain(constrain(x, "batch", None, "stream"), *_STREAM)
+        x, cached = jax.lax.scan(layer, x, xs, unroll=_unroll(self.config.layers))
         return self.norm(x), cached
 
     def hidden(
@@ -99,13 +104,22 @@ class Decoder(nnx.Module):
         logits = jnp.matmul(hidden, self.output_embedding(), preferred_element_type=jnp.float32)
         return softcap(logits, self.config.logit_softcap)
 
-    def prefill(
-        self, tokens: Int[Array, "B P"], mask: Bool[Array, "B P"], room: int
-    ) -> tuple[Float[Array, "B D"], Cache]:
-        """Reads left-padded prompts; returns the last hidden state and a cache with `room` free slots."""
+    def prefill(self, tokens: Int[Array, "B P"], mask: Bool[Array, "B P"], room: int) -> Prefilled:
+        """Reads left-padded prompts; the cache has `room` free slots."""
         positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
         hidden, (keys, values) = self._forward(tokens, positions, mask.astype(jnp.int32), with_cache=True)
-        return hidden[:, -1], build_cache(keys, values, mask, room)
+        return constrain_tree(Prefilled(hidden[:, -1], build_cache(keys, values, mask, room)), CACHE_AXES)
+
+    def for_decoding(self) -> Decoder:
+        """The same model for `step`: matrices in the compute dtype, laid out for it. Once, outside a decode loop."""
+
+        def cast(path, x):
+            return x.astype(self.config.dtype) if axes_of(path, LOGICAL_AXES) else x
+
+        model = jax.tree_util.tree_map_with_path(cast, self)
+        for rules in (RULES, SPREAD, DECODING):  # in steps, of which the compiler knows each one
+            model = constrain_tree(model, LOGICAL_AXES, rules=rules)
+        return model
 
     def layers(self) -> list[Block]:
         """The blocks one by one: sliced once, outside a decode loop."""
@@ -120,11 +134,11 @@ class Decoder(nnx.Module):
         x, keys, values = self._embed(tokens), [], []
         for block, local, k, v in zip(layers, self.config.local_layers, cache.keys, cache.values, strict=True):
             angles, seen = (near, window) if local else (far, mask)
-            x, k, v = block.step(x, angles, k, v, seen, cache.slot)
+            x, k, v = block.step(constrain(x, "batch", "stream", rules=DECODING), angles, k, v, seen, cache.slot)
             keys.append(k)
             values.append(v)
         cache = Cache(tuple(keys), tuple(values), mask, cache.next_position + 1, cache.slot + 1)
-        return self.norm(x), cache
+        return self.norm(constrain(x, "batch", "stream", rules=DECODING)), cache
 
 
 def _table(config: DecoderConfig, key: PRNGKeyArray) -> Float[Array, "V D"]:
@@ -133,11 +147,11 @@ def _table(config: DecoderConfig, key: PRNGKeyArray) -> Float[Array, "V D"]:
 
 
 # Logical axes of the parameters, by the end of their path; stacked blocks have "layers" before these.
-_INTO_HEADS, _INTO_MLP = ("embed", "heads"), ("embed", "mlp")
+_INTO_HEADS, _INTO_KV, _INTO_MLP = ("embed", "heads"), ("embed", "kv"), ("embed", "mlp")
 _MATRICES = {
     "q": _INTO_HEADS,
-    "k": _INTO_HEADS,
-    "v": _INTO_HEADS,
+    "k": _INTO_KV,
+    "v": _INTO_KV,
     "o": ("heads", "embed"),
     "gate": _INTO_MLP,
     "up": _INTO_MLP,

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from prl_jax.models.config import DecoderConfig
 from prl_jax.models.decoder import Decoder
+from prl_jax.sharding import SPREAD, constrain
 from prl_jax.tree import flatten, unflatten
 from prl_jax.types import TokenRows
 
@@ -53,7 +54,9 @@ class ScalarModel(nnx.Module):
 
 def verdict_log_probs(model: Decoder, rows: TokenRows, verdicts: tuple[int, int]) -> Float[Array, "B 2"]:
     """Log-probabilities of two tokens behind the last valid token of each row, over the whole vocabulary, float32."""
-    log_probs = jax.nn.log_softmax(model.logits(last_hidden(model, rows)), axis=-1)
+    hidden = constrain(last_hidden(model, rows), "batch", "stream", rules=SPREAD)
+    logits = constrain(model.logits(hidden), "batch", "vocab", rules=SPREAD)
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
     return log_probs[:, jnp.array(verdicts)]
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from prl_jax.models.config import DecoderConfig, LoraConfig
 from prl_jax.models.rope import Rotation, rotate
+from prl_jax.sharding import DECODING, constrain, parts
 
 # Modules go through jax.jit, jax.grad and jax.lax.scan as ordinary pytrees.
 nnx.set_graph_mode(False)
@@ -29,7 +30,7 @@ class Lora(nnx.Module):
         self.scale, self.dropout = config.scale, config.dropout
         self.key: Key[Array, "..."] | None = None  # `with_dropout` gives one
 
-    def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N F"]:
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
         if self.key is not None:
             kept = jax.random.bernoulli(self.key, 1.0 - self.dropout, x.shape)
             x = jnp.where(kept, x / (1.0 - self.dropout), 0.0).astype(x.dtype)
@@ -57,15 +58,27 @@ class Linear(nnx.Module):
         self.lora = Lora(fan_in, fan_out, config.lora, key=lora_key) if adapted and config.lora is not None else None
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
-        # Over rows: one flat contraction makes the weight's gradient a plain matmul, which XLA's CPU backend runs a
-        # quarter faster than a contraction over batch and time.
-        rows = x.reshape(-1, x.shape[-1])
+        rows = _flat(x)
         out = rows @ self.weight[...].astype(x.dtype)
         if self.bias is not None:
             out = out + self.bias[...].astype(x.dtype)
         if self.lora is not None:
             out = out + self.lora(rows)
         return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def _decoded(x: Float[Array, "B F"], axis: str) -> Float[Array, "B F"]:
+    """What a matrix gave for the tokens of a decoding step, on the devices that have their rows."""
+    return constrain(constrain(x, "batch", axis, rules=DECODING), "rows", axis)
+
+
+def _flat(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """`[N, D]` of any `[..., D]`, so that a weight's gradient is a plain matmul.
+
+    XLA's CPU backend runs it a quarter faster than a contraction over batch and time. Where both are cut, they
+    stay apart.
+    """
+    return x if parts("length") > 1 else x.reshape(-1, x.shape[-1])
 
 
 class RMSNorm(nnx.Module):
@@ -117,7 +130,9 @@ class Attention(nnx.Module):
 
     def project(self, x: Float[Array, "... D"], angles: Rotation):
         """Queries `[..., K, G, H]`, scaled, keys and values `[..., K, H]`."""
-        q, k, v = (part(x).reshape(*x.shape[:-1], -1, self.head_dim) for part in (self.q, self.k, self.v))
+        place = _decoded if x.ndim == 2 else lambda part, name: constrain(part, "batch", "length", name)
+        flat = (place(part(x), name) for part, name in ((self.q, "heads"), (self.k, "kv"), (self.v, "kv")))
+        q, k, v = (part.reshape(*x.shape[:-1], -1, self.head_dim) for part in flat)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, angles) * self.scale, rotate(k, angles)
@@ -130,6 +145,8 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"], angles: Rotation, mask: Bool[Array, "B T T"]):
         """Returns the output `[B, T, D]` and the keys and values `[B, T, K, H]` for a cache."""
         q, k, v = self.project(x, angles)
+        # A query sees keys of the whole row.
+        k, v = (constrain(part, "batch", None, "kv", None) for part in (k, v))
         scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
         weights = self.weights(scores, mask[:, None, None]).astype(x.dtype)
         mixed = jnp.einsum("bkgts,bskh->btkgh", weights, v)
@@ -151,7 +168,8 @@ class Attention(nnx.Module):
         scores = jnp.einsum("bkgh,bkhs->bkgs", q, keys, preferred_element_type=jnp.float32)
         weights = self.weights(scores, mask[:, None, None]).astype(x.dtype)
         mixed = jnp.einsum("bkgs,bksh->bkgh", weights, values)
-        return self.o(mixed.reshape(x.shape[0], -1)), keys, values
+        mixed = constrain(mixed.reshape(x.shape[0], -1), "rows", "heads")
+        return self.o(constrain(mixed, "batch", "heads", rules=DECODING)), keys, values
 
 
 class MLP(nnx.Module):
@@ -166,7 +184,7 @@ class MLP(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = _flat(x)
         gate = self.gate(rows)
         gate = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)
         return self.down(gate * self.up(rows)).reshape(x.shape)

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from prl_jax.errors import UserError
-from prl_jax.models import Cache, Decoder
+from prl_jax.models import CACHE_AXES, Cache, Decoder, Prefilled
 from prl_jax.sampling.filters import filtered_log_probs, sample_categorical
+from prl_jax.sharding import DECODING, constrain, constrain_tree
 from prl_jax.types import Rollout
 
 
@@ -58,6 +59,15 @@ def row_keys(key: PRNGKeyArray, first_row: int | Int[Array, ""], rows: int) -> K
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first_row + jnp.arange(rows))
 
 
+class Sampled(NamedTuple):
+    """The part of a `Rollout` that is sampled."""
+
+    response: Int[Array, "B T"]
+    mask: Bool[Array, "B T"]
+    logp: Float[Array, "B T"]
+    truncated: Bool[Array, "B"]
+
+
 class _State(NamedTuple):
     index: Int[Array, ""]
     token: Int[Array, "B"]
@@ -68,7 +78,6 @@ class _State(NamedTuple):
     logp: Float[Array, "B T"]
 
 
-@functools.partial(jax.jit, static_argnames="config")
 def generate(
     model: Decoder,
     prompt: Int[Array, "B P"],
@@ -86,42 +95,35 @@ def generate(
         response depends on nothing but its own key and prompt.
       config: static; shapes depend on it alone, so calls with the same shapes compile once.
     """
-    batch, total = prompt.shape[0], config.max_new_tokens
-    stop_ids = jnp.asarray(config.stop_ids)
+    hidden, cache = prefill(model, prompt, prompt_mask, config=config)
+    sampled, _ = decode(model, hidden, cache, keys, config=config)
+    return Rollout(prompt, prompt_mask, *sampled)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def prefill(
+    model: Decoder, prompt: Int[Array, "B P"], prompt_mask: Bool[Array, "B P"], *, config: SamplingConfig
+) -> Prefilled:
+    """The hidden state before the first token of the responses, and a cache with room for them."""
+    return model.prefill(prompt, prompt_mask, room=config.max_new_tokens)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def decode(
+    model: Decoder, hidden: Float[Array, "B D"], cache: Cache, keys: Key[Array, "B"], *, config: SamplingConfig
+) -> tuple[Sampled, Cache]:
+    """Samples token by token behind what `prefill` has read, until every row is done.
+
+    The cache is donated and comes back as the last token left it, so that there is one.
+    """
+    model, cache = model.for_decoding(), constrain_tree(cache, CACHE_AXES)
     layers = model.layers()
-
-    def draw(hidden, index):
-        logits = model.logits(hidden)
-        if config.temperature == 0:
-            log_probs = jax.nn.log_softmax(logits, axis=-1)
-            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        else:
-            log_probs = filtered_log_probs(
-                logits, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
-            )
-            uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, index)))(keys)
-            token = sample_categorical(uniform, log_probs)
-        return token, jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
-
-    def write(state: _State, token, logp) -> _State:
-        """Puts a drawn token at `state.index` of the rows that are not done."""
-        live = ~state.done
-        put = lambda row, value: jax.lax.dynamic_update_slice(row, value[:, None], (0, state.index))  # noqa: E731
-        token = jnp.where(live, token, config.pad_id)
-        return state._replace(
-            index=state.index + 1,
-            token=token,
-            done=state.done | jnp.any(token[:, None] == stop_ids, axis=1),
-            response=put(state.response, token),
-            mask=put(state.mask, live),
-            logp=put(state.logp, jnp.where(live, logp, 0.0)),
-        )
 
     def body(state: _State) -> _State:
         hidden, cache = model.step(state.token, state.cache, layers)
-        return write(state._replace(cache=cache), *draw(hidden, state.index))
+        return _write(state._replace(cache=cache), *_draw(model, hidden, keys, state.index, config), config)
 
-    hidden, cache = model.prefill(prompt, prompt_mask, room=total)
+    batch, total = hidden.shape[0], config.max_new_tokens
     state = _State(
         index=jnp.int32(0),
         token=jnp.zeros((batch,), jnp.int32),
@@ -131,6 +133,39 @@ def generate(
         mask=jnp.zeros((batch, total), bool),
         logp=jnp.zeros((batch, total), jnp.float32),
     )
-    state = write(state, *draw(hidden, state.index))
+    state = _write(state, *_draw(model, hidden, keys, state.index, config), config)
     state = jax.lax.while_loop(lambda s: (s.index < total) & ~jnp.all(s.done), body, state)
-    return Rollout(prompt, prompt_mask, state.response, state.mask, state.logp, truncated=~state.done)
+    sampled = Sampled(state.response, state.mask, state.logp, truncated=~state.done)
+    return sampled, constrain_tree(state.cache, CACHE_AXES)
+
+
+def _draw(
+    model: Decoder, hidden: Float[Array, "B D"], keys: Key[Array, "B"], index: Int[Array, ""], config: SamplingConfig
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    """The token at `index` of every row, and its log-probability."""
+    hidden = constrain(hidden, "batch", "stream", rules=DECODING)
+    # Each device draws for its rows.
+    logits = constrain(constrain(model.logits(hidden), "batch", "vocab", rules=DECODING), "rows", "vocab")
+    if config.temperature == 0:
+        log_probs = jax.nn.log_softmax(logits, axis=-1)
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    else:
+        log_probs = filtered_log_probs(logits, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
+        uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, index)))(keys)
+        token = sample_categorical(uniform, log_probs)
+    return token, jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
+
+
+def _write(state: _State, token: Int[Array, "B"], logp: Float[Array, "B"], config: SamplingConfig) -> _State:
+    """Puts a drawn token at `state.index` of the rows that are not done."""
+    live = ~state.done
+    put = lambda row, value: jax.lax.dynamic_update_slice(row, value[:, None], (0, state.index))  # noqa: E731
+    token = jnp.where(live, token, config.pad_id)
+    return state._replace(
+        index=state.index + 1,
+        token=token,
+        done=state.done | jnp.any(token[:, None] == jnp.asarray(config.stop_ids), axis=1),
+        response=put(state.response, token),
+        mask=put(state.mask, live),
+        logp=put(state.logp, jnp.where(live, logp, 0.0)),
+    )

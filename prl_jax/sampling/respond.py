@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Int, PRNGKeyArray
 
 from prl_jax.errors import UserError
 from prl_jax.models import Decoder
+from prl_jax.processes import batch_rows, fetch, put_batch
 from prl_jax.sampling.decode import SamplingConfig, generate, row_keys
-from prl_jax.sharding import put_batch
 from prl_jax.text.chat import Prompt, encode_prompt, truncate_left
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
@@ -26,12 +25,12 @@ class EncodedPrompts(NamedTuple):
     Attributes:
       tokens: `[N, P]` int32.
       mask: `[N, P]` bool.
-      truncated: how many lost their beginning.
+      truncated: `[N]` bool, which of them lost their beginning.
     """
 
     tokens: Int[np.ndarray, "N P"]
     mask: Bool[np.ndarray, "N P"]
-    truncated: int
+    truncated: Bool[np.ndarray, "N"]
 
 
 def encode_prompts(
@@ -46,7 +45,7 @@ def encode_prompts(
             )
     cut = [truncate_left(ids, length) for ids in encoded]
     rows = pad_rows([ids for ids, _ in cut], length, pad_id=tokenizer.pad_id, side="left")
-    return EncodedPrompts(rows.tokens, rows.segments > 0, sum(was for _, was in cut))
+    return EncodedPrompts(rows.tokens, rows.segments > 0, np.array([was for _, was in cut], bool))
 
 
 def decode_responses(tokenizer: Tokenizer, rollout: Rollout) -> list[str]:
@@ -74,14 +73,13 @@ def respond(
     Row i draws from `fold_in(key, i)`, so the batch size changes nothing.
 
     Returns:
-      The texts, and the rollout of all `N` rows as numpy arrays.
+      The texts, and the rollout of all `N` rows as numpy arrays, the same in every process.
     """
     encoded = encode_prompts(tokenizer, prompts, length=max_prompt, on_long=on_long)
     count, parts = len(prompts), []
-    for start in range(0, count, batch_size):
-        index = np.minimum(np.arange(start, start + batch_size), count - 1)
+    for batch, index in enumerate(batch_rows(count, batch_size, mesh)):
         tokens, mask = put_batch((encoded.tokens[index], encoded.mask[index]), mesh)
-        rollout = generate(model, tokens, mask, row_keys(key, start, batch_size), config=config)
-        parts.append(jax.device_get(rollout))
+        keys = row_keys(key, batch * batch_size, batch_size)
+        parts.append(fetch(generate(model, tokens, mask, keys, config=config), mesh))
     rollout = Rollout(*(np.concatenate(columns)[:count] for columns in zip(*parts, strict=True)))
     return decode_responses(tokenizer, rollout), rollout

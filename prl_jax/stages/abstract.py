@@ -1,162 +1,261 @@
-"""The step functions of a config on abstract arrays: shape-checked and compiled ahead of time, on any mesh."""
+"""The functions that the stages of a config run on the devices, traced from abstract arrays for any mesh."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jax.stages import Lowered
+from jax.stages import Traced
 from ml_collections import ConfigDict
 
-from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel, split
+from prl_jax.judges.generative import _verdicts
+from prl_jax.judges.scalar import _score
+from prl_jax.models import CACHE_AXES, Decoder, ScalarModel
 from prl_jax.optim import make_optimizer
-from prl_jax.sampling import SamplingConfig, generate
-from prl_jax.sharding import batch_sharding, replicated, tree_shardings
-from prl_jax.stages.artifacts import Defaults, abstract_model, read_card
-from prl_jax.stages.context import is_directory, lora_config
+from prl_jax.processes import whole_batch
+from prl_jax.sampling import SamplingConfig, decode, prefill
+from prl_jax.stages.abstract_models import AbstractJudge, AbstractModels
+from prl_jax.stages.durations import to_steps
+from prl_jax.stages.evaluation import _log_ratio
 from prl_jax.stages.reward_model import stage_objective
 from prl_jax.training.ppo import CriticContext, PPOConfig, PPOState, make_update, prepare
 from prl_jax.training.rollout import Experience
 from prl_jax.training.sft import SFT
-from prl_jax.training.state import TrainState
 from prl_jax.training.step import make_train_step
-from prl_jax.types import PreferenceBatch, Rollout, SFTBatch, TokenRows
+from prl_jax.types import PreferenceBatch, Rollout, SFTBatch
+
+# What data no plan reads would tell; schedules of optimizers depend on it, no cost does.
+_EXAMPLES = 100_000
 
 
-def lowered_steps(config: ConfigDict, mesh: Mesh, *, vocab_size: int = 272) -> Iterator[tuple[str, Lowered]]:
-    """Every function that the training stages of a config run on the mesh, lowered without an array.
+class Step(NamedTuple):
+    """A function of a stage.
+
+    Attributes:
+      stage, function: their names.
+      traced: `.jaxpr`, and `.lower().compile()`.
+      arguments: abstract arrays that it is called with.
+      held: what the stage keeps on the devices while it runs, by what it is: `{"policy": ...}`. Functions read some of
+        it. Models that share arrays share abstract arrays.
+      cache: the key-value cache that it reads or makes.
+    """
+
+    stage: str
+    function: str
+    traced: Traced
+    arguments: Any
+    held: Mapping[str, Any]
+    cache: Any = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}/{self.function}"
+
+
+def abstract_steps(config: ConfigDict, mesh: Mesh) -> Iterator[Step]:
+    """Every function that costs something, of every stage, in the order in which a run first calls it.
+
+    Call it, and lower and compile what it yields, inside `jax.set_mesh(mesh)`, as a run does.
 
     Args:
       config: the model directories that it names need no more than their `config.json`.
       mesh: of any devices, those of a machine that is not there included.
-      vocab_size: of the run's tokenizer, where a stage starts from scratch.
-
-    Yields:
-      `stage/function` and what `.compile()` compiles.
     """
-    plan = _Plan(config, mesh, vocab_size)
+    steps = _Steps(config, AbstractModels(config, mesh))
     for name in config.stages:
-        kind = config[name].kind
-        if kind in ("sft", "bradley_terry", "generative"):
-            yield f"{name}/train_step", plan.train_step(name)
-        elif kind == "ppo":
-            yield from plan.ppo(name)
+        yield from {
+            "sft": steps.supervised,
+            "bradley_terry": steps.supervised,
+            "generative": steps.supervised,
+            "anchors": steps.anchors,
+            "ppo": steps.ppo,
+            "evaluation": steps.evaluation,
+        }[config[name].kind](name)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class _Steps:
     config: ConfigDict
-    mesh: Mesh
-    vocab_size: int
+    models: AbstractModels
 
-    def decoder(self, name: str, *, trained: bool) -> DecoderConfig:
-        """The decoder of a stage or directory, as another stage starts from it (`trained`) or uses it."""
-        if is_directory(name):
-            model = self.config.model
-            defaults = Defaults(**self.config.huggingface.to_dict(), dtype=model.dtype, remat=model.remat)
-            found = read_card(Path(name), defaults).config
-        elif not name:
-            found = DecoderConfig.from_dict(self.config.model.to_dict(), vocab_size=self.vocab_size)
-        else:
-            section = self.config[name]
-            found = self.decoder(section.policy if section.kind == "ppo" else section.init_from, trained=True)
-        return dataclasses.replace(found, param_dtype="float32" if trained else found.param_dtype)
-
-    def adapted(self, section: ConfigDict, start: str) -> DecoderConfig:
-        """The decoder that a stage trains."""
-        if section.lora.rank:
-            return dataclasses.replace(self.decoder(start, trained=False), lora=lora_config(section))
-        return self.decoder(start, trained=True)
-
-    def state(self, config: DecoderConfig, optimizer: Any, *, scalar: bool, bias: float | None = None) -> TrainState:
-        """An abstract state, sharded as `create_state` shards a real one."""
-
-        def make() -> Decoder | ScalarModel:
-            decoder = Decoder(config, key=jax.random.key(0))
-            return ScalarModel(decoder, bias=bias) if scalar else decoder
-
-        model = abstract_model(make, self.mesh)
-        moments = jax.eval_shape(optimizer.init, split(model)[0])
-        shardings = tree_shardings(moments, self.mesh, LOGICAL_AXES)
-        moments = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), moments, shardings)
-        return TrainState(model, moments, self.scalar_array(jnp.int32))
-
-    def scalar_array(self, dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((), dtype, sharding=replicated(self.mesh))
-
-    def rows(self, *shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh))
-
-    def token_rows(self, *shape: int) -> TokenRows:
-        return TokenRows(self.rows(*shape), self.rows(*shape), self.rows(*shape))
-
-    def train_step(self, name: str) -> Lowered:
-        section = self.config[name]
-        optimizer, size = _optimizer(section.optimizer), section.batch_size
+    def supervised(self, name: str) -> Iterator[Step]:
+        section, rows, token_rows = self.config[name], self.models.rows, self.models.token_rows
+        size = section.batch_size
+        total = to_steps(section.duration, key=f"{name}.duration", batch_size=size, examples=_EXAMPLES)
+        optimizer = _optimizer(section.optimizer, total)
         batch: PreferenceBatch | SFTBatch
         if section.kind == "sft":
             length, objective = section.max_prompt + section.max_response, SFT
-            batch = SFTBatch(
-                self.token_rows(size, length), self.rows(size, length), self.rows(size, length, dtype=bool)
-            )
+            batch = SFTBatch(token_rows(size, length), rows(size, length), rows(size, length, dtype=bool))
         else:
-            generative, objective = section.kind == "generative", stage_objective(section)
+            generative = section.kind == "generative"
+            objective = stage_objective(section, self.models.tokens(name).verdicts)
             length = section.max_length if generative else section.max_prompt + section.max_response
-            weight = self.rows(size, dtype=jnp.float32)
-            batch = PreferenceBatch(self.token_rows(size, length), self.token_rows(size, length), weight, weight)
-        decoder = self.adapted(section, section.init_from)
-        state = self.state(decoder, optimizer, scalar=section.kind == "bradley_terry")
+            weight = rows(size, dtype=jnp.float32)
+            batch = PreferenceBatch(token_rows(size, length), token_rows(size, length), weight, weight)
+        model: Decoder | ScalarModel = self.models.trainable(section)
+        state = self.models.state(self.models.scalar(model) if section.kind == "bradley_terry" else model, optimizer)
         dropout = jax.random.key(0) if section.lora.dropout else None
-        return make_train_step(objective, optimizer, section.accumulate, dropout=dropout).lower(state, batch)
+        step = make_train_step(objective, optimizer, section.accumulate, dropout=dropout)
+        held = {"parameters": state.model, "optimizer": (state.opt_state, state.step)}
+        yield Step(name, "train_step", step.trace(state, batch), (state, batch), held)
 
-    def ppo(self, name: str) -> Iterator[tuple[str, Lowered]]:
+    def anchors(self, name: str) -> Iterator[Step]:
         section = self.config[name]
+        if section.choice != "best_of_n":
+            return
+        policy, judge = self.models.decoder(section.policy), self.models.judge(section.judge)
+        held = {"policy": policy, **_judges({"judge": judge})}
+        sampling = self.sampling(section.policy, temperature=section.temperature)
+        yield from self.generate(name, section.policy, policy, section.batch_size, sampling, held)
+        yield from self.judge(name, judge, section.batch_size, None, held)
+
+    def ppo(self, name: str) -> Iterator[Step]:
+        section, models = self.config[name], self.models
         config = PPOConfig(**section.algorithm.to_dict(), temperature=section.temperature)
-        optimizers = _optimizer(section.policy_optimizer), _optimizer(section.critic_optimizer)
-        decoder = self.adapted(section, section.policy)
-        reference = abstract_model(
-            lambda: Decoder(self.decoder(section.policy, trained=False), key=jax.random.key(0)), self.mesh
+        total = to_steps(section.duration, key=f"{name}.duration", batch_size=section.prompts_per_step,
+                         examples=_EXAMPLES) * config.epochs * config.minibatches  # fmt: skip
+        optimizers = _optimizer(section.policy_optimizer, total), _optimizer(section.critic_optimizer, total)
+        reference = models.decoder(section.policy)
+        policy = models.state(models.trainable(section), optimizers[0])
+        critic = models.state(models.scalar(models.trainable(section), bias=section.value_init), optimizers[1])
+        state = PPOState(policy, critic, models.whole(dtype=jnp.float32))
+        judges = {key: models.judge(key) for key in (section.judge, section.evaluation.judge)}
+        held = {
+            "policy": policy.model,
+            "policy optimizer": (policy.opt_state, policy.step),
+            "critic": critic.model,
+            "critic optimizer": (critic.opt_state, critic.step, state.kl_coef),
+            "reference": reference,
+            **_judges(judges),
+        }
+        size = section.prompts_per_step * section.group_size
+        sampling = self.sampling(
+            section.policy, temperature=section.temperature, top_k=section.top_k, top_p=section.top_p
         )
-        critic = self.state(decoder, optimizers[1], scalar=True, bias=section.value_init)
-        policy = self.state(decoder, optimizers[0], scalar=False)
-        state = PPOState(policy, critic, self.scalar_array(jnp.float32))
-        size, (before, room) = section.prompts_per_step * section.group_size, self.lengths(section.policy)
-        prompt, prompt_mask = self.rows(size, before), self.rows(size, before, dtype=bool)
-        keys = jax.ShapeDtypeStruct((size,), jax.eval_shape(lambda: jax.random.key(0)).dtype)
-        sampling = SamplingConfig(
-            room, (0,), 0, temperature=section.temperature, top_k=section.top_k, top_p=section.top_p
-        )
-        yield f"{name}/generate", generate.lower(policy.model, prompt, prompt_mask, keys, config=sampling)
-        mask, number = self.rows(size, room, dtype=bool), self.rows(size, room, dtype=jnp.float32)
-        flag = self.rows(size, dtype=bool)
-        rollout = Rollout(prompt, prompt_mask, self.rows(size, room), mask, number, flag)
+        yield from self.generate(name, section.policy, policy.model, size, sampling, held)
+        scored = size if section.reward == "score" else 2 * size * self.opponents(section)
+        yield from self.judge(name, judges[section.judge], section.judge_batch_size, scored, held)
+        yield from self.learn(name, config, optimizers, state, reference, held)
+        tested = whole_batch(section.evaluation.prompts.limit, models.mesh)
+        if tested > size:  # more rows at once than in training
+            prefix = "evaluation_"
+            yield from self.generate(name, section.policy, policy.model, tested, sampling, held, prefix)
+
+    def learn(
+        self, name: str, config: PPOConfig, optimizers: tuple, state: PPOState, reference: Decoder, held: Mapping
+    ) -> Iterator[Step]:
+        """What follows on a rollout and its rewards."""
+        section, rows, token_rows = self.config[name], self.models.rows, self.models.token_rows
+        size, (before, room) = section.prompts_per_step * section.group_size, self.models.lengths(section.policy)
+        mask, number = rows(size, room, dtype=bool), rows(size, room, dtype=jnp.float32)
+        prompt, prompt_mask, truncated = rows(size, before), rows(size, before, dtype=bool), rows(size, dtype=bool)
+        rollout = Rollout(prompt, prompt_mask, rows(size, room), mask, number, truncated)
         # A marker and an anchor stand before the prompt that a privileged critic reads.
         read = before + section.critic_sees_anchor * (1 + room)
-        context = CriticContext(self.rows(size, read), self.rows(size, read, dtype=bool))
-        score = self.rows(size, dtype=jnp.float32)
-        yield f"{name}/prepare", prepare.lower(state, reference, rollout, context, score, config=config)
-        rows, critic_rows = self.token_rows(size, before + room), self.token_rows(size, read + room)
-        experience = Experience(rows, critic_rows, self.rows(size, room), mask, mask, *(number for _ in range(5)))
-        index = jax.ShapeDtypeStruct((size // config.minibatches,), jnp.int32)
-        update = make_update(config, *optimizers)
-        yield f"{name}/update", update.lower(state, experience, index, jax.ShapeDtypeStruct((), bool))
+        context = CriticContext(rows(size, read), rows(size, read, dtype=bool))
+        frozen = (state, reference, rollout, context, self.models.whole(size, dtype=jnp.float32))
+        yield Step(name, "prepare", prepare.trace(*frozen, config=config), frozen, held)
+        experience = Experience(
+            token_rows(size, before + room),
+            token_rows(size, read + room),
+            rows(size, room),
+            mask,
+            mask,
+            *(number for _ in range(5)),
+        )
+        index = self.models.whole(size // config.minibatches, dtype=jnp.int32)
+        arguments = (state, experience, index, self.models.whole(dtype=bool))
+        yield Step(name, "update", make_update(config, *optimizers).trace(*arguments), arguments, held)
 
-    def lengths(self, name: str) -> tuple[int, int]:
-        """Tokens of prompts and responses of a policy."""
-        while name and not is_directory(name):
-            section = self.config[name]
-            if section.kind == "sft":
-                return section.max_prompt, section.max_response
-            name = section.policy if section.kind == "ppo" else section.init_from
-        return self.config.huggingface.max_prompt, self.config.huggingface.max_response
+    def evaluation(self, name: str) -> Iterator[Step]:
+        section, models = self.config[name], self.models
+        for key in section.judges:
+            judge = models.judge(key)
+            pairs = 2 * section.pairs.limit or None
+            yield from self.judge(name, judge, section.batch_size, pairs, _judges({key: judge}), f"{key}_")
+        if not section.baseline:
+            return
+        baseline, judge = models.decoder(section.baseline), models.judge(section.judge)
+        # Arms come one after the other.
+        arm = next(iter(section.arms), section.baseline)
+        policy = baseline if arm == section.baseline else models.decoder(arm)
+        held = {"baseline": baseline, "policy": policy, **_judges({section.judge: judge})}
+        sampling = self.sampling(section.baseline, temperature=section.temperature)
+        yield from self.generate(name, section.baseline, policy, section.batch_size, sampling, held)
+        size, (before, room) = section.batch_size, models.lengths(section.baseline)
+        rollout = Rollout(
+            models.rows(size, before),
+            models.rows(size, before, dtype=bool),
+            models.rows(size, room),
+            models.rows(size, room, dtype=bool),
+            models.rows(size, room, dtype=jnp.float32),
+            models.rows(size, dtype=bool),
+        )
+        arguments = (policy, baseline, rollout)
+        yield Step(name, "log_ratio", _log_ratio.trace(*arguments, section.temperature or 1.0), arguments, held)
+
+    def generate(
+        self,
+        stage: str,
+        policy: str,
+        model: Decoder,
+        size: int,
+        sampling: SamplingConfig,
+        held: Mapping[str, Any],
+        prefix: str = "",
+    ) -> Iterator[Step]:
+        """Responses to `size` prompts of the lengths of a policy."""
+        rows, (before, _) = self.models.rows, self.models.lengths(policy)
+        arguments = (model, rows(size, before), rows(size, before, dtype=bool))
+        read = prefill.trace(*arguments, config=sampling)
+        hidden, cache = self.models.placed(read.out_info, CACHE_AXES)
+        yield Step(stage, f"{prefix}prefill", read, arguments, held, cache)
+        keys = self.models.whole(size, dtype=jax.eval_shape(lambda: jax.random.key(0)).dtype)
+        further = (model, hidden, cache, keys)
+        yield Step(stage, f"{prefix}decode", decode.trace(*further, config=sampling), further, held, cache)
+
+    def judge(
+        self,
+        stage: str,
+        judge: AbstractJudge | None,
+        batch_size: int,
+        count: int | None,
+        held: Mapping[str, Any],
+        prefix: str = "",
+    ) -> Iterator[Step]:
+        """`count` rows, if that is known, in batches of at most `batch_size`."""
+        if judge is None:
+            return
+        size = batch_size if count is None else min(batch_size, 1 << (count - 1).bit_length())
+        arguments = (judge.model, self.models.token_rows(whole_batch(size, self.models.mesh), judge.length))
+        scalar = isinstance(judge.model, ScalarModel)
+        traced = _score.trace(*arguments) if scalar else _verdicts.trace(*arguments, verdicts=judge.verdicts)
+        yield Step(stage, f"{prefix}judge", traced, arguments, held)
+
+    def sampling(self, policy: str, **values: Any) -> SamplingConfig:
+        tokens = self.models.tokens(policy)
+        return SamplingConfig(self.models.lengths(policy)[1], (tokens.stop,), tokens.pad, **values)
+
+    def opponents(self, section: ConfigDict) -> int:
+        """Comparisons of a response."""
+        if section.opponents == "anchor":
+            anchors = self.config[section.anchors]
+            return anchors.keep if anchors.choice == "best_of_n" else 1
+        return {"peer": 1, "group": section.group_size - 1, "pool": section.opponent_draws}[section.opponents]
 
 
-def _optimizer(section: ConfigDict) -> Any:
+def _judges(judges: Mapping[str, AbstractJudge | None]) -> dict[str, Any]:
+    """The models of one or several judges, as a stage holds them."""
+    found = tuple(judge.model for judge in judges.values() if judge is not None)
+    return {"judge": found} if found else {}
+
+
+def _optimizer(section: ConfigDict, total: int) -> Any:
     values = section.to_dict()
-    values.pop("warmup")
-    return make_optimizer(**values, total_steps=1000)
+    warmup = to_steps(values.pop("warmup"), key="warmup", total=total)
+    return make_optimizer(**values, warmup_steps=warmup, total_steps=total)

@@ -11,6 +11,7 @@ from prl_jax.data.jsonl import read_jsonl, write_jsonl
 from prl_jax.data.records import PromptRecord
 from prl_jax.errors import UserError
 from prl_jax.judges import Judge, ScalarJudge, judge_pairs
+from prl_jax.processes import is_leader
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.stages.artifacts import load_judge, load_policy
 from prl_jax.stages.context import StageContext
@@ -30,7 +31,8 @@ def run(context: StageContext) -> dict[str, float]:
         {"id": record.id, "prompt": [turn._asdict() for turn in record.prompt], "anchors": texts}
         for record, texts in zip(records, chosen, strict=True)
     ]
-    write_jsonl(context.directory / ANCHORS_FILE, rows)
+    if is_leader():
+        write_jsonl(context.directory / ANCHORS_FILE, rows)
     lengths = [len(text) for texts in chosen for text in texts]
     return {"prompts": float(len(rows)), "anchors": float(len(lengths)), "characters": float(np.mean(lengths))}
 

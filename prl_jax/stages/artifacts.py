@@ -19,6 +19,7 @@ from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel, fr
 from prl_jax.models.config import DTYPES
 from prl_jax.models.hf.config import CONFIG_FILE, decoder_config, is_reward_model, read_config
 from prl_jax.models.hf.peft import adapter_base, load_adapters
+from prl_jax.processes import is_leader
 from prl_jax.sharding import tree_shardings
 from prl_jax.stages.workdir import write_json
 from prl_jax.text.judging import JudgeTemplate
@@ -80,8 +81,9 @@ NO_DEFAULTS = Defaults()
 
 def save_card(directory: Path, card: ModelCard, tokenizer: Tokenizer) -> None:
     """Writes model.json and the tokenizer."""
-    tokenizer.save(directory / TOKENIZER_DIR)
-    write_json(directory / MODEL_FILE, dataclasses.asdict(card))
+    if is_leader():
+        tokenizer.save(directory / TOKENIZER_DIR)
+        write_json(directory / MODEL_FILE, dataclasses.asdict(card))
 
 
 def read_card(directory: Path, defaults: Defaults = NO_DEFAULTS) -> ModelCard:
@@ -228,18 +230,23 @@ def load_judge(
     card, model, tokenizer = load_model(directory, mesh, trunks, defaults)
     if card.kind not in ("scalar_judge", "generative_judge"):
         raise UserError(f"{directory}: holds a {card.kind}, expected a judge (a bradley_terry or generative stage)")
-    return make_judge(card, model, tokenizer, batch_size=batch_size, on_long=on_long)
+    return make_judge(card, model, tokenizer, mesh, batch_size=batch_size, on_long=on_long)
 
 
 def make_judge(
-    card: ModelCard, model: Decoder | ScalarModel, tokenizer: Tokenizer, *, batch_size: int, on_long: str = "truncate"
+    card: ModelCard,
+    model: Decoder | ScalarModel,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    on_long: str = "truncate",
 ) -> Judge:
     """The judge that a card describes."""
+    options = {"batch_size": batch_size, "on_long": on_long, "mesh": mesh}
     if isinstance(model, ScalarModel):
         length = card.max_prompt + card.max_response
-        return ScalarJudge(model, tokenizer, max_length=length, batch_size=batch_size, on_long=on_long)
+        return ScalarJudge(model, tokenizer, max_length=length, **options)
     assert card.template is not None
     template = JudgeTemplate(**{**card.template, "verdicts": tuple(card.template["verdicts"])})
-    return GenerativeJudge(
-        model, tokenizer, template, max_length=card.max_prompt, batch_size=batch_size, on_long=on_long
-    )
+    return GenerativeJudge(model, tokenizer, template, max_length=card.max_prompt, **options)

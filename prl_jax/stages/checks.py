@@ -22,9 +22,11 @@ from prl_jax.optim import make_optimizer
 from prl_jax.sampling import SamplingConfig
 from prl_jax.stages.artifacts import read_card
 from prl_jax.stages.config import build
-from prl_jax.stages.context import StageContext, gold_arguments, is_directory, lora_config, stage_tokenizer, whole_batch
+from prl_jax.stages.context import StageContext, gold_arguments, is_directory, lora_config, stage_tokenizer
 from prl_jax.stages.durations import to_steps
+from prl_jax.stages.layout import check_layout
 from prl_jax.stages.rules import CARDS, GOLD, JUDGES, NONE, POLICIES, RULES
+from prl_jax.stages.telemetry import profile_steps
 from prl_jax.text.chat import Turn, prompt_text
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row, verdict_ids
 from prl_jax.text.tokenizer import Tokenizer
@@ -51,6 +53,7 @@ def check_config(config: ConfigDict) -> None:
     _conform({k: v for k, v in config.items() if k in declared}, declared, "")
     DecoderConfig.from_dict(config.model.to_dict(), vocab_size=1)
     make_arguments(gold_arguments(config))
+    profile_steps(config.profile.steps)
     if config.seed < 0:
         raise UserError(f"seed={config.seed}, expected at least 0")
     if not config.stages:
@@ -77,7 +80,7 @@ def check_inputs(contexts: Sequence[StageContext], tokenizer: Tokenizer | None) 
             if key not in rules.unused(section):
                 with naming(f"{context.name}.{key}"):
                     _check_source(context, key, what, loaded)
-        _check_batches(context)
+        check_layout(context.config, context.name, context.mesh)
         if section.kind == "generative":
             with naming(context.name):
                 _check_template(section, stage_tokenizer(context, tokenizer))
@@ -174,10 +177,8 @@ def _check_lora(config: ConfigDict, name: str) -> None:
 
 def _check_accumulation(config: ConfigDict, name: str) -> None:
     section = config[name]
-    if section.batch_size % section.accumulate:
-        raise UserError(
-            f"{name}: batch_size={section.batch_size} does not divide into accumulate={section.accumulate} microbatches"
-        )
+    if section.accumulate > section.batch_size:
+        raise UserError(f"{name}.accumulate={section.accumulate}, expected at most batch_size={section.batch_size}")
 
 
 def _check_anchors(config: ConfigDict, name: str) -> None:
@@ -199,10 +200,10 @@ def _check_ppo(config: ConfigDict, name: str) -> None:
             "distribution that was sampled; set top_k=0 and top_p=1"
         )
     rows = section.prompts_per_step * section.group_size
-    if rows % (algorithm.minibatches * algorithm.accumulate):
+    if rows % algorithm.minibatches or algorithm.accumulate > rows // algorithm.minibatches:
         raise UserError(
             f"{name}: {rows} rows a step (prompts_per_step * group_size) do not divide into "
-            f"{algorithm.minibatches} minibatches of {algorithm.accumulate} microbatches"
+            f"{algorithm.minibatches} minibatches of at least accumulate={algorithm.accumulate} rows"
         )
     if section.reward == "score":
         _check_reference(config, name, "judge", section.judge, ("bradley_terry",))
@@ -274,17 +275,6 @@ def _check_source(context: StageContext, key: str, what: str, loaded: dict[tuple
         missing = next((record.id for record in prompts if record.reference is None), None)
         if missing is not None:
             raise UserError(f"prompt {missing!r} has no reference answer; use choice='best_of_n' or another source")
-
-
-def _check_batches(context: StageContext) -> None:
-    section = context.section
-    if section.kind == "ppo":
-        rows, what = section.prompts_per_step * section.group_size, "prompts_per_step * group_size"
-    else:
-        rows, what = section.batch_size, "batch_size"
-    if whole_batch(rows, context.mesh) != rows:
-        shape = dict(context.mesh.shape)
-        raise UserError(f"{context.name}: {what} = {rows} does not divide among the shards of a batch on mesh {shape}")
 
 
 def _check_template(section: ConfigDict, tokenizer: Tokenizer) -> None:

@@ -16,10 +16,10 @@ from prl_jax.errors import UserError, naming
 from prl_jax.judges import GenerativeJudge, ScalarJudge
 from prl_jax.models import Decoder, ScalarModel, merge, to_hf, with_param_dtype
 from prl_jax.models.hf.peft import save_adapters
+from prl_jax.processes import whole_batch
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.sharding import make_mesh
 from prl_jax.stages.artifacts import EXPORT_FILE, export_card, load_judge, load_model, load_policy
-from prl_jax.stages.context import whole_batch
 from prl_jax.stages.judging import judge_records, record_metrics
 from prl_jax.stages.workdir import write_json
 

@@ -58,8 +58,10 @@ def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
                 intransitivity=0.0,
                 reference="demonstration",
             ),
-            mesh=dict(data=-1, fsdp=1, tensor=1),
+            # Sizes of the axes of the device mesh (`sharding.make_mesh`); one may be -1, the rest.
+            mesh=dict(data=-1, fsdp=1, tensor=1, sequence=1),
             logging=dict(progress=True),
+            profile=dict(steps=""),  # of each training stage, "10-12" or "10": jax.profiler traces them
         ),
         values,
         "config",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sys
 import zlib
@@ -21,10 +20,12 @@ from prl_jax.data.sources import SourceSpec, load_records
 from prl_jax.errors import UserError, naming
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, LoraConfig, with_adapters, with_param_dtype
 from prl_jax.optim import make_optimizer
+from prl_jax.processes import is_leader
 from prl_jax.progress import Progress
-from prl_jax.sharding import BATCH_AXES, sharded_init
+from prl_jax.sharding import sharded_init
 from prl_jax.stages.artifacts import Defaults, load_decoder, model_tokenizer, read_card
 from prl_jax.stages.durations import to_steps
+from prl_jax.stages.stopping import StopSignal
 from prl_jax.stages.workdir import Workdir
 from prl_jax.text.common import FILE_NAME
 from prl_jax.text.tokenizer import BPETokenizer, ByteTokenizer, HFTokenizer, Tokenizer, load_tokenizer
@@ -39,12 +40,14 @@ class StageContext:
       config: the whole config.
       workdir: the run's folder.
       mesh: devices.
+      stop: tells whether the run is to end early.
     """
 
     name: str
     config: ConfigDict
     workdir: Workdir
     mesh: Mesh
+    stop: StopSignal = dataclasses.field(default_factory=StopSignal)
 
     @property
     def section(self) -> ConfigDict:
@@ -96,8 +99,8 @@ class StageContext:
         return records
 
     def progress(self, total: int) -> Progress:
-        """A progress line on standard error."""
-        stream = sys.stderr if self.config.logging.progress else _Silent()
+        """A progress line on standard error, of the first process."""
+        stream = sys.stderr if self.config.logging.progress and is_leader() else _Silent()
         return Progress(self.name, total, stream=stream)
 
     def optimizer(self, section: ConfigDict, total: int, key: str) -> Any:
@@ -129,12 +132,6 @@ class _Silent:
 
     def isatty(self) -> bool:
         return False
-
-
-def whole_batch(rows: int, mesh: Mesh) -> int:
-    """The smallest number of at least `rows` rows that divides among the mesh's shards of a batch."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    return -(-rows // shards) * shards
 
 
 def stage_tokenizer(context: StageContext, of_run: Tokenizer | None = None) -> Tokenizer:

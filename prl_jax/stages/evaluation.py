@@ -15,8 +15,8 @@ from prl_jax.data.records import PreferenceRecord, PromptRecord
 from prl_jax.evaluation import reliability_bins, win_rate_summary
 from prl_jax.judges import Judge, judge_pairs
 from prl_jax.models import Decoder
+from prl_jax.processes import batch_rows, fetch, is_leader, put_batch
 from prl_jax.sampling import SamplingConfig, respond
-from prl_jax.sharding import put_batch
 from prl_jax.stages.artifacts import SAMPLES_FILE, load_policy, model_tokenizer, read_card
 from prl_jax.stages.context import StageContext, gold_arguments
 from prl_jax.stages.judging import judge_records, record_metrics
@@ -60,8 +60,9 @@ def run(context: StageContext) -> dict[str, float]:
         "samples_per_prompt": section.samples,
         "notes": _notes(section),
     }
-    write_jsonl(context.directory / SAMPLES_FILE, samples[:_SHOWN_PROMPTS])
-    write_json(context.workdir.path / SUMMARY_FILE, summary)
+    if is_leader():
+        write_jsonl(context.directory / SAMPLES_FILE, samples[:_SHOWN_PROMPTS])
+        write_json(context.workdir.path / SUMMARY_FILE, summary)
     return {f"win_rate_vs_sft/{arm['stage']}": arm["win_rate_vs_sft"] for arm in arms if arm["stage"]}
 
 
@@ -197,11 +198,10 @@ def _sample(
 
 def _mean_kl(context: StageContext, policy: Decoder, baseline: Decoder, rollout: Rollout, temperature: float) -> float:
     """Mean over responses of `log pi - log pi_SFT`, in nats."""
-    size, count, totals = context.section.batch_size, len(rollout.response), []
-    for start in range(0, count, size):
-        index = np.minimum(np.arange(start, start + size), count - 1)
+    count, totals = len(rollout.response), []
+    for index in batch_rows(count, context.section.batch_size, context.mesh):
         part = Rollout(*put_batch(tuple(x[index] for x in rollout), context.mesh))
-        totals.append(np.asarray(_log_ratio(policy, baseline, part, temperature)))
+        totals.append(fetch(_log_ratio(policy, baseline, part, temperature), context.mesh))
     return float(np.concatenate(totals)[:count].mean())
 
 

@@ -12,15 +12,17 @@ import numpy as np
 
 from prl_jax.checkpoint import Checkpoints
 from prl_jax.data.pipeline import batch_iterator
-from prl_jax.metrics import JsonlLog, MetricsWriter, latest_metrics
+from prl_jax.metrics import latest_metrics
 from prl_jax.models import LOGICAL_AXES, Decoder, ScalarModel
+from prl_jax.processes import is_leader
 from prl_jax.sampling import SamplingConfig
 from prl_jax.sharding import replicated
 from prl_jax.stages.anchors import read_anchors
-from prl_jax.stages.artifacts import CHECKPOINTS_DIR, SAMPLES_FILE, Trunks, load_policy, save_card
+from prl_jax.stages.artifacts import CHECKPOINTS_DIR, Trunks, load_policy, save_card
 from prl_jax.stages.context import StageContext, adapted, base_name, trainable
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.ppo_step import Setup, iteration, sample_rows
+from prl_jax.stages.telemetry import telemetry
 from prl_jax.stages.win_rate import named_judge, policy_win_rate
 from prl_jax.training.loop import LoopConfig, run_loop
 from prl_jax.training.ppo import PPOConfig, PPOState, initial_state, make_update
@@ -52,40 +54,41 @@ def run(context: StageContext) -> dict[str, float]:
         section=section.evaluation,
     )
     with Checkpoints(context.directory / CHECKPOINTS_DIR) as checkpoints:
-        first = checkpoints.latest() or 0
-        if first:
-            model, rest, data = checkpoints.restore(model=state.policy.model, train=_rest(state))
-            state = _whole(state, model, rest)
-            iterator.set_state(data["iterator"])
-        resume = first or None
-        with (
-            MetricsWriter(context.directory, resume_step=resume) as writer,
-            JsonlLog(context.directory / SAMPLES_FILE, resume_step=resume) as samples,
-            context.progress(total) as shown,
-        ):
+        first = 0
+        if checkpoints.latest() is not None:
+            saved = checkpoints.restore(model=state.policy.model, train=_rest(state))
+            first, state = saved.step, _whole(state, saved.model, saved.train)
+            iterator.set_state(saved.data["iterator"])
+        with telemetry(context, first=first, total=total) as shown, context.stop.after_steps():
 
             def step(state: PPOState, n: int) -> tuple[PPOState, Mapping[str, jax.Array]]:
                 state, metrics, done, experience = iteration(
                     setup, update, state, next(iterator), n, train_policy=n > warmup
                 )
                 if loop.log_every and n % loop.log_every == 0:
-                    samples.write(sample_rows(n, done, experience))
+                    shown.samples.write(sample_rows(n, done, experience, context.mesh))
                 return state, metrics
+
+            def save(n: int, state: PPOState) -> None:
+                shown.metrics.flush()
+                data = {"iterator": iterator.get_state()}
+                checkpoints.save(n, model=state.policy.model, train=_rest(state), data=data)
 
             run_loop(
                 name,
                 state,
                 first,
                 loop,
-                step=step,
-                on_step=lambda n, values: shown.update(n, _shown(values)),
-                write=writer.write,
-                save=lambda n, state: checkpoints.save(
-                    n, model=state.policy.model, train=_rest(state), data={"iterator": iterator.get_state()}
-                ),
+                step=shown.profiled(step),
+                on_step=lambda n, values: shown.progress.update(n, _shown(values)),
+                write=shown.metrics.write,
+                save=save,
                 evaluate=lambda state, n: evaluate(state.policy.model),
+                timed=shown.timed,
+                stop=lambda n: context.stop(),
             )
-    return latest_metrics(writer.path)
+        checkpoints.finish()
+    return latest_metrics(shown.metrics.path) if is_leader() else {}
 
 
 def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:

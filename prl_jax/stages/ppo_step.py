@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from prl_jax.data.records import PromptRecord
 from prl_jax.judges import Judge, ScalarJudge
 from prl_jax.losses import pairwise_rl_reward
 from prl_jax.models import Decoder
+from prl_jax.processes import fetch, local_rows, put_batch
 from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, row_keys
-from prl_jax.sharding import put_batch
 from prl_jax.stages.artifacts import ModelCard
 from prl_jax.stages.context import StageContext
 from prl_jax.text.chat import Prompt, encode_prompt, prompt_text, truncate_left
@@ -64,7 +65,7 @@ def iteration(
     experience, before = prepare(
         state,
         setup.reference,
-        Rollout(*put_batch(tuple(done.rollout), setup.context.mesh)),
+        done.rollout,
         critic_context(setup, done),
         jnp.asarray(done.score),
         config=setup.config,
@@ -86,15 +87,16 @@ def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
     records = [setup.records[i] for i in np.repeat(index, section.group_size)]
     anchors = [setup.anchors[i] for i in np.repeat(index, section.group_size)]
     prompts = [record.prompt for record in records]
-    encoded = encode_prompts(setup.tokenizer, prompts, length=setup.card.max_prompt)
-    tokens, mask = put_batch((encoded.tokens, encoded.mask), context.mesh)
+    own = [prompts[i] for i in local_rows(context.mesh, len(prompts))]
+    encoded = put_batch(encode_prompts(setup.tokenizer, own, length=setup.card.max_prompt), context.mesh)
     keys = row_keys(jax.random.fold_in(jax.random.fold_in(context.key, n), 0), 0, len(prompts))
-    rollout = jax.device_get(generate(policy, tokens, mask, keys, config=setup.sampling))
-    responses = decode_responses(setup.tokenizer, rollout)
+    rollout = generate(policy, encoded.tokens, encoded.mask, keys, config=setup.sampling)
+    known, cut = fetch((rollout, encoded.truncated), context.mesh)
+    responses = decode_responses(setup.tokenizer, known)
     if section.reward == "score":
         assert isinstance(setup.judge, ScalarJudge)
         scores = setup.judge.scores(prompts, responses)
-        return Step(prompts, responses, anchors, None, scores, rollout, encoded.truncated)
+        return Step(prompts, responses, anchors, None, scores, rollout, int(cut.sum()))
     comparisons = compare(
         setup.judge,
         section.opponents,
@@ -106,21 +108,21 @@ def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
         keys=row_keys(jax.random.fold_in(jax.random.fold_in(context.key, n), 2), 0, len(index)),
         draws=section.opponent_draws,
     )
-    return Step(prompts, responses, anchors, comparisons, comparisons.reward, rollout, encoded.truncated)
+    return Step(prompts, responses, anchors, comparisons, comparisons.reward, rollout, int(cut.sum()))
 
 
 def critic_context(setup: Setup, done: Step) -> CriticContext:
     """What the critic reads before the response: the prompt, or the first anchor and the prompt."""
     mesh = setup.context.mesh
     if not setup.context.section.critic_sees_anchor:
-        return CriticContext(*put_batch((done.rollout.prompt, done.rollout.prompt_mask), mesh))
+        return CriticContext(done.rollout.prompt, done.rollout.prompt_mask)
     tokenizer, card = setup.tokenizer, setup.card
     marker = tokenizer.special("reference")
     lead = tokenizer.encode("Reference: ") if marker is None else [marker]
     rows = []
-    for prompt, anchors in zip(done.prompts, done.anchors, strict=True):
-        question, _ = truncate_left(encode_prompt(tokenizer, prompt), card.max_prompt)
-        rows.append([*lead, *tokenizer.encode(anchors[0])[: card.max_response], *question])
+    for i in local_rows(mesh, len(done.prompts)):
+        question, _ = truncate_left(encode_prompt(tokenizer, done.prompts[i]), card.max_prompt)
+        rows.append([*lead, *tokenizer.encode(done.anchors[i][0])[: card.max_response], *question])
     length = len(lead) + card.max_response + card.max_prompt
     padded = pad_rows(rows, length, pad_id=tokenizer.pad_id, side="left")
     return CriticContext(*put_batch((padded.tokens, padded.segments > 0), mesh))
@@ -137,10 +139,10 @@ def _judge_metrics(opponents: str, comparisons: Comparisons) -> dict[str, jax.Ar
     return {f"win_rate_{opponents}": wins, "order_disagreement": jnp.asarray(disagree.sum() / mask.sum())}
 
 
-def sample_rows(n: int, done: Step, experience: Experience) -> list[dict[str, Any]]:
+def sample_rows(n: int, done: Step, experience: Experience, mesh: Mesh) -> list[dict[str, Any]]:
     """A few rows of the step as a person reads them."""
-    logp = np.asarray(jnp.sum(experience.logp_old, axis=1))
-    kl = logp - np.asarray(jnp.sum(experience.logp_ref, axis=1))
+    logp, logp_ref = fetch((experience.logp_old.sum(1), experience.logp_ref.sum(1)), mesh)
+    kl = logp - logp_ref
     rows = []
     judged = done.comparisons
     for i in range(min(SAMPLES_A_STEP, len(done.responses))):

@@ -10,6 +10,44 @@ from prl_jax.stages import config as c
 from prl_jax.stages.context import is_directory
 
 
+def full_training(
+    arguments: str, *, title: str, batch_size: int, accumulate: int, mesh: dict[str, int], length: int = 512
+) -> ConfigDict:
+    """`own_pairs` with SFT on the chosen responses first, every parameter trained in every stage.
+
+    Args:
+      arguments: see `own_pairs`.
+      title: of the report.
+      batch_size: rows of an update; a PPO step, which samples and judges, has those of two, and so has an evaluation, so
+        that the same compiled functions serve both.
+      accumulate: microbatches of an update.
+      mesh: sizes of the axes of the device mesh.
+      length: tokens of a prompt, and of a response.
+    """
+    lengths, step = dict(max_prompt=length, max_response=length), 2 * batch_size
+    supervised = dict(duration="1 epochs", batch_size=batch_size, accumulate=accumulate)
+    return own_pairs(
+        arguments,
+        title=title,
+        holdout=step,
+        sft=dict(**supervised, **lengths, optimizer=dict(learning_rate=1e-5)),
+        # A prompt, two responses, and half a response for the words around them.
+        generative=dict(**supervised, max_length=length * 7 // 2, optimizer=dict(learning_rate=5e-6)),
+        ppo=dict(
+            prompts_per_step=step,
+            judge_batch_size=step,
+            duration="500 steps",
+            critic_warmup="20 steps",
+            policy_optimizer=dict(learning_rate=1e-6, warmup="10 steps"),
+            critic_optimizer=dict(learning_rate=5e-6, warmup="10 steps"),
+            algorithm=dict(accumulate=accumulate, e_hi=0.28, kl_coef=0.03),
+        ),
+        evaluation_batch=step,
+        mesh=mesh,
+        huggingface=lengths,
+    )
+
+
 def own_pairs(
     arguments: str,
     *,

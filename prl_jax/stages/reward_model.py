@@ -82,7 +82,7 @@ def _train(
     shown = validation[:SAMPLES_SHOWN]
 
     def sample(model: Any) -> list[dict[str, Any]]:
-        judged = judge_records(make_judge(card, model, tokenizer, batch_size=2 * len(shown)), shown)
+        judged = judge_records(make_judge(card, model, tokenizer, context.mesh, batch_size=2 * len(shown)), shown)
         rows = zip(shown, judged.p_12.tolist(), judged.p_21.tolist(), strict=True)
         return [
             {"prompt": prompt_text(r.prompt), "response": r.chosen, "anchor": r.rejected, "p_12": a, "p_21": b}

@@ -13,11 +13,13 @@ from types import MappingProxyType
 import jax
 from ml_collections import ConfigDict
 
-from prl_jax.errors import UserError
+from prl_jax.errors import Stopped, UserError
+from prl_jax.processes import is_leader, wait_for_all
 from prl_jax.sharding import make_mesh
 from prl_jax.stages import anchors, evaluation, ppo, reward_model, sft
 from prl_jax.stages.checks import check_config, check_inputs
 from prl_jax.stages.context import StageContext, first_model, keep_tokenizer, run_tokenizer
+from prl_jax.stages.stopping import StopSignal
 from prl_jax.stages.workdir import Workdir, make_directory
 
 KINDS: Mapping[str, Callable[[StageContext], dict[str, float]]] = MappingProxyType(
@@ -33,38 +35,50 @@ KINDS: Mapping[str, Callable[[StageContext], dict[str, float]]] = MappingProxyTy
 READERS = ("sft", "bradley_terry", "generative")  # stages that train from text
 
 
-def run_stages(config: ConfigDict, path: Path) -> Workdir:
+def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -> Workdir:
     """Runs what is not finished in the workdir; an interrupted stage continues from its last checkpoint.
 
     Raises:
       UserError: before anything is written, for whatever can be told to be wrong by then.
+      Stopped: `stop` said so, between two steps or two stages.
     """
+    stop = StopSignal() if stop is None else stop
     check_config(config)
     mesh = make_mesh(**config.mesh.to_dict())
     workdir = Workdir(path, config)
-    contexts = [StageContext(name, config, workdir, mesh) for name in config.stages if not workdir.finished(name)]
+    contexts = [StageContext(name, config, workdir, mesh, stop) for name in config.stages if not workdir.finished(name)]
     scratch = [context for context in contexts if context.section.kind in READERS and not first_model(context)]
     tokenizer = run_tokenizer(scratch[0]) if scratch else None
     check_inputs(contexts, tokenizer)
-    workdir.create()
+    wait_for_all("all have looked at the workdir")
+    if is_leader():
+        workdir.create()
     with _alone(workdir.path):
-        if tokenizer is not None:
+        if tokenizer is not None and is_leader():
             keep_tokenizer(scratch[0], tokenizer)
         for name in config.stages:
-            if workdir.finished(name):
+            if workdir.finished(name) and is_leader():
                 print(f"{name:<16} finished before, skipped", file=sys.stderr)
         for context in contexts:
+            if stop():
+                raise Stopped(f"{context.name} is not started")
             make_directory(context.directory)
             start = time.monotonic()
             with jax.set_mesh(context.mesh):
                 metrics = KINDS[context.section.kind](context)
-            workdir.finish(context.name, kind=context.section.kind, metrics=metrics, seconds=time.monotonic() - start)
+            seconds = time.monotonic() - start
+            if is_leader():
+                workdir.finish(context.name, kind=context.section.kind, metrics=metrics, seconds=seconds)
+            wait_for_all(f"{context.name} is finished")
     return workdir
 
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Two runs at once in one workdir would write over each other. The lock goes with the process, however it ends."""
+    if not is_leader():  # the first process holds it for all
+        yield
+        return
     with open(path / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,12 +14,13 @@ from flax import nnx
 from prl_jax.checkpoint import Checkpoints
 from prl_jax.data.pipeline import batch_iterator
 from prl_jax.data.rows import stack_rows
-from prl_jax.metrics import JsonlLog, MetricsWriter, latest_metrics
+from prl_jax.metrics import latest_metrics
 from prl_jax.models import LOGICAL_AXES
-from prl_jax.sharding import put_batch
-from prl_jax.stages.artifacts import CHECKPOINTS_DIR, SAMPLES_FILE, ModelCard, save_card
+from prl_jax.processes import batch_rows, fetch, is_leader, local_rows, put_batch
+from prl_jax.stages.artifacts import CHECKPOINTS_DIR, ModelCard, save_card
 from prl_jax.stages.context import StageContext
 from prl_jax.stages.durations import to_steps
+from prl_jax.stages.telemetry import telemetry
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.loop import LoopConfig, run_loop
 from prl_jax.training.state import TrainState, create_state
@@ -61,7 +62,11 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
     loop = LoopConfig(total, steps("log_every"), steps("save_every"), steps("evaluate_every"))
     optimizer = context.optimizer(section.optimizer, total, "optimizer")
     iterator = batch_iterator(
-        task.records, lambda r: _with_flag(task.encode(r)), batch_size=size, seed=context.data_seed
+        task.records,
+        lambda r: _with_flag(task.encode(r)),
+        batch_size=size,
+        seed=context.data_seed,
+        rows=local_rows(context.mesh, size).tolist(),
     )
     save_card(context.directory, task.card, task.tokenizer)
     with Checkpoints(context.directory / CHECKPOINTS_DIR) as checkpoints:
@@ -72,40 +77,39 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
 
         def step(state: TrainState, n: int):
             nonlocal truncated
-            batch, cut = next(iterator)
-            truncated += int(cut.sum())
-            return train_step(state, put_batch(batch, context.mesh))
+            batch, cut = put_batch(next(iterator), context.mesh)
+            truncated += int(fetch(cut, context.mesh).sum())
+            return train_step(state, batch)
 
-        def save(n: int, state: TrainState) -> None:
-            data = {"iterator": iterator.get_state(), "truncated": truncated}
-            checkpoints.save(n, model=state.model, train=(state.opt_state, state.step), data=data)
-
-        resume = first or None
-        with (
-            MetricsWriter(context.directory, resume_step=resume) as writer,
-            JsonlLog(context.directory / SAMPLES_FILE, resume_step=resume) as samples,
-            context.progress(total) as shown,
-        ):
+        with telemetry(context, first=first, total=total) as shown, context.stop.after_steps():
 
             def evaluate(state: TrainState, n: int) -> dict[str, float]:
-                samples.write([{"step": n, **row} for row in task.sample(state.model)])
+                shown.samples.write([{"step": n, **row} for row in task.sample(state.model)])
                 return validate(state)
 
             def write(n: int, values: Mapping[str, float]) -> None:
-                writer.write(n, {**values, "truncated_rows": truncated, **task.counters})
+                shown.metrics.write(n, {**values, "truncated_rows": truncated, **task.counters})
+
+            def save(n: int, state: TrainState) -> None:
+                shown.metrics.flush()
+                data = {"iterator": iterator.get_state(), "truncated": truncated}
+                checkpoints.save(n, model=state.model, train=(state.opt_state, state.step), data=data)
 
             run_loop(
                 name,
                 state,
                 first,
                 loop,
-                step=step,
-                on_step=lambda n, values: shown.update(n, _shown(values)),
+                step=shown.profiled(step),
+                on_step=lambda n, values: shown.progress.update(n, _shown(values)),
                 write=write,
                 save=save,
                 evaluate=evaluate,
+                timed=shown.timed,
+                stop=lambda n: context.stop(),
             )
-    return latest_metrics(writer.path)
+        checkpoints.finish()
+    return latest_metrics(shown.metrics.path) if is_leader() else {}
 
 
 def _with_flag(encoded: tuple[Any, bool]) -> tuple[Any, np.ndarray]:
@@ -127,21 +131,20 @@ def _start(
 ) -> tuple[TrainState, int, int]:
     """The state to start from, the steps behind it, and the rows that were truncated on the way."""
     state = create_state(task.model, optimizer, context.mesh, LOGICAL_AXES)
-    first = checkpoints.latest()
-    if first is None:
+    if checkpoints.latest() is None:
         return state, 0, 0
-    model, (opt_state, step), data = checkpoints.restore(model=state.model, train=(state.opt_state, state.step))
-    iterator.set_state(data["iterator"])
-    return TrainState(model, opt_state, step), first, data["truncated"]
+    saved = checkpoints.restore(model=state.model, train=(state.opt_state, state.step))
+    iterator.set_state(saved.data["iterator"])
+    return TrainState(saved.model, *saved.train), saved.step, saved.data["truncated"]
 
 
 def _validation(context: StageContext, task: Supervised) -> Callable[[TrainState], dict[str, float]]:
     """Loss and metrics on all validation rows; rows that fill the last batch carry no weight."""
-    size = context.section.batch_size
-    rows = [task.encode(record)[0] for record in task.validation]
-    starts = range(0, len(rows), size)
-    batches = [stack_rows([rows[min(i, len(rows) - 1)] for i in range(start, start + size)]) for start in starts]
-    fill = [np.arange(start, start + size) < len(rows) for start in starts]
+    size, count = context.section.batch_size, len(task.validation)
+    indices = list(batch_rows(count, size, context.mesh))
+    batches = [stack_rows([task.encode(task.validation[i])[0] for i in index]) for index in indices]
+    own = local_rows(context.mesh, size)
+    fill = [start + own < count for start in range(0, count, size)]
     batches = [_weighted(batch, keep) for batch, keep in zip(batches, fill, strict=True)]
 
     @jax.jit

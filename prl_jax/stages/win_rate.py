@@ -12,9 +12,10 @@ from prl_jax.data.gold import make_arguments, preference
 from prl_jax.evaluation import bootstrap_interval
 from prl_jax.judges import GoldJudge, Judge, judge_pairs
 from prl_jax.models import Decoder
+from prl_jax.processes import whole_batch
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.stages.artifacts import Trunks, load_judge
-from prl_jax.stages.context import StageContext, gold_arguments, whole_batch
+from prl_jax.stages.context import StageContext, gold_arguments
 from prl_jax.text.tokenizer import Tokenizer
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import jax
 
-from prl_jax.errors import UserError
+from prl_jax.errors import Stopped, UserError
 
 State = TypeVar("State")
 
@@ -49,6 +50,8 @@ def run_loop(
     write: Callable[[int, Mapping[str, float]], None],
     save: Callable[[int, State], None],
     evaluate: Callable[[State, int], Mapping[str, float]] | None = None,
+    timed: Callable[[int, float, float], None] | None = None,
+    stop: Callable[[int], bool] | None = None,
 ) -> State:
     """Runs steps `first + 1 .. config.total`.
 
@@ -60,15 +63,22 @@ def run_loop(
       write: called with the metrics that are kept.
       save: called with a state to keep. No state whose metrics are not finite ever gets here.
       evaluate: extra metrics of a state at some steps; they join the kept ones.
+      timed: called at each logged step with the seconds that it took, and with those of them that passed until it was
+        handed to the devices: what this process did itself, waiting for no other.
+      stop: asked after each step whether the run is to end here.
 
     Raises:
       UserError: a loss or gradient norm was not finite. The last good checkpoint is left as it is.
+      Stopped: `stop` said so before the last step, and the state was given to `save`.
     """
     if first == 0 and evaluate is not None and config.evaluate_every:
         write(0, evaluate(state, 0))
     for n in range(first + 1, config.total + 1):
+        start = time.perf_counter()
         state, metrics = step(state, n)
+        handed = time.perf_counter()
         values = {key: float(value) for key, value in jax.device_get(dict(metrics)).items()}
+        end = time.perf_counter()
         bad = sorted(key for key in _VITAL if not math.isfinite(values.get(key, 0.0)))
         if bad:
             raise UserError(
@@ -79,10 +89,16 @@ def run_loop(
         if evaluated:
             values |= evaluate(state, n)
         on_step(n, values)
-        if evaluated or due(n, config.log_every, config.total):
+        logged = due(n, config.log_every, config.total)
+        if evaluated or logged:
             write(n, values)
-        if due(n, config.save_every, config.total):
+        if logged and timed is not None:
+            timed(n, end - start, handed - start)
+        stopping = stop is not None and stop(n)
+        if stopping or due(n, config.save_every, config.total):
             save(n, state)
+        if stopping and n < config.total:
+            raise Stopped(f"{name} is saved at step {n} of {config.total}")
     return state
 
 

@@ -25,6 +25,7 @@ from prl_jax.losses import (
     token_rewards,
 )
 from prl_jax.models import Decoder, ScalarModel
+from prl_jax.sharding import constrain
 from prl_jax.training.rollout import Experience, join_rows, response_logprobs, response_values
 from prl_jax.training.state import JitUpdate, TrainState
 from prl_jax.training.step import Metrics, Objective, apply_gradients, gradients
@@ -236,7 +237,8 @@ def make_update(
     """
 
     def update(state: PPOState, experience: Experience, index: Int[Array, "N"], train_policy: Bool[Array, ""]):
-        batch = jax.tree.map(lambda x: x[index], experience)
+        rows = lambda x: constrain(x[index], "batch", *(None,) * (x.ndim - 1))  # noqa: E731
+        batch = jax.tree.map(rows, experience)
         objective = ppo_objective(config, state.kl_coef)
         models = (state.policy.model, state.critic.model)
         (policy_grads, critic_grads), metrics = gradients(objective, models, batch, config.accumulate)

@@ -61,10 +61,10 @@ class JitUpdate:
         trained, metrics = self._for(trained)(trained, frozen, *arguments)
         return combine(trained, frozen), metrics
 
-    def lower(self, state: Any, *arguments: Any) -> jax.stages.Lowered:
-        """The same function for abstract arrays with shardings, ahead of time."""
+    def trace(self, state: Any, *arguments: Any) -> jax.stages.Traced:
+        """The same function for abstract arrays with shardings, ahead of time: `.lower().compile()` goes on."""
         trained, frozen = split(state)
-        return self._for(trained).lower(trained, frozen, *arguments)
+        return self._for(trained).trace(trained, frozen, *arguments)
 
     def _for(self, trained: Any) -> Any:
         leaves, structure = jax.tree.flatten(trained)

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray, Shaped
 
-from prl_jax.models import combine, split, with_dropout
+from prl_jax.models import LOGICAL_AXES, combine, split, with_dropout
+from prl_jax.sharding import constrain, constrain_tree, parts
 from prl_jax.training.state import JitUpdate, TrainState
 from prl_jax.types import LossOutput
 
@@ -42,8 +43,9 @@ def gradients(
     """Gradient of `sum_k w_k sum_k / D_k` with the denominators `D_k` of the whole batch, and the batch's metrics.
 
     With `accumulate` > 1 the batch is cut into that many microbatches, one after the other; sums add and nothing is
-    averaged twice, so the result is the same for every value. The gradient is that of what is trained of the model
-    (`models.split`). With a key, adapters drop inputs as their config says, each microbatch others.
+    averaged twice, so the result is the same for every value, whether it divides the batch or not. The gradient is that
+    of what is trained of the model (`models.split`). With a key, adapters drop inputs as their config says, each
+    microbatch others.
     """
     totals = objective.denominators(batch)
     model, frozen = split(model)
@@ -59,22 +61,38 @@ def gradients(
             sums |= term.aux
         return sum(scaled), sums
 
-    step = jax.value_and_grad(loss, has_aux=True)
+    def step(model, part, index):
+        value, grads = jax.value_and_grad(loss, has_aux=True)(model, part, index)
+        return value, constrain_tree(grads, LOGICAL_AXES)
+
     if accumulate == 1:
         (value, sums), grads = step(model, batch, 0)
     else:
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
+        cut = jax.tree.map(lambda x: microbatches(x, accumulate), batch)
         zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, model, jax.tree.map(lambda x: x[0], parts), 0)
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, model, jax.tree.map(lambda x: x[0], cut), 0)
         )
 
         def add(total, part_and_index):
             return jax.tree.map(jnp.add, total, step(model, *part_and_index)), None
 
-        ((value, sums), grads), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(accumulate)))
+        ((value, sums), grads), _ = jax.lax.scan(add, zeros, (cut, jnp.arange(accumulate)))
     metrics = {name: total / jnp.maximum(count, _TINY) for name, (total, count) in sums.items()}
     # Every term is a metric under its name, their weighted sum is "loss".
     return grads, {**metrics, "loss": value}
+
+
+def microbatches(x: Shaped[Array, "B ..."], count: int) -> Shaped[Array, "N M ..."]:
+    """Cuts rows into `count` parts of one size without moving them: part i has the rows i, i + count, ... of every
+    device. Where they are too few, zeros take their place, which all masks and weights leave out."""
+    shards = parts("batch")
+    shards = shards if x.shape[0] % shards == 0 else 1
+    held, rest = x.shape[0] // shards, x.shape[1:]
+    size = -(-held // count)
+    x = x.reshape(shards, held, *rest)
+    x = jnp.pad(x, [(0, 0), (0, size * count - held)] + [(0, 0)] * len(rest))
+    x = jnp.moveaxis(x.reshape(shards, size, count, *rest), 2, 0)
+    return constrain(x.reshape(count, shards * size, *rest), None, "batch", *(None,) * len(rest))
 
 
 def apply_gradients(

@@ -11,7 +11,8 @@ from fakes import make_decoder, make_rollout, on_mesh
 
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
-from prl_jax.sharding import make_mesh, put_batch
+from prl_jax.processes import put_batch
+from prl_jax.sharding import make_mesh
 from prl_jax.training.ppo import CriticContext, PPOConfig, initial_state, make_update, prepare
 from prl_jax.training.state import create_state
 from prl_jax.tree import flatten

@@ -28,7 +28,8 @@ def test_row_08_noise_is_fresh_in_every_row_step_stage_and_token(models):
 
     def draw(step: int, **changes) -> list[tuple[int, ...]]:
         done = roll_out(make_setup(flat, **changes), flat, np.arange(4), step)
-        return [tuple(tokens[mask]) for tokens, mask in zip(done.rollout.response, done.rollout.mask, strict=True)]
+        rows = zip(np.asarray(done.rollout.response), np.asarray(done.rollout.mask), strict=True)
+        return [tuple(tokens[mask]) for tokens, mask in rows]
 
     first = draw(1)
     assert first == draw(1)

@@ -1,4 +1,4 @@
-"""Lowers every step function of a config on the devices there are, compiles those named, prints a JSON line each.
+"""Traces every function of a config for the devices there are, compiles those named, prints a JSON line each.
 
 python ahead_of_time.py CONFIG ARGUMENTS FUNCTION...
 """
@@ -9,20 +9,14 @@ import sys
 
 import jax
 
-from prl_jax.sharding import make_mesh
-from prl_jax.stages.abstract import lowered_steps
+from prl_jax.plan import plan_config
 
 if __name__ == "__main__":
     path, arguments, *compiled = sys.argv[1:]
     spec = importlib.util.spec_from_file_location("config", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config(arguments)
-    mesh = make_mesh(**config.mesh.to_dict())
-    with jax.set_mesh(mesh):
-        for name, lowered in lowered_steps(config, mesh):
-            row = {"function": name}
-            if name in compiled:
-                memory = lowered.compile().memory_analysis()
-                row["bytes"] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-            print(json.dumps(row), flush=True)
+    planned = plan_config(module.get_config(arguments), f"cpu:{jax.device_count()}", functions=compiled)
+    for function in planned.functions:
+        peak = function.memory.peak if function.cost is not None else None
+        print(json.dumps({"function": function.name, "bytes": peak}), flush=True)

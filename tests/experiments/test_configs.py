@@ -19,7 +19,15 @@ from prl_jax.stages.rules import RULES
 
 FILES = sorted((ROOT / "experiments").glob("*.py"))
 MODEL = ROOT / "tests" / "configs" / "models" / "qwen3_0_6b"
-WITH_MODEL = ("own_model", "qwen3_0_6b_lora_gpu", "gemma3_4b_h100x8", "llama3_8b_v5e_64")
+WITH_MODEL = (
+    "own_model",
+    "qwen3_0_6b_lora_gpu",
+    "gemma3_4b_h100x8",
+    "gemma3_4b_v6e_4x4",
+    "llama3_2_1b_v5e_4x4",
+    "llama3_8b_v5e_8x8",
+    "llama3_8b_v5p_4x4x4",
+)
 VARIANTS = {"quickstart": ("", ":full", ":smoke"), **{name: (f":{MODEL},pairs.jsonl",) for name in WITH_MODEL}}
 CONFIGS = [f"{path}{variant}" for path in FILES for variant in VARIANTS.get(path.stem, ("",))]
 

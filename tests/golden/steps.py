@@ -21,7 +21,7 @@ from prl_jax.data.records import PreferenceRecord
 from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, stack_rows
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
-from prl_jax.sharding import put_batch
+from prl_jax.processes import put_batch
 from prl_jax.text.judging import JudgeTemplate, verdict_ids
 from prl_jax.training.ppo import CriticContext, PPOConfig, initial_state, make_update, prepare, run_update
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective

@@ -3,10 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import UtilityJudge, token_rows, user
+from fakes import UtilityJudge, one_device, token_rows, user
 
 from prl_jax.judges import GoldJudge, Judge, Judged, judge_pairs
 from prl_jax.judges.base import check_lengths, in_batches
+from prl_jax.types import TokenRows
 
 PROMPTS = [user(text) for text in ("p", "q", "p", "r")]
 FIRST, SECOND = ["a", "bb", "ccc", "dd"], ["aa", "bb", "c", "d"]
@@ -65,7 +66,10 @@ def test_batches_change_nothing_and_have_one_shape(batch_size):
         shapes.add(batch.tokens.shape)
         return jnp.stack([batch.tokens.sum(1), batch.segments.sum(1)], axis=1).astype(jnp.float32)
 
-    np.testing.assert_array_equal(in_batches(forward, rows, batch_size), [[2 * i + 1, 2] for i in range(5)])
+    encode = lambda index: TokenRows(*(x[index] for x in rows))  # noqa: E731
+    for mesh in (None, one_device()):
+        judged = in_batches(forward, encode, 5, batch_size, mesh)
+        np.testing.assert_array_equal(judged, [[2 * i + 1, 2] for i in range(5)])
     assert shapes == {(batch_size, 3)}
 
 

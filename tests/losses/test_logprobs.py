@@ -14,7 +14,8 @@ from jax.test_util import check_grads
 from running import on_virtual_devices
 
 from prl_jax.losses import logprobs as lp
-from prl_jax.sharding import batch_sharding, make_mesh, put_batch
+from prl_jax.processes import put_batch
+from prl_jax.sharding import batch_sharding, make_mesh
 
 B, T, D, V = 2, 7, 5, 50
 KEYS = jax.random.split(jax.random.key(2), 4)

@@ -9,7 +9,7 @@ import pytest
 from fakes import make_decoder, random_tokens
 
 from prl_jax.errors import UserError
-from prl_jax.sampling import SamplingConfig, generate, row_keys
+from prl_jax.sampling import SamplingConfig, decode, generate, prefill, row_keys
 from prl_jax.training.rollout import join_rows
 from prl_jax.types import Rollout
 
@@ -98,16 +98,29 @@ def test_first_tokens_follow_the_model(model, prompts, rollout, trainer_logits):
 
 def test_repeated_calls_compile_once(model, prompts, keys, rollout):
     """Other keys, prompts and parameters of the same shapes."""
-    before = generate._cache_size()
-    assert before > 0
+    compiled = lambda: (prefill._cache_size(), decode._cache_size())  # noqa: E731
+    before = compiled()
+    assert min(before) > 0
     for seed in range(3):
         other = make_decoder(seed, layers=1)
         tokens = jnp.asarray(random_tokens(seed, ROWS, PROMPT))
         generate(other, tokens, prompts[1], row_keys(jax.random.key(seed), seed, ROWS), config=CONFIG)
-    assert generate._cache_size() == before
+    assert compiled() == before
     equal = SamplingConfig(ROOM, STOPS, EOS, temperature=0.7)
     generate(model, *prompts, keys, config=equal)
-    assert equal is not CONFIG and generate._cache_size() == before
+    assert equal is not CONFIG and compiled() == before
+
+
+def test_the_cache_is_donated_and_comes_back(model, prompts, keys, rollout):
+    """There is one of it at any time; the last token is in it, and generate is prefill and decode."""
+    hidden, cache = prefill(model, *prompts, config=CONFIG)
+    sampled, after = decode(model, hidden, cache, keys, config=CONFIG)
+    assert all(x.is_deleted() for x in (*cache.keys, *cache.values)) and not hidden.is_deleted()
+    for name, value in sampled._asdict().items():
+        np.testing.assert_array_equal(value, getattr(rollout, name), err_msg=name)
+    steps = int(after.slot) - PROMPT
+    assert steps == rollout.mask.sum(1).max() - 1
+    np.testing.assert_array_equal(after.next_position, LENGTHS + steps)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ PROMPTS = [user("ab"), user("cde"), user("f"), user("ghijk"), user("ba")]
 
 def test_prompts_are_padded_and_cut_on_the_left():
     encoded = encode_prompts(TOKENIZER, PROMPTS, length=6)
-    assert encoded.truncated == 1
+    assert encoded.truncated.tolist() == [False, False, False, True, False]
     for prompt, tokens, mask in zip(PROMPTS, encoded.tokens, encoded.mask, strict=True):
         ids = encode_prompt(TOKENIZER, prompt)
         assert tokens[mask].tolist() == ids[-6:] and mask[6 - min(len(ids), 6) :].all()
@@ -24,7 +24,7 @@ def test_prompts_are_padded_and_cut_on_the_left():
 def test_a_long_prompt_is_refused_when_asked():
     with pytest.raises(UserError, match="prompt 4 has 8 tokens.*room for 6"):
         encode_prompts(TOKENIZER, PROMPTS, length=6, on_long="error")
-    assert encode_prompts(TOKENIZER, PROMPTS, length=8, on_long="error").truncated == 0
+    assert encode_prompts(TOKENIZER, PROMPTS, length=8, on_long="error").truncated.sum() == 0
 
 
 def test_texts_are_the_valid_letters():

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from prl_jax.errors import UserError
+from prl_jax.errors import Stopped, UserError
 from prl_jax.training.loop import LoopConfig, due, run_loop
 
 
@@ -12,9 +12,9 @@ class Outside:
 
     def __init__(self, metrics=lambda n: {"loss": 1.0 / n, "grad_norm": 1.0}, evaluates: bool = True):
         self.metrics, self.evaluates = metrics, evaluates
-        self.stepped, self.shown, self.written, self.saved = [], [], {}, {}
+        self.stepped, self.shown, self.written, self.saved, self.timed = [], [], {}, {}, {}
 
-    def run(self, first: int = 0, state: int = 0, **config: int) -> int:
+    def run(self, first: int = 0, state: int = 0, stop=None, **config: int) -> int:
         def step(state, n):
             self.stepped.append(n)
             return state + n, {name: jnp.asarray(value) for name, value in self.metrics(n).items()}
@@ -33,6 +33,8 @@ class Outside:
             write=write,
             save=self.saved.__setitem__,
             evaluate=(lambda state, n: {"win_rate": float(state)}) if self.evaluates else None,
+            timed=lambda n, seconds, own: self.timed.update({n: (seconds, own)}),
+            stop=stop,
         )
 
 
@@ -52,6 +54,37 @@ def test_cadence_of_logs_checkpoints_and_evaluations():
     assert outside.written[0] == {"win_rate": 0.0}
     assert outside.written[5] == {"loss": pytest.approx(0.2), "grad_norm": 1.0, "win_rate": 15.0}
     assert "win_rate" not in outside.written[4] and outside.written[10]["win_rate"] == 55.0
+
+
+def test_logged_steps_are_timed_alone():
+    outside = Outside()
+    outside.run(total=10, log_every=4, save_every=3, evaluate_every=5)
+    assert list(outside.timed) == [4, 8, 10]
+    assert all(0 < own <= seconds < 60 for seconds, own in outside.timed.values())
+
+
+def test_a_stop_saves_what_the_step_made_and_what_follows_is_as_if_it_never_was():
+    asked, config = [], dict(total=7, log_every=2, save_every=3, evaluate_every=3)
+    whole, outside = Outside(), Outside()
+    final = whole.run(**config)
+    with pytest.raises(Stopped, match="^stage is saved at step 4 of 7$"):
+        outside.run(stop=lambda n: bool(asked.append(n)) or n == 4, **config)
+    assert asked == outside.stepped == [1, 2, 3, 4] and outside.saved == {3: 6, 4: 10}
+    assert outside.written == {n: values for n, values in whole.written.items() if n <= 4}
+    assert outside.run(first=4, state=outside.saved[4], **config) == final
+    assert outside.written == whole.written and outside.stepped == whole.stepped
+
+
+def test_a_stop_at_the_last_step_ends_the_stage():
+    outside = Outside()
+    assert outside.run(total=3, stop=lambda n: n == 3) == 6 and outside.saved == {3: 6}
+
+
+def test_a_step_where_training_broke_is_not_saved_for_a_stop():
+    outside = Outside(lambda n: {"loss": float("nan") if n == 2 else 1.0})
+    with pytest.raises(UserError, match="not finite at step 2"):
+        outside.run(total=4, stop=lambda n: n == 2)
+    assert outside.saved == {}
 
 
 def test_zero_means_at_the_end_only_and_never_for_evaluations():

@@ -1,0 +1,57 @@
+"""The configs for TPU slices, compiled by the TPU compiler: they fit, and nothing is laid out as it should not be."""
+
+import pytest
+from experiments.test_configs import config_of
+from running import ROOT
+
+from prl_jax.plan import Plan, plan_config
+from prl_jax.stages.artifacts import read_card
+
+pytestmark = pytest.mark.slow
+MODELS = ROOT / "tests" / "configs" / "models"  # the config.json alone
+# Config, its model, slice.
+PODS = [
+    ("llama3_2_1b_v5e_4x4", "llama3_2_1b", "v5e:4x4"),
+    ("llama3_8b_v5e_8x8", "llama3_8b", "v5e:8x8"),
+    ("llama3_8b_v5p_4x4x4", "llama3_8b", "v5p:4x4x4"),
+    ("gemma3_4b_v6e_4x4", "gemma3_4b", "v6e:4x4"),
+]
+FASTEST = "pairwise_ppo/prefill"
+TRAINING = {"sft/train_step", "genrm/train_step", "pairwise_ppo/update"}
+STEPS = TRAINING | {f"pairwise_ppo/{function}" for function in ("prefill", "decode", "judge", "prepare")}
+
+
+def plan(name: str, model: str, topology: str, functions: list[str] | None) -> Plan:
+    config = config_of(f"{ROOT / 'experiments' / name}.py:{MODELS / model},pairs.jsonl")
+    return plan_config(config, topology, functions=functions)
+
+
+def check(planned: Plan, names: set[str]) -> None:
+    """What was compiled fits, gathers no parameter of all layers at once, and copies no array to lay it out anew."""
+    for name in names:
+        function = planned.function(name)
+        assert function.cost is not None and function.fits, f"{name}: {function.memory.peak} bytes; {function.refused}"
+        assert not function.stack_gathers, f"{name}: gathers whole stacks: {function.stack_gathers}"
+        assert not function.warnings, f"{name}: {function.warnings}"
+
+
+@pytest.mark.parametrize(("name", "model", "topology"), PODS, ids=[pod[0] for pod in PODS])
+def test_every_function_lowers_and_one_compiles_and_fits(name, model, topology):
+    planned = plan(name, model, topology, [FASTEST])
+    assert {function.name for function in planned.functions} > STEPS
+    check(planned, {FASTEST})
+    assert planned.fits  # as far as arguments tell it, of the others too
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "model", "topology"), PODS, ids=[pod[0] for pod in PODS])
+def test_every_function_compiles_and_fits(name, model, topology):
+    planned = plan(name, model, topology, None)
+    check(planned, {function.name for function in planned.functions})
+    # While tokens are decoded the weights stay where they are; what travels are the activations of a few tokens.
+    config = read_card(MODELS / model).config
+    smallest = config.width * config.kv_heads * config.head_dim
+    loop = [one for one in planned.function("pairwise_ppo/decode").cost.collectives if one.times > 1]
+    assert loop
+    for one in loop:
+        assert one.kind == "all-to-all" or all(shape.elements < smallest for shape in one.full_shapes), one

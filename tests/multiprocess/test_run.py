@@ -1,0 +1,146 @@
+"""`prl run` in several processes on this machine: the README's command, lost processes, mistakes."""
+
+import functools
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running import ROOT, environment_of, free_port, together
+
+pytestmark = pytest.mark.slow
+CONFIG = "tests/configs/micro.py:short"
+ALONE = (sys.executable, "-m", "prl_jax", "run", "--config", CONFIG, "--workdir")
+HEARTBEAT = 8
+
+
+def readme_commands(workdir: Path, *more: str) -> list[list[str]]:
+    """The two commands that the README starts side by side, for a small config, another folder and a free port."""
+    text, port = (ROOT / "README.md").read_text(), free_port()
+    lines = [line.rstrip(" &") for line in text.splitlines() if "--coordinator localhost:" in line]
+    assert len(lines) == 2 and [re.findall(r"--process_id (\d)", line) for line in lines] == [["0"], ["1"]]
+    commands = []
+    for line in lines:
+        words = shlex.split(line)
+        assert words[:2] == ["prl", "run"]
+        words[words.index("--config") + 1] = CONFIG
+        words[words.index("--workdir") + 1] = str(workdir)
+        words[words.index("--coordinator") + 1] = f"localhost:{port}"
+        commands.append([sys.executable, "-m", "prl_jax", *words[1:], *more])
+    return commands
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return environment_of(1) | cache
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def alone(folder, environment) -> Path:
+    together([[*ALONE, str(folder / "alone")]], environment)
+    return folder / "alone"
+
+
+@pytest.fixture(scope="module")
+def two(folder, environment) -> tuple[Path, list[str]]:
+    printed = together(readme_commands(folder / "two"), environment)
+    return folder / "two", printed
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def check_same(one: Path, other: Path) -> None:
+    """Texts are equal, numbers equal but for the rounding that several updates have made of 1e-6."""
+    names = sorted(path.relative_to(one) for path in one.rglob("*.jsonl") if path.name != "timings.jsonl")
+    assert {name.name for name in names} == {"metrics.jsonl", "samples.jsonl", "anchors.jsonl"}
+    for name in names:
+        expected, found = rows_of(one / name), rows_of(other / name)
+        assert len(expected) == len(found) and [row.keys() for row in expected] == [row.keys() for row in found], name
+        for a, b in zip(expected, found, strict=True):
+            numbers = [key for key in a if isinstance(a[key], float)]
+            assert [a[key] for key in a if key not in numbers] == [b[key] for key in b if key not in numbers], name
+            where = f"{name}, {a.get('step')}, {numbers}"
+            np.testing.assert_allclose([b[k] for k in numbers], [a[k] for k in numbers], 1e-4, 1e-4, err_msg=where)
+
+
+def test_the_readmes_command_does_in_two_processes_what_it_does_in_one(alone, two):
+    workdir, printed = two
+    check_same(alone, workdir)
+    assert json.loads((workdir / "config.json").read_text())["config"]["title"] == "Micro"
+    assert (workdir / "report.html").is_file()
+    # The first process speaks for all; the second says nothing but what gloo itself prints.
+    assert f"Report: {workdir / 'report.html'}" in printed[0] and "pairwise_ppo" in printed[0]
+    assert [line for line in printed[1].splitlines() if "[Gloo]" not in line] == []
+
+
+@pytest.fixture
+def interrupted(folder, two, environment, tmp_path) -> Iterator[tuple[list[subprocess.Popen], Path]]:
+    """Two processes in the middle of a stage."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    metrics, deadline = workdir / "sft" / "metrics.jsonl", time.monotonic() + 200
+    commands = readme_commands(workdir, f"--heartbeat_timeout={HEARTBEAT}")
+    with log.open("w") as file:
+        start = functools.partial(subprocess.Popen, cwd=ROOT, env=environment, stdout=file, stderr=file)
+        processes = [start(command) for command in commands]
+        try:
+            while not (metrics.exists() and b'{"step": 3,' in metrics.read_bytes()):
+                assert [process.poll() for process in processes] == [None, None], log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.01)
+            yield processes, workdir
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_other_and_one_process_can_continue(interrupted, alone, environment, lost):
+    processes, workdir = interrupted
+    processes[lost].kill()
+    at = time.monotonic()
+    code = processes[1 - lost].wait(timeout=HEARTBEAT + 60)
+    assert code not in (0, None) and time.monotonic() - at < HEARTBEAT + 30
+    if lost == 0:  # once is enough: a run goes on in another number of processes
+        together([[*ALONE, str(workdir)]], environment)
+        check_same(alone, workdir)
+
+
+def test_both_stop_at_the_same_step_when_one_is_told_to(interrupted, two, environment):
+    processes, workdir = interrupted
+    processes[1].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=120) for process in processes] == [75, 75]
+    together(readme_commands(workdir), environment)
+    check_same(two[0], workdir)
+
+
+def refusal(environment: dict[str, str], *more: str) -> str:
+    done = subprocess.run([*ALONE, "nowhere", *more], cwd=ROOT, env=environment, capture_output=True, text=True)
+    *_, line = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("prl: ") and "Traceback" not in done.stderr, done
+    return line
+
+
+def test_a_cluster_that_does_not_tell_is_a_mistake_in_one_line(environment):
+    assert "give --coordinator HOST:PORT --num_processes N --process_id I" in refusal(environment, "--distributed")
+    line = refusal(environment, "--coordinator", "localhost:1", "--num_processes", "2", "--process_id", "2")
+    assert "--process_id" in line and "2" in line

@@ -1,0 +1,153 @@
+"""Run by test_equality.py: what training, judging and sampling compute on meshes, a file of arrays for each.
+
+    python steps.py FOLDER NAME=JSON ... [--join COORDINATOR NUMBER INDEX]
+
+JSON holds the sizes of the axes; `one` is the first device alone.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from correctness.world import make_critic
+from fakes import LetterTokenizer, make_decoder, make_rollout, make_scalar_model, on_mesh, one_device, user
+
+from prl_jax.data.records import PreferenceRecord, SFTRecord
+from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, encode_sft, stack_rows
+from prl_jax.judges import GenerativeJudge, ScalarJudge
+from prl_jax.models import LOGICAL_AXES
+from prl_jax.optim import make_optimizer
+from prl_jax.processes import fetch, is_leader, joined, local_rows, put_batch
+from prl_jax.sampling import SamplingConfig, decode_responses, respond
+from prl_jax.sharding import make_mesh
+from prl_jax.text.judging import JudgeTemplate, verdict_ids
+from prl_jax.training.opponents import compare
+from prl_jax.training.ppo import CriticContext, PPOConfig, initial_state, make_update, prepare, run_update
+from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
+from prl_jax.training.sft import SFT
+from prl_jax.training.state import create_state
+from prl_jax.training.step import gradients, make_train_step
+from prl_jax.tree import flatten
+from prl_jax.types import Rollout
+
+Arrays = dict[str, Any]
+ROWS, ROOM = 16, 6
+TOKENIZER, TEMPLATE = LetterTokenizer(), JudgeTemplate()
+# Updates follow the size of gradients too: where one is nearly 0, rounding would decide its sign.
+OPTIMIZER = make_optimizer(learning_rate=0.01, total_steps=10, clip_norm=0.5, weight_decay=0.01, eps=0.02)
+TEXTS = ["cde", "f", "ghijk", "", "lm", "abcab", "n", "op"] * 2
+OTHERS = ["f", "cd", "ihg", "aab", "ml", "a", "nno", "opq"] * 2
+PROMPTS = [user(text) for text in ("ab", "c", "dd", "aef", "bb", "k", "aab", "j")] * 2
+PAIRS = [PreferenceRecord(str(i), *row) for i, row in enumerate(zip(PROMPTS, TEXTS, OTHERS, strict=True))]
+CONFIG = PPOConfig(
+    epochs=1, accumulate=2, e_hi=0.28, entropy_weight=0.01, kl_coef=0.1, temperature=0.8, bootstrap_truncated=True
+)
+
+
+def supervised(mesh: jax.sharding.Mesh) -> Arrays:
+    """Loss, gradients and two updates of SFT and of both reward models."""
+    sft = [SFTRecord(pair.id, pair.prompt, pair.chosen) for pair in PAIRS]
+    lengths = {"max_prompt": 5, "max_response": ROOM + 1}
+    generative = generative_objective(verdict_ids(TOKENIZER, TEMPLATE), w_cons=0.02)
+    tasks = {
+        "sft": (make_decoder(0), SFT, [encode_sft(TOKENIZER, r, **lengths)[0] for r in sft]),
+        "bradley_terry": (
+            make_scalar_model(1),
+            bradley_terry_objective(label_smoothing=0.05, center=0.01),
+            [encode_scalar_pair(TOKENIZER, pair, **lengths)[0] for pair in PAIRS],
+        ),
+        "generative": (
+            make_decoder(2, tied_embeddings=False),
+            generative,
+            [encode_generative_pair(TOKENIZER, TEMPLATE, pair, max_length=20)[0] for pair in PAIRS],
+        ),
+    }
+    out: Arrays = {}
+    for name, (model, objective, rows) in tasks.items():
+        batch = put_batch(stack_rows([rows[i] for i in local_rows(mesh, ROWS)]), mesh)
+        model = on_mesh(model, mesh)
+        grads, metrics = jax.jit(lambda model, batch: gradients(objective, model, batch, 2))(model, batch)  # noqa: B023
+        out |= named(f"{name}/gradient", flatten(grads)) | named(f"{name}/metric", metrics)
+        state = create_state(model, OPTIMIZER, mesh, LOGICAL_AXES)
+        step = make_train_step(objective, OPTIMIZER, 2)
+        for _ in range(2):
+            state, metrics = step(state, batch)
+        out |= named(f"{name}/parameter", flatten(state.model)) | named(f"{name}/later metric", metrics)
+    return out
+
+
+def sampled(mesh: jax.sharding.Mesh) -> Arrays:
+    """Greedy and sampled responses with their log-probabilities."""
+    model, out = on_mesh(make_decoder(3), mesh), {}
+    for name, temperature in (("greedy", 0.0), ("sampled", 0.9)):
+        config = SamplingConfig(8, (TOKENIZER.eos_id,), TOKENIZER.pad_id, temperature=temperature)
+        _, rollout = respond(
+            model, TOKENIZER, PROMPTS[:13], config=config, key=jax.random.key(5), max_prompt=6, batch_size=8, mesh=mesh
+        )
+        out |= named(name, {"token": rollout.response, "logp": rollout.logp})
+    return out
+
+
+def ppo(mesh: jax.sharding.Mesh) -> Arrays:
+    """PPO on scores and on win probabilities: the judge, what is frozen, one epoch of updates."""
+    lengths = [6, 5, 1, 5, 3, 4, 5, 1] * 2
+    fixed = make_rollout(0, [3, 1, 4, 2] * 4, lengths, [True, False, *[False] * 4, True, False] * 2, room=ROOM)
+    fixed = Rollout(*map(np.asarray, fixed))
+    texts = decode_responses(TOKENIZER, fixed)
+    options = {"batch_size": 8, "mesh": mesh}
+    scalar = ScalarJudge(on_mesh(make_scalar_model(4), mesh), TOKENIZER, max_length=16, **options)
+    judge = GenerativeJudge(on_mesh(make_decoder(5), mesh), TOKENIZER, TEMPLATE, max_length=24, **options)
+    anchors = [[text, "q"] for text in OTHERS]
+    against = {"group_size": 2, "anchors": anchors}
+    rewards = {
+        "score": scalar.scores(PROMPTS, texts),
+        "anchor": compare(judge, "anchor", PROMPTS, texts, **against).reward,
+        "peer": compare(judge, "peer", PROMPTS, texts, **against).reward,
+    }
+    out = named("reward", rewards)
+    own = local_rows(mesh, ROWS)
+    rollout = Rollout(*put_batch(tuple(x[own] for x in fixed), mesh))
+    reference = on_mesh(make_decoder(2, layers=1), mesh)
+    update = make_update(CONFIG, OPTIMIZER, OPTIMIZER)
+    for name in ("score", "anchor"):
+        create = lambda model: create_state(on_mesh(model, mesh), OPTIMIZER, mesh, LOGICAL_AXES)  # noqa: E731
+        state = initial_state(create(make_decoder(0, layers=1)), create(make_critic(1)), CONFIG)
+        context = CriticContext(rollout.prompt, rollout.prompt_mask)
+        score = jnp.asarray(rewards[name])
+        experience, frozen = prepare(state, reference, rollout, context, score, config=CONFIG)
+        state, metrics = run_update(update, state, experience, jax.random.key(0), CONFIG, train_policy=True)
+        out |= named(f"{name}/frozen", {"advantages": experience.advantages, "returns": experience.returns, **frozen})
+        out |= named(f"{name}/metric", metrics) | named(f"{name}/policy", flatten(state.policy.model))
+        out |= named(f"{name}/critic", flatten(state.critic.model))
+    return out
+
+
+def named(group: str, arrays: Arrays) -> Arrays:
+    return {f"{group}: {name}": array for name, array in arrays.items()}
+
+
+def write(folder: Path, name: str, sizes: dict[str, int] | None) -> None:
+    mesh = one_device() if sizes is None else make_mesh(**sizes)
+    with jax.set_mesh(mesh):
+        arrays = supervised(mesh) | sampled(mesh) | ppo(mesh)
+        arrays = {key: fetch(array, mesh) if isinstance(array, jax.Array) else array for key, array in arrays.items()}
+    if is_leader():
+        np.savez(folder / f"{name}.npz", **arrays)
+
+
+def fail(error: BaseException) -> int:
+    raise error
+
+
+if __name__ == "__main__":
+    words, place = sys.argv[1:], ("", "1", "0")
+    if "--join" in words:
+        words, place = words[: words.index("--join")], words[words.index("--join") + 1 :]
+    with joined(place[0], int(place[1]), int(place[2]), heartbeat_timeout=30, tell=fail):
+        for word in words[1:]:
+            key, _, sizes = word.partition("=")
+            write(Path(words[0]), key, json.loads(sizes) if sizes else None)

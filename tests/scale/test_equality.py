@@ -1,0 +1,84 @@
+"""The same numbers on one device, on eight under any mesh, and in several processes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running import in_processes, on_virtual_devices
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).with_name("steps.py")
+MESHES = {
+    "data": '{"data": 8}',
+    "fsdp": '{"data": 1, "fsdp": 8}',
+    "tensor": '{"data": 4, "tensor": 2}',
+    "sequence": '{"data": 4, "sequence": 2}',
+    "mixed": '{"data": 2, "fsdp": 2, "tensor": 2}',
+    "all": '{"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}',
+}
+PROCESSES = {
+    "two": (2, MESHES["mixed"]),
+    "four": (4, MESHES["fsdp"]),
+    "across": (4, '{"data": 2, "tensor": 2, "fsdp": 2}'),
+}
+LIMIT = 1e-5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("equality")
+
+
+@pytest.fixture(scope="module")
+def meshes(folder):
+    on_virtual_devices(SCRIPT, folder, "one", *(f"{name}={sizes}" for name, sizes in MESHES.items()))
+    return {name: load(folder, name) for name in ("one", *MESHES)}
+
+
+def load(folder: Path, name: str) -> dict[str, np.ndarray]:
+    with np.load(folder / f"{name}.npz") as arrays:
+        return dict(arrays)
+
+
+def check(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Tokens are equal. Of losses, gradients and parameters the norm of the difference is at most `LIMIT` of the norm;
+    a number that is a difference of others, like a loss around 0, is compared with 1. What is measured after an update
+    has the rounding of all before it."""
+    assert found.keys() == expected.keys() and len(expected) > 100
+    wrong = {}
+    for name, array in expected.items():
+        other = found[name]
+        assert other.shape == array.shape and other.dtype == array.dtype, name
+        if name.endswith(": token"):
+            np.testing.assert_array_equal(other, array, err_msg=name)
+            continue
+        scale, least = np.linalg.norm(array.astype(np.float64)), 1.0 if array.ndim == 0 else 1e-3
+        limit = (10 if "/later " in name else 1) * LIMIT
+        difference = np.linalg.norm(other.astype(np.float64) - array)
+        if not difference <= limit * max(scale, least):
+            wrong[name] = (difference, scale)
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_eight_devices_compute_what_one_does(meshes, name):
+    check(meshes[name], meshes["one"])
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_processes_compute_what_one_does(meshes, folder, name):
+    number, sizes = PROCESSES[name]
+    in_processes(SCRIPT, folder, f"{name}={sizes}", number=number, devices=8 // number)
+    check(load(folder, name), meshes["one"])
+
+
+def test_what_is_compared_is_there_and_moves(meshes):
+    one = meshes["one"]
+    kinds = {name.split(": ")[0] for name in one}
+    for task in ("sft", "bradley_terry", "generative"):
+        assert {f"{task}/gradient", f"{task}/parameter", f"{task}/metric"} <= kinds
+    assert {"score/policy", "anchor/policy", "score/critic", "greedy", "sampled", "reward"} <= kinds
+    for name, array in one.items():
+        if "/gradient: " in name:
+            assert np.linalg.norm(array) > 1e-4, name
+    assert np.unique(one["sampled: token"]).size > 5 and (one["sampled: token"] != one["greedy: token"]).any()

@@ -1,0 +1,90 @@
+"""Gradients do not depend on how many microbatches a batch is cut into, whether they divide it or not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import make_decoder, make_scalar_model, random_tokens, token_rows
+from running import unoptimised
+
+from prl_jax.training.ppo import PPOConfig, ppo_objective
+from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
+from prl_jax.training.rollout import Experience
+from prl_jax.training.sft import SFT
+from prl_jax.training.step import gradients, microbatches
+from prl_jax.tree import flatten
+from prl_jax.types import PreferenceBatch, SFTBatch
+
+ROWS, LENGTH, ROOM = 6, 7, 4
+LENGTHS = np.array([7, 1, 4, 2, 7, 3])
+
+
+def rows(seed: int):
+    return token_rows([random_tokens(seed, n) for n in LENGTHS], LENGTH)
+
+
+def sft():
+    batch = SFTBatch(rows(0), random_tokens(1, ROWS, LENGTH), np.arange(LENGTH) < LENGTHS[:, None])
+    return SFT, make_decoder(0, layers=1), batch
+
+
+def pairs() -> PreferenceBatch:
+    label, weight = np.array([1, 0, 0.5, 1, 1, 0]), np.array([1, 1, 0, 1, 1, 0])
+    return PreferenceBatch(rows(2), rows(3), label.astype(np.float32), weight.astype(np.float32))
+
+
+def bradley_terry():
+    return bradley_terry_objective(center=0.3), make_scalar_model(0, layers=1), pairs()
+
+
+def generative():
+    return generative_objective((3, 4), w_cons=0.4), make_decoder(0, layers=1), pairs()
+
+
+def ppo(**config):
+    def objective_and_batch():
+        numbers = [np.random.default_rng(i).normal(size=(ROWS, ROOM)).astype(np.float32) for i in range(5)]
+        mask = np.arange(ROOM) < np.array([4, 1, 2, 4, 3, 1])[:, None]
+        loss_mask = mask & (np.arange(ROWS) != 1)[:, None]  # a row that trains the critic alone
+        batch = Experience(rows(0), rows(0), random_tokens(5, ROWS, ROOM), mask, loss_mask, *numbers)
+        models = make_decoder(0, layers=1), make_scalar_model(1, layers=1)
+        return ppo_objective(PPOConfig(entropy_weight=0.1, **config), jnp.float32(0.2)), models, batch
+
+    return objective_and_batch
+
+
+CASES = {
+    "sft": sft,
+    "bradley_terry": bradley_terry,
+    "generative": generative,
+    "ppo": ppo(),
+    "ppo, mean of rows": ppo(reduce="sequence_mean", kl_placement="loss", kl_estimator="k3"),
+}
+
+
+@pytest.mark.parametrize("make", CASES.values(), ids=CASES)
+def test_row_13_any_number_of_microbatches_gives_the_gradient_of_the_batch(make):
+    objective, model, batch = make()
+    batch = jax.tree.map(jnp.asarray, batch)
+
+    def run(accumulate):
+        with unoptimised():
+            grads, metrics = jax.jit(lambda m, b: gradients(objective, m, b, accumulate))(model, batch)
+        return {str(k): np.asarray(x) for k, x in jax.tree_util.tree_leaves_with_path(grads)}, jax.device_get(metrics)
+
+    expected, metrics = run(1)
+    assert all(np.linalg.norm(x) > 0 for x in expected.values())
+    for accumulate in (2, 4, 6):  # divides, does not, one row each
+        grads, others = run(accumulate)
+        for name, x in expected.items():
+            assert np.linalg.norm(grads[name] - x) < 1e-5 * np.linalg.norm(x), (accumulate, name)
+        assert others.keys() == metrics.keys()
+        for name, x in metrics.items():
+            np.testing.assert_allclose(others[name], x, rtol=2e-5, atol=1e-6, err_msg=f"{name}, {accumulate}")
+
+
+@pytest.mark.parametrize(("count", "parts"), [(2, [[0, 2, 4], [1, 3, 5]]), (4, [[0, 4], [1, 5], [2, -1], [3, -1]])])
+def test_a_microbatch_has_every_nth_row_and_zeros_where_there_is_none(count, parts):
+    x = jnp.arange(12.0).reshape(6, 2) + 1
+    expected = [[x[i] if i >= 0 else jnp.zeros(2) for i in part] for part in parts]
+    np.testing.assert_array_equal(microbatches(x, count), expected)

@@ -1,21 +1,24 @@
 """Run by test_sharding.py on eight virtual devices: training on a mesh is training on one device."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from fakes import make_decoder, on_mesh, random_tokens
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from prl_jax.errors import UserError
-from prl_jax.models import LOGICAL_AXES
+from prl_jax.models import LOGICAL_AXES, Decoder
 from prl_jax.optim import make_optimizer
 from prl_jax.processes import put_batch
-from prl_jax.sharding import make_mesh, sharded_init
+from prl_jax.sampling import SamplingConfig, decode, generate, prefill, row_keys
+from prl_jax.sharding import batch_sharding, constrain, make_mesh, sharded_init
 from prl_jax.training.sft import SFT
 from prl_jax.training.state import create_state
-from prl_jax.training.step import make_train_step
+from prl_jax.training.step import make_train_step, microbatches
 from prl_jax.tree import flatten
-from prl_jax.types import SFTBatch, TokenRows
+from prl_jax.types import Rollout, SFTBatch, TokenRows
 
 ROWS, LENGTH = 8, 6
 
@@ -29,35 +32,86 @@ def batch() -> SFTBatch:
     return SFTBatch(TokenRows(tokens[:, :-1], positions, valid.astype(np.int32)), tokens[:, 1:], valid)
 
 
+def decoder() -> Decoder:
+    """Two layers, so that a stack of them can be told from one."""
+    return make_decoder(tied_embeddings=False)
+
+
+def sample(mesh: jax.sharding.Mesh, temperature: float) -> Rollout:
+    """Responses to prompts of unequal length, on a mesh."""
+    mask = np.arange(LENGTH) >= LENGTH - np.array([6, 1, 2, 6, 1, 1, 5, 3])[:, None]
+    prompt, mask = put_batch((random_tokens(1, ROWS, LENGTH), mask), mesh)
+    config = SamplingConfig(5, (3,), 0, temperature=temperature)
+    with jax.set_mesh(mesh):
+        return jax.device_get(generate(on_mesh(decoder(), mesh), prompt, mask, KEYS, config=config))
+
+
 def train(mesh: jax.sharding.Mesh, accumulate: int):
     """Two steps with a clip that bites, from the same parameters."""
     optimizer = make_optimizer(learning_rate=0.02, total_steps=5, clip_norm=0.1, weight_decay=0.01)
-    state = create_state(on_mesh(make_decoder(layers=1, tied_embeddings=False), mesh), optimizer, mesh, LOGICAL_AXES)
+    state = create_state(on_mesh(decoder(), mesh), optimizer, mesh, LOGICAL_AXES)
     shardings = [x.sharding for x in jax.tree.leaves(state)]
     step, rows = make_train_step(SFT, optimizer, accumulate), put_batch(batch(), mesh)
     for _ in range(2):
-        state, metrics = step(state, rows)
+        with jax.set_mesh(mesh):
+            state, metrics = step(state, rows)
     assert [x.sharding for x in jax.tree.leaves(state)] == shardings
     return state, jax.device_get(metrics)
 
 
 def check_one_device_equals_eight() -> None:
-    (alone, metrics), (together, others) = (
-        train(make_mesh(devices=jax.devices()[:1]), 1),
-        train(make_mesh(data=2, fsdp=2, tensor=2), 2),
-    )
+    one = make_mesh(devices=jax.devices()[:1])
+    (alone, metrics), rollouts = train(one, 1), {temperature: sample(one, temperature) for temperature in (0.0, 1.0)}
     assert metrics["grad_norm"] > 0.2
-    for name, value in metrics.items():
-        np.testing.assert_allclose(others[name], value, rtol=1e-5, err_msg=name)
     arrays = flatten(alone.model)
-    for name, array in flatten(together.model).items():
-        # Adam divides by the size of the gradient, so that rounding moves entries whose gradient is tiny.
-        np.testing.assert_allclose(array, arrays[name], atol=1e-5, err_msg=name)
+    for mesh, accumulate in zip(MESHES, (2, 3), strict=True):
+        together, others = train(mesh, accumulate)
+        for name, value in metrics.items():
+            np.testing.assert_allclose(others[name], value, rtol=1e-5, err_msg=name)
+        for name, array in flatten(together.model).items():
+            # Adam divides by the size of the gradient, so that rounding moves entries whose gradient is tiny.
+            np.testing.assert_allclose(array, arrays[name], atol=2e-5, err_msg=name)
+        for temperature, rollout in rollouts.items():
+            for name, array in sample(mesh, temperature)._asdict().items():
+                np.testing.assert_allclose(array, getattr(rollout, name), atol=2e-5, err_msg=name)
+
+
+def check_where_things_lie() -> None:
+    """Microbatches move no row; a decoding step gathers no matrix, a training step no stack of them."""
+    mesh, rows = make_mesh(data=2, fsdp=4), jax.ShapeDtypeStruct((16, 3), jnp.float32)
+    with jax.set_mesh(mesh):
+        cut = jax.jit(lambda x: microbatches(x, 2), in_shardings=batch_sharding(mesh))
+        assert collectives(cut, rows) == []
+        # Any other assignment of rows does move them.
+        moved = jax.jit(lambda x: constrain(x.reshape(2, 8, 3), None, "batch", None), in_shardings=batch_sharding(mesh))
+        assert collectives(moved, rows)
+        model, keys = on_mesh(decoder(), mesh), jax.random.split(jax.random.key(0), 16)
+        config = SamplingConfig(5, (3,), 0)
+        prompt = put_batch((random_tokens(1, 16, LENGTH), np.ones((16, LENGTH), bool)), mesh)
+        hidden, cache = prefill(model, *prompt, config=config)
+        for array, axes in (
+            (hidden, (("data", "fsdp", "sequence"), None)),
+            (cache.mask, (("data", "fsdp", "sequence"), None)),
+        ):
+            assert array.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(*axes)), array.ndim)
+        # The names of operations tell what is inside the loop.
+        loop = [line for line in collectives(decode, model, hidden, cache, keys, config=config) if "while/body" in line]
+        gathered = [line for line in loop if "= f32" in line and "all-gather" in line]  # not the drawn tokens
+        assert loop and not gathered, gathered
+
+
+def collectives(function: Any, *arguments: Any, **options: Any) -> list[str]:
+    """Lines of the compiled program in which devices exchange arrays."""
+    text = function.lower(*arguments, **options).compile().as_text()
+    kinds = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+    return [
+        line for line in text.splitlines() if any(f" {kind}(" in line or f" {kind}-start(" in line for kind in kinds)
+    ]
 
 
 def check_shardings() -> None:
     mesh = make_mesh(data=-1, fsdp=2, tensor=2)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
     shapes = {"embedding": (32, 16), "up.weight": (3, 16, 25), "scale": (16,)}
     make = lambda: {name: jnp.ones(shape) for name, shape in shapes.items()}  # noqa: E731
     arrays = sharded_init(make, mesh, LOGICAL_AXES)
@@ -77,6 +131,9 @@ def check_shardings() -> None:
 
 if __name__ == "__main__":
     assert jax.device_count() == 8
+    MESHES = (make_mesh(data=2, fsdp=2, tensor=2), make_mesh(data=1, fsdp=2, tensor=2, sequence=2))
+    KEYS = row_keys(jax.random.key(2), 0, ROWS)
     check_shardings()
+    check_where_things_lie()
     check_one_device_equals_eight()
     print("equal")

@@ -22,6 +22,7 @@ LAYERS = {
 SIDEWAYS = {
     ("types", "errors"), ("masked", "errors"),  # user-facing messages exist in every room
     ("models", "sharding"), ("processes", "sharding"),  # arrays are born on the mesh
+    ("losses", "sharding"),  # chunks of the vocabulary are cut like it
     ("cli", "stages"), ("cli", "reporting"),  # commands call stages and rebuild reports
     ("cli", "command_line"), ("cli", "plan"), ("plan", "stages"),  # a plan compiles what stages run
     ("stages", "reporting"),  # the last stage of a run writes the report

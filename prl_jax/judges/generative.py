@@ -84,10 +84,10 @@ class GenerativeJudge:
             ids, positions = [row.ids for row in encoded], [row.positions for row in encoded]
             return pad_rows(ids, self.max_length, pad_id=self.tokenizer.pad_id, positions=positions)
 
-        forward = functools.partial(_verdicts, self.model, verdicts=self.verdicts)
+        forward = functools.partial(judge_rows, self.model, verdicts=self.verdicts)
         return in_batches(forward, encode, len(prompts), self.batch_size, self.mesh)
 
 
 @functools.partial(jax.jit, static_argnames="verdicts")
-def _verdicts(model: Decoder, rows: TokenRows, verdicts: tuple[int, int]) -> Float[Array, "B 2"]:
+def judge_rows(model: Decoder, rows: TokenRows, verdicts: tuple[int, int]) -> Float[Array, "B 2"]:
     return verdict_log_probs(model, rows, verdicts)

@@ -52,7 +52,7 @@ class ScalarJudge:
             ids = [self._row(prompts[i], responses[i]) for i in index]
             return pad_rows(ids, self.max_length, pad_id=self.tokenizer.pad_id)
 
-        forward = functools.partial(_score, self.model)
+        forward = functools.partial(score_rows, self.model)
         return in_batches(forward, encode, len(prompts), self.batch_size, self.mesh)
 
     def check_fits(self, prompt: Prompt, first: str, second: str) -> None:
@@ -79,5 +79,5 @@ class ScalarJudge:
 
 
 @jax.jit
-def _score(model: ScalarModel, rows: TokenRows) -> Float[Array, "B"]:
+def score_rows(model: ScalarModel, rows: TokenRows) -> Float[Array, "B"]:
     return model.score(rows)

@@ -6,8 +6,6 @@ from ml_collections import ConfigDict
 
 from prl_jax.plan.plan import Function, Plan
 
-_FUNCTIONS_OF_GENERATION = ("prefill", "decode")
-
 
 def largest_consumer(function: Function) -> tuple[str, float]:
     """What takes the most of a device's memory, and its bytes."""
@@ -27,6 +25,8 @@ def knobs(plan: Plan, function: Function, config: ConfigDict) -> list[str]:
             found.insert(0, "model.remat=True (recompute activations)")
     else:
         found = _fewer_parameters(stage, config[stage])
+        if plan.chip is not None and function.memory.known - function.memory.cache < plan.chip.hbm:
+            found += _smaller_batches(stage, called, config[stage])
     cut = plan.mesh["fsdp"] * plan.mesh["tensor"]
     if cut < plan.devices:
         found.insert(0, f"mesh.fsdp up (parameters are cut in {cut} parts on {plan.devices} devices)")

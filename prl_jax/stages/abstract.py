@@ -12,20 +12,20 @@ from jax.sharding import Mesh
 from jax.stages import Traced
 from ml_collections import ConfigDict
 
-from prl_jax.judges.generative import _verdicts
-from prl_jax.judges.scalar import _score
+from prl_jax.judges.generative import judge_rows
+from prl_jax.judges.scalar import score_rows
 from prl_jax.models import CACHE_AXES, Decoder, ScalarModel
 from prl_jax.optim import make_optimizer
 from prl_jax.processes import whole_batch
 from prl_jax.sampling import SamplingConfig, decode, prefill
 from prl_jax.stages.abstract_models import AbstractJudge, AbstractModels
 from prl_jax.stages.durations import to_steps
-from prl_jax.stages.evaluation import _log_ratio
+from prl_jax.stages.evaluation import log_ratio
 from prl_jax.stages.reward_model import stage_objective
 from prl_jax.training.ppo import CriticContext, PPOConfig, PPOState, make_update, prepare
 from prl_jax.training.rollout import Experience
 from prl_jax.training.sft import SFT
-from prl_jax.training.step import make_train_step
+from prl_jax.training.step import make_train_step, make_validation
 from prl_jax.types import PreferenceBatch, Rollout, SFTBatch
 
 # What data no plan reads would tell; schedules of optimizers depend on it, no cost does.
@@ -103,6 +103,8 @@ class _Steps:
         step = make_train_step(objective, optimizer, section.accumulate, dropout=dropout)
         held = {"parameters": state.model, "optimizer": (state.opt_state, state.step)}
         yield Step(name, "train_step", step.trace(state, batch), (state, batch), held)
+        validation = make_validation(objective).trace(state.model, batch)
+        yield Step(name, "validation", validation, (state.model, batch), held)
 
     def anchors(self, name: str) -> Iterator[Step]:
         section = self.config[name]
@@ -197,7 +199,7 @@ class _Steps:
             models.rows(size, dtype=bool),
         )
         arguments = (policy, baseline, rollout)
-        yield Step(name, "log_ratio", _log_ratio.trace(*arguments, section.temperature or 1.0), arguments, held)
+        yield Step(name, "log_ratio", log_ratio.trace(*arguments, section.temperature or 1.0), arguments, held)
 
     def generate(
         self,
@@ -234,7 +236,7 @@ class _Steps:
         size = batch_size if count is None else min(batch_size, 1 << (count - 1).bit_length())
         arguments = (judge.model, self.models.token_rows(whole_batch(size, self.models.mesh), judge.length))
         scalar = isinstance(judge.model, ScalarModel)
-        traced = _score.trace(*arguments) if scalar else _verdicts.trace(*arguments, verdicts=judge.verdicts)
+        traced = score_rows.trace(*arguments) if scalar else judge_rows.trace(*arguments, verdicts=judge.verdicts)
         yield Step(stage, f"{prefix}judge", traced, arguments, held)
 
     def sampling(self, policy: str, **values: Any) -> SamplingConfig:

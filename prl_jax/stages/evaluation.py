@@ -201,12 +201,12 @@ def _mean_kl(context: StageContext, policy: Decoder, baseline: Decoder, rollout:
     count, totals = len(rollout.response), []
     for index in batch_rows(count, context.section.batch_size, context.mesh):
         part = Rollout(*put_batch(tuple(x[index] for x in rollout), context.mesh))
-        totals.append(fetch(_log_ratio(policy, baseline, part, temperature), context.mesh))
+        totals.append(fetch(log_ratio(policy, baseline, part, temperature), context.mesh))
     return float(np.concatenate(totals)[:count].mean())
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _log_ratio(policy: Decoder, baseline: Decoder, rollout: Rollout, temperature: float):
+def log_ratio(policy: Decoder, baseline: Decoder, rollout: Rollout, temperature: float):
     rows = join_rows(rollout.prompt, rollout.prompt_mask, rollout.response, rollout.mask)
     logp, _ = response_logprobs(policy, rows, rollout.response, rollout.mask, temperature)
     base, _ = response_logprobs(baseline, rows, rollout.response, rollout.mask, temperature)

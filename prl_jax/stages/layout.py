@@ -5,30 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from prl_jax.errors import UserError
 from prl_jax.models import DecoderConfig
-from prl_jax.processes import whole_batch
 from prl_jax.stages.artifacts import read_card
 from prl_jax.stages.context import is_directory
 
 
-def check_layout(config: ConfigDict, name: str, mesh: Mesh) -> None:
+def check_layout(config: ConfigDict, name: str, mesh: Mesh | AbstractMesh) -> None:
     """Raises `UserError`, with the arithmetic, for what a stage cannot be cut into.
 
     Rows of a batch have to divide by `data * fsdp`, lengths by `sequence`, heads and feed-forward width by `tensor`.
-    Nothing else is refused: a vocabulary or a width that does not divide stays whole, on every device, and microbatches
-    that do not divide are filled up with empty rows.
+    Nothing else is refused: a vocabulary or a width that does not divide stays whole, on every device, minibatches that
+    do not divide are cut less, and microbatches that do not are filled up with empty rows.
     """
     section = config[name]
-    for what, rows in _batches(section):
-        if whole_batch(rows, mesh) != rows:
-            raise UserError(
-                f"{name}: {what} = {rows} does not divide among data={mesh.shape['data']} * "
-                f"fsdp={mesh.shape['fsdp']} shards of a batch; change one of them in the mesh or the batch"
-            )
+    what, rows = "batch_size", section.get("batch_size", 0)
+    if section.kind == "ppo":
+        what, rows = "prompts_per_step * group_size", section.prompts_per_step * section.group_size
+    if rows % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        raise UserError(
+            f"{name}: {what} = {rows} does not divide among data={mesh.shape['data']} * fsdp={mesh.shape['fsdp']} "
+            "shards of a batch"
+        )
     for what, length in _lengths(config, name):
         if length % mesh.shape["sequence"]:
             raise UserError(f"{name}: {what} = {length} does not divide by mesh.sequence={mesh.shape['sequence']}")
@@ -37,16 +38,6 @@ def check_layout(config: ConfigDict, name: str, mesh: Mesh) -> None:
             size, cuts = getattr(decoder, field), mesh.shape["tensor"]
             if size % cuts:
                 raise UserError(f"{name}: {where}: {field}={size} does not divide by mesh.tensor={cuts}")
-
-
-def _batches(section: ConfigDict) -> Iterator[tuple[str, int]]:
-    """Rows that are computed at once, and what they are."""
-    if section.kind == "ppo":
-        rows, minibatches = section.prompts_per_step * section.group_size, section.algorithm.minibatches
-        yield "prompts_per_step * group_size", rows
-        yield f"a minibatch of {rows} / {minibatches} rows", rows // minibatches
-    else:
-        yield "batch_size", section.batch_size
 
 
 def _lengths(config: ConfigDict, name: str) -> Iterator[tuple[str, int]]:

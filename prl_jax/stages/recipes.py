@@ -18,7 +18,7 @@ def full_training(
     Args:
       arguments: see `own_pairs`.
       title: of the report.
-      batch_size: rows of an update; a PPO step, which samples and judges, has those of two, and so has an evaluation, so
+      batch_size: rows of an update; a PPO step, which samples and judges, has those of two, and an evaluation too, so
         that the same compiled functions serve both.
       accumulate: microbatches of an update.
       mesh: sizes of the axes of the device mesh.

@@ -24,7 +24,7 @@ from prl_jax.stages.telemetry import telemetry
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.loop import LoopConfig, run_loop
 from prl_jax.training.state import TrainState, create_state
-from prl_jax.training.step import Objective, make_train_step
+from prl_jax.training.step import Objective, make_train_step, make_validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,13 +147,7 @@ def _validation(context: StageContext, task: Supervised) -> Callable[[TrainState
     fill = [start + own < count for start in range(0, count, size)]
     batches = [_weighted(batch, keep) for batch, keep in zip(batches, fill, strict=True)]
 
-    @jax.jit
-    def sums(model, batch):
-        terms = task.objective.terms(model, batch)
-        out = {}
-        for name, term in terms.items():
-            out |= {name: (term.sum, term.denominator), **term.aux}
-        return out
+    sums = make_validation(task.objective)
 
     def validate(state: TrainState) -> dict[str, float]:
         parts = [jax.device_get(sums(state.model, put_batch(batch, context.mesh))) for batch in batches]

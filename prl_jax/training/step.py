@@ -124,3 +124,16 @@ def make_train_step(
         return state, {**metrics, "grad_norm": norm}
 
     return JitUpdate(train_step)
+
+
+def make_validation(objective: Objective) -> Any:
+    """A jitted `(model, batch) -> {name: (sum, denominator)}` of every term and metric of an objective."""
+
+    @jax.jit
+    def validation(model: Any, batch: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+        sums: dict[str, tuple[jax.Array, jax.Array]] = {}
+        for name, term in objective.terms(model, batch).items():
+            sums |= {name: (term.sum, term.denominator), **term.aux}
+        return sums
+
+    return validation

@@ -23,6 +23,7 @@ from prl_jax.stages.abstract import abstract_steps
 
 MESH = dict(data=2, fsdp=2, tensor=2)
 OVERRIDES = {
+    "model.kv_heads": 2,
     **{f"mesh.{axis}": size for axis, size in MESH.items()},
     **{f"{stage}.duration": "2 steps" for stage in ("sft", "bt", "genrm", "pairwise_ppo")},
 }

@@ -8,12 +8,13 @@ from running import on_virtual_devices
 
 pytestmark = pytest.mark.slow
 STEPS = {
-    *("sft/train_step", "bt/train_step", "genrm/train_step", "anchors/prefill", "anchors/decode", "anchors/judge"),
+    *(f"{stage}/{name}" for stage in ("sft", "bt", "genrm") for name in ("train_step", "validation")),
+    *(f"anchors/{name}" for name in ("prefill", "decode", "judge")),
     *(f"pairwise_ppo/{name}" for name in ("prefill", "decode", "judge", "prepare", "update")),
     *(f"evaluation/{name}" for name in ("bt_judge", "genrm_judge", "prefill", "decode", "log_ratio")),
 }
-# What a run compiles besides: making and checking models, and the loss on validation rows, a part of the train step.
-BESIDES = {"init_fn", "<lambda>", "_all_sums", "_all_finite", "scatter-add", "gather", "slice", "sums"}
+# What a run compiles besides: making and checking models.
+BESIDES = {"init_fn", "<lambda>", "_all_sums", "_all_finite", "copy", "scatter-add", "gather", "slice"}
 SMALL = 1_000  # bytes of arguments or results of what is left: keys, metrics, orders of rows
 
 

@@ -60,7 +60,8 @@ def stages(*names: str) -> str:
         (["gold.reference=best"], ["reference = 'best'", "'gold'"]),
         # Numbers that make no sense, alone or together.
         (["sft.batch_size=0"], ["sft.batch_size=0", "at least 1"]),
-        (["bt.accumulate=3"], ["bt: batch_size=16", "accumulate=3"]),
+        (["bt.accumulate=17"], ["bt.accumulate=17", "batch_size=16"]),
+        (["ppo.algorithm.accumulate=9"], ["ppo: ", "2 minibatches", "accumulate=9"]),
         (["genrm.data.limit=-1"], ["genrm.data", "limit=-1"]),
         (["genrm.max_length=4"], ["genrm", "without any content", "4"]),
         (["sft.optimizer.learning_rate=0"], ["sft.optimizer", "learning_rate=0"]),

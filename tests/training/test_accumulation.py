@@ -12,9 +12,9 @@ from prl_jax.training.reward_model import bradley_terry_objective, generative_ob
 from prl_jax.training.rollout import Experience
 from prl_jax.training.sft import SFT
 from prl_jax.training.step import gradients, microbatches
-from prl_jax.tree import flatten
 from prl_jax.types import PreferenceBatch, SFTBatch
 
+pytestmark = pytest.mark.slow
 ROWS, LENGTH, ROOM = 6, 7, 4
 LENGTHS = np.array([7, 1, 4, 2, 7, 3])
 
@@ -58,7 +58,7 @@ CASES = {
     "bradley_terry": bradley_terry,
     "generative": generative,
     "ppo": ppo(),
-    "ppo, mean of rows": ppo(reduce="sequence_mean", kl_placement="loss", kl_estimator="k3"),
+    "ppo, mean of rows": ppo(reduce="seq_mean_token_mean", kl_placement="loss", kl_estimator="k3"),
 }
 
 

@@ -7,8 +7,8 @@ MODEL is the directory of a Gemma 3 4B language model (model_type gemma3_text); 
 every parameter is trained.
 
 Hardware: 8 GPU H100 of 80 GB.
-Memory: 36 bytes a parameter of state (README, "Models"), 140 GB, cut over 8 GPUs: 17.5 GB each; with activations the
-compiler plans at most 29 GB for any step function.
+Memory: 40 bytes a parameter of state (README, "Models"), 155 GB, cut over 8 GPUs: 19.4 GB each; with activations the
+compiler plans at most 27 GB for any step function.
 Time: not measured on GPUs; its step functions are compiled ahead of time in the tests, in 2 minutes on 2 CPUs.
 Result: a win rate of 0.5 against SFT at the start; no run of this size has been made.
 """

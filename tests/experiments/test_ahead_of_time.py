@@ -1,6 +1,6 @@
-"""The configs of real models: every step function lowers at its real size, and the largest compile and fit.
+"""The configs of real models for GPUs: every step function lowers at its real size, and the largest compile and fit.
 
-Those for TPU slices are in test_pods.py.
+Those for TPU slices are in test_pods.py, with the TPU compiler.
 """
 
 import importlib.util
@@ -30,6 +30,7 @@ SIZES = [case[:3] for case in CASES] + [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "model", "parameters", "devices", "room"), CASES, ids=[case[0] for case in CASES])
 def test_it_compiles_ahead_of_time_and_fits(name, model, parameters, devices, room):
     path = ROOT / "experiments" / f"{name}.py"

@@ -113,7 +113,7 @@ def interrupted(folder, two, environment, tmp_path) -> Iterator[tuple[list[subpr
                 process.wait()
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_lost_process_ends_the_other_and_one_process_can_continue(interrupted, alone, environment, lost):
     processes, workdir = interrupted
     processes[lost].kill()
@@ -125,6 +125,7 @@ def test_a_lost_process_ends_the_other_and_one_process_can_continue(interrupted,
         check_same(alone, workdir)
 
 
+@pytest.mark.long
 def test_both_stop_at_the_same_step_when_one_is_told_to(interrupted, two, environment):
     processes, workdir = interrupted
     processes[1].send_signal(signal.SIGTERM)

@@ -8,19 +8,19 @@ from running import in_processes, on_virtual_devices
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("steps.py")
-MESHES = {
+MESHES = {"fsdp": '{"data": 1, "fsdp": 8}', "mixed": '{"data": 2, "fsdp": 2, "tensor": 2}'}
+MORE_MESHES = {
     "data": '{"data": 8}',
-    "fsdp": '{"data": 1, "fsdp": 8}',
     "tensor": '{"data": 4, "tensor": 2}',
     "sequence": '{"data": 4, "sequence": 2}',
-    "mixed": '{"data": 2, "fsdp": 2, "tensor": 2}',
     "all": '{"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}',
 }
-PROCESSES = {
-    "two": (2, MESHES["mixed"]),
-    "four": (4, MESHES["fsdp"]),
-    "across": (4, '{"data": 2, "tensor": 2, "fsdp": 2}'),
-}
+# Number of processes, and the mesh; "tensor across" has both halves of a matrix in different processes.
+PROCESSES = [
+    pytest.param(2, MESHES["mixed"], id="two"),
+    pytest.param(4, MESHES["fsdp"], id="four", marks=pytest.mark.long),
+    pytest.param(8, MORE_MESHES["tensor"], id="tensor across", marks=pytest.mark.long),
+]
 LIMIT = 1e-5
 
 
@@ -30,9 +30,15 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def meshes(folder):
+def one(folder):
+    """What one device computes; the same script does what `MESHES` do."""
     on_virtual_devices(SCRIPT, folder, "one", *(f"{name}={sizes}" for name, sizes in MESHES.items()))
-    return {name: load(folder, name) for name in ("one", *MESHES)}
+    return load(folder, "one")
+
+
+@pytest.fixture(scope="module")
+def more(folder):
+    on_virtual_devices(SCRIPT, folder, *(f"{name}={sizes}" for name, sizes in MORE_MESHES.items()))
 
 
 def load(folder: Path, name: str) -> dict[str, np.ndarray]:
@@ -61,19 +67,23 @@ def check(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None
 
 
 @pytest.mark.parametrize("name", MESHES)
-def test_eight_devices_compute_what_one_does(meshes, name):
-    check(meshes[name], meshes["one"])
+def test_eight_devices_compute_what_one_does(one, folder, name):
+    check(load(folder, name), one)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
-def test_processes_compute_what_one_does(meshes, folder, name):
-    number, sizes = PROCESSES[name]
-    in_processes(SCRIPT, folder, f"{name}={sizes}", number=number, devices=8 // number)
-    check(load(folder, name), meshes["one"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", MORE_MESHES)
+def test_eight_devices_on_more_meshes_compute_what_one_does(one, more, folder, name):
+    check(load(folder, name), one)
 
 
-def test_what_is_compared_is_there_and_moves(meshes):
-    one = meshes["one"]
+@pytest.mark.parametrize(("number", "sizes"), PROCESSES)
+def test_processes_compute_what_one_does(one, folder, number, sizes):
+    in_processes(SCRIPT, folder, f"{number} processes={sizes}", number=number, devices=8 // number)
+    check(load(folder, f"{number} processes"), one)
+
+
+def test_what_is_compared_is_there_and_moves(one):
     kinds = {name.split(": ")[0] for name in one}
     for task in ("sft", "bradley_terry", "generative"):
         assert {f"{task}/gradient", f"{task}/parameter", f"{task}/metric"} <= kinds

@@ -24,7 +24,7 @@ STEPS = TRAINING | {f"pairwise_ppo/{function}" for function in ("prefill", "deco
 
 @pytest.fixture(autouse=True)
 def quick():
-    """XLA tries less hard: it compiles in a quarter of the time, what it plans differs by a few percent in memory."""
+    """XLA tries less hard and compiles in a quarter of the time; the memory it plans was up to a tenth more or less."""
     before = jax.config.jax_exec_time_optimization_effort
     jax.config.update("jax_exec_time_optimization_effort", -1.0)
     yield

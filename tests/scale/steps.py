@@ -26,7 +26,15 @@ from prl_jax.sampling import SamplingConfig, decode_responses, respond
 from prl_jax.sharding import make_mesh
 from prl_jax.text.judging import JudgeTemplate, verdict_ids
 from prl_jax.training.opponents import compare
-from prl_jax.training.ppo import CriticContext, PPOConfig, initial_state, make_update, prepare, run_update
+from prl_jax.training.ppo import (
+    CriticContext,
+    PPOConfig,
+    initial_state,
+    make_update,
+    ppo_objective,
+    prepare,
+    run_update,
+)
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.sft import SFT
 from prl_jax.training.state import create_state
@@ -119,6 +127,10 @@ def ppo(mesh: jax.sharding.Mesh) -> Arrays:
         context = CriticContext(rollout.prompt, rollout.prompt_mask)
         score = jnp.asarray(rewards[name])
         experience, frozen = prepare(state, reference, rollout, context, score, config=CONFIG)
+        models, objective = (state.policy.model, state.critic.model), ppo_objective(CONFIG, state.kl_coef)
+        grads, _ = jax.jit(lambda models, batch: gradients(objective, models, batch, 2))(models, experience)  # noqa: B023
+        for part, grad in zip(("policy", "critic"), grads, strict=True):
+            out |= named(f"{name}/{part}/gradient", flatten(grad))
         state, metrics = run_update(update, state, experience, jax.random.key(0), CONFIG, train_policy=True)
         out |= named(f"{name}/frozen", {"advantages": experience.advantages, "returns": experience.returns, **frozen})
         out |= named(f"{name}/metric", metrics) | named(f"{name}/policy", flatten(state.policy.model))

@@ -200,7 +200,7 @@ def test_flags_that_are_wrong_are_refused(tmp_path):
     assert says(refused("run", "--config", MICRO, "--workdir", workdir, "--sede=1"), "sede")
     assert says(refused("run", "--config", MICRO, "--workdir", workdir, "more"), "unexpected argument 'more'")
     assert says(refused("runs"), "unknown command 'runs'", "did you mean 'run'")
-    assert says(refused("xyz"), "expected one of run, judge, generate, export, report")
+    assert says(refused("xyz"), "expected one of run, plan, judge, generate, export, report")
     assert says(refused("judge", "--model", workdir), "--data is missing")
     assert says(refused("judge", "--model=a", "--data=b", "--out=c", "--batch_size=0"), "batch_size=0")
     for flag in ("--max_new_tokens=-1", "--temperature=-1", "--temperature=hot", "--seed=-1", "--top_k=-2", "--seed=x"):
@@ -212,6 +212,6 @@ def test_flags_that_are_wrong_are_refused(tmp_path):
 
 def test_help_is_no_mistake(capsys):
     assert prl("--help").code == prl("help").code == 0 and prl().code == 2
-    for command in ("run", "judge", "generate", "report"):
+    for command in ("run", "plan", "judge", "generate", "export", "report"):
         done = prl(command, "--help")
         assert done.code == 0 and done.err == "" and f"prl {command}" in done.out and "--" in done.out

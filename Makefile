@@ -11,11 +11,11 @@ smoke: .venv/.installed
 	$(BIN)/prl run --config experiments/quickstart.py:smoke --workdir runs/smoke
 
 test: .venv/.installed-dev
-	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long"
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 15 -m "not long"
 
 # What takes minutes a test: runs that are killed at many moments, compilation for whole pods.
 test-slow: .venv/.installed-dev
-	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --dist worksteal -m long
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 15 -m long
 
 # Compares the losses with TRL's trainers, in an environment with torch (docs/parity.md).
 parity: .venv-parity/.installed

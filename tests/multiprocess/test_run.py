@@ -40,6 +40,7 @@ def readme_commands(workdir: Path, *more: str) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
     cache = {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

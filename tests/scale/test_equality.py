@@ -8,9 +8,10 @@ from running import in_processes, on_virtual_devices
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("steps.py")
-MESHES = {"fsdp": '{"data": 1, "fsdp": 8}', "mixed": '{"data": 2, "fsdp": 2, "tensor": 2}'}
+MESHES = {"mixed": '{"data": 2, "fsdp": 2, "tensor": 2}'}
 MORE_MESHES = {
     "data": '{"data": 8}',
+    "fsdp": '{"data": 1, "fsdp": 8}',
     "tensor": '{"data": 4, "tensor": 2}',
     "sequence": '{"data": 4, "sequence": 2}',
     "all": '{"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}',
@@ -18,7 +19,7 @@ MORE_MESHES = {
 # Number of processes, and the mesh; "tensor across" has both halves of a matrix in different processes.
 PROCESSES = [
     pytest.param(2, MESHES["mixed"], id="two"),
-    pytest.param(4, MESHES["fsdp"], id="four", marks=pytest.mark.long),
+    pytest.param(4, MORE_MESHES["fsdp"], id="four", marks=pytest.mark.long),
     pytest.param(8, MORE_MESHES["tensor"], id="tensor across", marks=pytest.mark.long),
 ]
 LIMIT = 1e-5

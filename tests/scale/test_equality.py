@@ -16,11 +16,11 @@ MORE_MESHES = {
     "sequence": '{"data": 4, "sequence": 2}',
     "all": '{"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}',
 }
-# Number of processes, and the mesh; "tensor across" has both halves of a matrix in different processes.
+# Processes, devices of each, and the mesh; "tensor across" has both halves of a matrix in different processes.
 PROCESSES = [
-    pytest.param(2, MESHES["mixed"], id="two"),
-    pytest.param(4, MORE_MESHES["fsdp"], id="four", marks=pytest.mark.long),
-    pytest.param(8, MORE_MESHES["tensor"], id="tensor across", marks=pytest.mark.long),
+    pytest.param(2, 4, MESHES["mixed"], id="two"),
+    pytest.param(4, 2, MORE_MESHES["fsdp"], id="four", marks=pytest.mark.long),
+    pytest.param(4, 1, '{"data": 2, "tensor": 2}', id="tensor across", marks=pytest.mark.long),
 ]
 LIMIT = 1e-5
 
@@ -78,10 +78,10 @@ def test_eight_devices_on_more_meshes_compute_what_one_does(one, more, folder, n
     check(load(folder, name), one)
 
 
-@pytest.mark.parametrize(("number", "sizes"), PROCESSES)
-def test_processes_compute_what_one_does(one, folder, number, sizes):
-    in_processes(SCRIPT, folder, f"{number} processes={sizes}", number=number, devices=8 // number)
-    check(load(folder, f"{number} processes"), one)
+@pytest.mark.parametrize(("number", "devices", "sizes"), PROCESSES)
+def test_processes_compute_what_one_does(one, folder, number, devices, sizes):
+    in_processes(SCRIPT, folder, f"processes={sizes}", number=number, devices=devices)
+    check(load(folder, "processes"), one)
 
 
 def test_what_is_compared_is_there_and_moves(one):

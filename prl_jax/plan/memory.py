@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from prl_jax.plan.hlo import trip_count
 from prl_jax.plan.hlo_text import Computation
+from prl_jax.plan.trips import trip_count
 from prl_jax.stages.abstract import Step
 
 

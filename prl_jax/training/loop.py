@@ -77,14 +77,8 @@ def run_loop(
         start = time.perf_counter()
         state, metrics = step(state, n)
         handed = time.perf_counter()
-        values = {key: float(value) for key, value in jax.device_get(dict(metrics)).items()}
+        values = _finite(name, n, metrics)
         end = time.perf_counter()
-        bad = sorted(key for key in _VITAL if not math.isfinite(values.get(key, 0.0)))
-        if bad:
-            raise UserError(
-                f"{name}: {' and '.join(bad)} not finite at step {n} ({_show(values)}); stopped, the last good "
-                "checkpoint is kept; lower the learning rate or look at the data of this step"
-            )
         evaluated = evaluate is not None and config.evaluate_every > 0 and due(n, config.evaluate_every, config.total)
         if evaluated:
             values |= evaluate(state, n)
@@ -100,6 +94,18 @@ def run_loop(
         if stopping and n < config.total:
             raise Stopped(f"{name} is saved at step {n} of {config.total}")
     return state
+
+
+def _finite(name: str, n: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+    """The metrics of a step as numbers, once its devices have them."""
+    values = {key: float(value) for key, value in jax.device_get(dict(metrics)).items()}
+    bad = sorted(key for key in _VITAL if not math.isfinite(values.get(key, 0.0)))
+    if bad:
+        raise UserError(
+            f"{name}: {' and '.join(bad)} not finite at step {n} ({_show(values)}); stopped, the last good "
+            "checkpoint is kept; lower the learning rate or look at the data of this step"
+        )
+    return values
 
 
 def _show(values: Mapping[str, float]) -> str:

@@ -1,0 +1,73 @@
+"""How often the loops of a compiled program run: what the compiler states, or what the loop's condition tells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from prl_jax.plan.hlo_text import Computation, Instruction
+
+
+def trip_count(computations: Mapping[str, Computation], inside: Computation, loop: Instruction) -> int | None:
+    """How often a while loop runs, at most where it may end early; None where that can't be told."""
+    stated = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text)
+    if stated:
+        return int(stated[1])
+    condition = computations[dict(loop.called)["condition"]]
+    init = inside.instructions[loop.operands[0]]
+    found = list(_limits(computations, condition, condition.root.name, ()))
+    bounds = []
+    for index, offset, limit in found:
+        first = _constant(inside, init.operands[index]) if init.opcode == "tuple" else None
+        bounds.append(limit - offset - (first or 0))
+    return min(bounds, default=None)
+
+
+def _limits(
+    computations: Mapping[str, Computation], inside: Computation, name: str, arguments: tuple
+) -> Iterator[tuple[int, int, int]]:
+    """`(i, offset, limit)` for each `state[i] + offset < limit` that a condition asks for."""
+    one = inside.instructions[name]
+    if one.opcode in ("and", "bitcast", "copy"):
+        for operand in one.operands:
+            yield from _limits(computations, inside, operand, arguments)
+    elif one.opcode == "fusion":
+        passed = tuple(_counter(inside, operand, arguments) for operand in one.operands)
+        fused = computations[dict(one.called)["calls"]]
+        yield from _limits(computations, fused, fused.root.name, passed)
+    elif one.opcode == "compare":
+        direction = re.search(r"direction=(\w+)", one.text)
+        left, right = (_counter(inside, operand, arguments) for operand in one.operands)
+        if direction and direction[1] in ("GT", "GE"):
+            left, right = right, left
+        if direction and direction[1] in ("LT", "GT", "NE", "LE", "GE") and left and right and right[0] is None:
+            if left[0] is not None:
+                yield left[0], left[1], right[1] + (direction[1] in ("LE", "GE"))
+
+
+def _counter(inside: Computation, name: str, arguments: tuple) -> tuple[int | None, int] | None:
+    """An element of the loop's state plus a number, `(index, number)`; `(None, number)` for a constant."""
+    one = inside.instructions[name]
+    if one.opcode == "parameter":
+        number = int(re.match(r"\d+", one.text.lstrip("(") or "0")[0]) if arguments else None
+        return arguments[number] if arguments and number is not None and number < len(arguments) else None
+    if one.opcode == "get-tuple-element":
+        index = one.attribute("index")
+        return (int(index), 0) if index is not None else None
+    if one.opcode in ("copy", "bitcast", "convert", "reshape"):
+        return _counter(inside, one.operands[0], arguments)
+    if one.opcode == "add":
+        parts = [_counter(inside, operand, arguments) for operand in one.operands]
+        if None in parts or all(part[0] is not None for part in parts):
+            return None
+        return next((part[0] for part in parts if part[0] is not None), None), sum(part[1] for part in parts)
+    value = _constant(inside, name)
+    return None if value is None else (None, value)
+
+
+def _constant(inside: Computation, name: str) -> int | None:
+    one = inside.instructions[name]
+    if one.opcode in ("copy", "bitcast", "convert", "reshape") and one.operands:
+        return _constant(inside, one.operands[0])
+    match = re.match(r"\((-?\d+)\)", one.text) if one.opcode == "constant" else None
+    return int(match[1]) if match else None

@@ -49,14 +49,15 @@ def record_lowered() -> list[tuple[str, str]]:
 
 def run_it(workdir: Path) -> list[tuple[str, list[int]]]:
     """Names of the functions that a run compiles, with the memory of their programs."""
-    compiled, seen, client = [], set(), jax.devices()[0].client
+    # All programs are kept: the id of one that is gone would be given to another.
+    compiled, seen, client = [], {}, jax.devices()[0].client
 
     def on_compile(event: str, _: float, **labels: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             for one in client.live_executables():
                 if id(one) not in seen:
                     compiled.append((labels["fun_name"], sizes(one.get_compiled_memory_stats())))
-                    seen.add(id(one))
+                    seen[id(one)] = one
 
     jax.monitoring.register_event_duration_secs_listener(on_compile)
     flags = [f"--config.{key}={value}" for key, value in OVERRIDES.items()]

@@ -12,20 +12,18 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from prl_jax.errors import Stopped, UserError
 from prl_jax.integrity import checksums, digest
 from prl_jax.models import combine, split
-from prl_jax.processes import is_leader
+from prl_jax.processes import agreed, is_leader
 from prl_jax.tree import Tree, flatten, unflatten
 
 
@@ -54,8 +52,9 @@ class Checkpoints:
           read_only: changes nothing there.
         """
         self.directory = directory
+        self._kept = _Kept(keep)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
+            preservation_policy=None if read_only else self._kept,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=True,
@@ -86,16 +85,22 @@ class Checkpoints:
         """Step of the newest checkpoint, which may still be written."""
         return self._manager.latest_step()
 
-    def save(self, step: int, *, model: Any, train: Any, data: dict[str, Any]) -> None:
+    def holds(self, step: int) -> bool:
+        """Whether there is a checkpoint of a step."""
+        return step in self._manager.all_steps()
+
+    def save(self, step: int, *, model: Any, train: Any, data: dict[str, Any], best: int | None = None) -> None:
         """Starts to write a checkpoint of what is trained (`models.split`), unless `step` is there.
 
-        The arrays may be donated as soon as this returns.
+        The arrays may be donated as soon as this returns. The checkpoint of step `best`, if given, is kept beside the
+        newest ones.
 
         Raises:
           UserError: the disk takes no more, now or at the save before, or a parameter is not finite; the checkpoints
             that are whole are kept.
         """
         self.wait()
+        self._kept.best = best
         if step == self.latest():
             return
         arrays = {"model": flatten(split(model)[0]), "train": flatten(split(train)[0])}
@@ -122,11 +127,14 @@ class Checkpoints:
         except Exception as error:
             raise self._unsaved(error) from error
 
-    def finish(self) -> None:
-        """Waits, and leaves the newest checkpoint alone: nobody takes an older one for the result of the stage."""
+    def finish(self, result: int | None = None) -> None:
+        """Waits, and leaves one checkpoint alone, by default the newest: nobody takes another one for the result of the
+        stage."""
         self.wait()
-        for step in self._manager.all_steps()[:-1]:
-            self._manager.delete(step)
+        result = self.latest() if result is None else result
+        for step in self._manager.all_steps():
+            if step != result:
+                self._manager.delete(step)
 
     def restore(self, *, model: Tree, train: Any) -> Restored:
         """The newest checkpoint that is whole, onto the shapes and shardings of the given trees (arrays or abstract).
@@ -194,7 +202,7 @@ class Checkpoints:
             }
         except Exception as caught:
             error = caught
-        if jax.process_count() > 1 and not np.all(multihost_utils.process_allgather(np.array(error is None))):
+        if not agreed(error is None):
             error = error or ValueError("another process cannot read it")
         if error is not None:
             raise error
@@ -217,6 +225,18 @@ class Checkpoints:
             f"{self.directory}/{newest}: the checkpoint cannot be read ({_reason(damaged[newest])}){older}; delete "
             f"{self.directory.parent} to train this stage anew"
         )
+
+
+class _Kept:
+    """Which checkpoints Orbax keeps: the newest ones, and that of the best step so far."""
+
+    def __init__(self, newest: int):
+        self.newest = newest
+        self.best: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        first = len(checkpoints) - self.newest
+        return [i >= first or one.step == self.best for i, one in enumerate(checkpoints)]
 
 
 class _Manager(ocp.CheckpointManager):

@@ -215,9 +215,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def latest_metrics(path: Path) -> dict[str, float]:
-    """The newest finite value of each metric: the same for a run that was interrupted as for one that was not."""
-    rows = read_metrics(path)
+def latest_metrics(path: Path, *, until: int | None = None) -> dict[str, float]:
+    """The newest finite value of each metric, up to a step: the same for a run that was interrupted as for one that was
+    not."""
+    rows = [row for row in read_metrics(path) if until is None or row["step"] <= until]
     return {name: value for row in rows for name, value in row.items() if name != "step" and value is not None}
 
 

@@ -40,6 +40,13 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def agreed(here: bool) -> bool:
+    """Whether something holds in every process; all of them must ask."""
+    if jax.process_count() == 1:
+        return here
+    return bool(np.all(multihost_utils.process_allgather(np.array(here))))
+
+
 @contextlib.contextmanager
 def joined(
     coordinator: str, number: int, index: int, *, heartbeat_timeout: int, tell: Callable[[BaseException], int]

@@ -18,6 +18,7 @@ from running import ROOT, free_port, read_rows
 
 CONFIG = "tests/configs/micro.py:short"
 STEPS = {"sft": 16, "bt": 4, "genrm": 16, "pairwise_ppo": 14}  # of the stages that train
+PIECES = {"anchors": 6, "evaluation": 21}
 STAGES = ("sft", "bt", "genrm", "anchors", "pairwise_ppo", "evaluation")
 TRAINED = ("sft", "bt", "genrm", "pairwise_ppo")
 SAVE_EVERY = 2
@@ -29,7 +30,8 @@ LIMITED += "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
 @dataclasses.dataclass(frozen=True)
 class Moment:
     """When a process ends: in a stage, after a step was computed, written to the metrics or given to a save (place
-    `step`, `write`, `save`), or at the `start` of the stage (step 0); `delay` seconds later.
+    `step`, `write`, `save`), after a `piece` of a stage without steps, or at the `start` of the stage (step 0);
+    `delay` seconds later.
 
     `process`: which of several it happens to; None: to all.
     """
@@ -44,8 +46,9 @@ class Moment:
 
 def moments(seed: int, count: int, *, processes: int = 1) -> list[Moment]:
     """Random moments over all stages, in the order in which a run meets them."""
-    draw, order = random.Random(seed), ("start", "step", "write", "save")
+    draw, order = random.Random(seed), ("start", "piece", "step", "write", "save")
     possible = [(index, 0, "start") for index in range(len(STAGES))]
+    possible += [(STAGES.index(stage), n, "piece") for stage, total in PIECES.items() for n in range(1, total)]
     for stage, total in STEPS.items():
         index = STAGES.index(stage)
         possible += [(index, n, place) for n in range(1, total + 1) for place in ("step", "write")]
@@ -124,6 +127,10 @@ class Run:
         for done in self.start():
             assert done.returncode == 0, done.stderr
 
+    def pieces(self, stage: str) -> dict[str, int]:
+        """Files that a stage without steps has kept, and when they were written."""
+        return {path.name: path.stat().st_mtime_ns for path in (self.workdir / stage / "pieces").glob("*.json")}
+
     def checkpoints(self, stage: str) -> set[str]:
         return {path.name for path in (self.workdir / stage / "checkpoints").iterdir() if path.name.isdigit()}
 
@@ -162,7 +169,9 @@ def check_equal(whole: Run, other: Run, history: Sequence[object]) -> None:
         for name, value in one.items():
             message = f"{stage}: {name} differs after{told}"
             np.testing.assert_array_equal(jax.device_get(value), jax.device_get(two[name]), err_msg=message)
-        assert whole.checkpoints(stage) == other.checkpoints(stage) == {str(STEPS[stage])}
+        assert whole.checkpoints(stage) == other.checkpoints(stage)
+        result = json.loads((whole.workdir / stage / "result.json").read_text())["metrics"]
+        assert whole.checkpoints(stage) == {str(int(result.get("best_step", STEPS[stage])))}
 
 
 def has_processes() -> bool:

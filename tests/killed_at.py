@@ -18,6 +18,7 @@ import prl_jax.stages.ppo
 import prl_jax.stages.run
 import prl_jax.stages.supervised
 from prl_jax import cli
+from prl_jax.stages.pieces import Pieces
 from prl_jax.training.loop import run_loop
 
 
@@ -63,6 +64,14 @@ def arm(moment: Moment) -> None:
         places = {place: ending(place, position) for place, position in (("step", 1), ("write", 0), ("save", 0))}
         return run_loop(name, *arguments, **{**callbacks, **places})
 
+    make_piece = Pieces.__call__
+
+    def piece(self: Pieces, *arguments: Any, **options: Any) -> Any:
+        value = make_piece(self, *arguments, **options)
+        end_from(self._context.name, self._done, "piece")
+        return value
+
+    Pieces.__call__ = piece
     prl_jax.stages.run.make_directory = make
     prl_jax.stages.supervised.run_loop = prl_jax.stages.ppo.run_loop = loop
 

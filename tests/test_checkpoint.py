@@ -128,6 +128,23 @@ def test_a_finished_stage_keeps_its_result_alone(tmp_path):
         assert steps(tmp_path) == ["2"]
 
 
+def test_the_best_step_is_kept_beside_the_newest_and_can_be_the_result(tmp_path):
+    best = {1: None, 2: 2, 3: 2, 4: 2, 5: 5, 6: 5, 7: 5, 8: 5}
+    kept = {4: ["2", "3", "4"], 5: ["4", "5"], 8: ["5", "7", "8"]}
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, best_step in best.items():
+            train = {"step": jnp.int32(step)}
+            checkpoints.save(step, model=weights(step), train=train, data={"n": step}, best=best_step)
+            checkpoints.wait()
+            assert steps(tmp_path) == kept.get(step, steps(tmp_path))
+        assert checkpoints.holds(5) and not checkpoints.holds(2)
+    with Checkpoints(tmp_path) as checkpoints:  # a run that goes on knows it from what the newest says
+        checkpoints.save(9, model=weights(9), train=train, data={"n": 9}, best=5)
+        checkpoints.finish(5)
+        assert steps(tmp_path) == ["5"]
+        assert same(checkpoints.restore_model(weights(0)), weights(5))
+
+
 def test_a_step_is_saved_once(saved, state):
     with Checkpoints(saved) as checkpoints:
         checkpoints.save(5, model=zeros(state.model), train=rest(state), data=DATA)

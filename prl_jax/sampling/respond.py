@@ -67,10 +67,11 @@ def respond(
     batch_size: int,
     mesh: Mesh,
     on_long: str = "truncate",
+    first_row: int = 0,
 ) -> tuple[list[str], Rollout]:
     """A response to every prompt, in batches of one static shape.
 
-    Row i draws from `fold_in(key, i)`, so the batch size changes nothing.
+    Row i draws from `fold_in(key, first_row + i)`, so that it does not matter how prompts are cut into batches.
 
     Returns:
       The texts, and the rollout of all `N` rows as numpy arrays, the same in every process.
@@ -79,7 +80,7 @@ def respond(
     count, parts = len(prompts), []
     for batch, index in enumerate(batch_rows(count, batch_size, mesh)):
         tokens, mask = put_batch((encoded.tokens[index], encoded.mask[index]), mesh)
-        keys = row_keys(key, batch * batch_size, batch_size)
+        keys = row_keys(key, first_row + batch * batch_size, batch_size)
         parts.append(fetch(generate(model, tokens, mask, keys, config=config), mesh))
     rollout = Rollout(*(np.concatenate(columns)[:count] for columns in zip(*parts, strict=True)))
     return decode_responses(tokenizer, rollout), rollout

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -15,6 +16,8 @@ from prl_jax.processes import is_leader
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.stages.artifacts import load_judge, load_policy
 from prl_jax.stages.context import StageContext
+from prl_jax.stages.pieces import batches, pieces
+from prl_jax.text.chat import Prompt
 
 ANCHORS_FILE = "anchors.jsonl"
 
@@ -58,44 +61,53 @@ def _reference(record: PromptRecord) -> str:
 
 def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> list[list[str]]:
     """The `keep` best of `samples` responses of a policy to every prompt, as a judge ranks them."""
-    section, count = context.section, context.section.samples
+    section = context.section
+    count, size = section.samples, section.batch_size
     card, policy, tokenizer = load_policy(context.stage(section.policy), context.mesh, defaults=context.defaults)
-    judge = load_judge(
-        context.stage(section.judge), context.mesh, batch_size=section.batch_size, defaults=context.defaults
-    )
+    judge = load_judge(context.stage(section.judge), context.mesh, batch_size=size, defaults=context.defaults)
     sampling = SamplingConfig(card.max_response, (tokenizer.eos_id,), tokenizer.pad_id, temperature=section.temperature)
     prompts = [record.prompt for record in records]
-    columns, shown = [], context.progress(count + 1)
-    with shown:
-        for i in range(count):
-            texts, _ = respond(
-                policy,
-                tokenizer,
-                prompts,
-                config=sampling,
-                key=jax.random.fold_in(context.key, i),
-                max_prompt=card.max_prompt,
-                batch_size=section.batch_size,
-                mesh=context.mesh,
-            )
-            columns.append(texts)
-            shown.update(i + 1)
-        scores = rank_scores(judge, prompts, columns)
-        shown.update(count + 1)
+
+    def sample(i: int, first: int, part: Sequence[Prompt]) -> list[str]:
+        texts, _ = respond(
+            policy,
+            tokenizer,
+            part,
+            config=sampling,
+            key=jax.random.fold_in(context.key, i),
+            max_prompt=card.max_prompt,
+            batch_size=size,
+            mesh=context.mesh,
+            first_row=first,
+        )
+        return texts
+
+    with pieces(context, count * batches(len(prompts), size) + rankings(judge, count)) as piece:
+        columns = [piece.each(f"sample_{i}", prompts, size, functools.partial(sample, i)) for i in range(count)]
+        scores = rank_scores(judge, prompts, columns, piece)
     # A stable order, so that equal scores keep the order of sampling.
     order = np.argsort(-scores, axis=0, kind="stable")[: section.keep]
     return [[columns[k][i] for k in order[:, i]] for i in range(len(records))]
 
 
-def rank_scores(judge: Judge, prompts: Sequence, columns: Sequence[Sequence[str]]) -> np.ndarray:
+def rankings(judge: Judge, count: int) -> int:
+    """How often `rank_scores` asks for all prompts."""
+    return count if isinstance(judge, ScalarJudge) else count * (count - 1) // 2
+
+
+def rank_scores(
+    judge: Judge, prompts: Sequence[Prompt], columns: Sequence[Sequence[str]], piece: Callable[..., list[float]]
+) -> np.ndarray:
     """`[K, N]` scores of the K-th response to each of N prompts: a scalar judge's, or the mean win probability against
-    the prompt's other responses (round robin, both orders)."""
+    the prompt's other responses (round robin, both orders). What is asked of the judge goes through `piece`."""
     if isinstance(judge, ScalarJudge):
-        return np.stack([judge.scores(prompts, column) for column in columns])
+        score = lambda i: judge.scores(prompts, columns[i]).tolist()  # noqa: E731
+        return np.array([piece(f"score_{i}", functools.partial(score, i)) for i in range(len(columns))])
     wins = np.zeros((len(columns), len(prompts)))
+    compare = lambda i, j: judge_pairs(judge, prompts, columns[i], columns[j]).p_first.tolist()  # noqa: E731
     for i in range(len(columns)):
         for j in range(i):
-            p = judge_pairs(judge, prompts, columns[i], columns[j]).p_first
+            p = np.array(piece(f"wins_{i}_{j}", functools.partial(compare, i, j)))
             wins[i] += p
             wins[j] += 1.0 - p
     return wins / max(len(columns) - 1, 1)

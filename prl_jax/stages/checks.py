@@ -181,6 +181,12 @@ def _check_accumulation(config: ConfigDict, name: str) -> None:
         raise UserError(f"{name}.accumulate={section.accumulate}, expected at most batch_size={section.batch_size}")
 
 
+def _check_result(config: ConfigDict, name: str) -> None:
+    section, key = config[name], "evaluation.every" if config[name].kind == "ppo" else "evaluate_every"
+    if section.result == "best" and not to_steps(_at(section, key), key=f"{name}.{key}", total=1):
+        raise UserError(f"{name}.result='best': nothing is evaluated ({name}.{key}={_at(section, key)!r})")
+
+
 def _check_anchors(config: ConfigDict, name: str) -> None:
     section = config[name]
     if section.choice == "best_of_n" and section.keep > section.samples:
@@ -245,11 +251,11 @@ def _check_evaluation(config: ConfigDict, name: str) -> None:
 
 
 _FURTHER: Mapping[str, Sequence[Callable[[ConfigDict, str], None]]] = {
-    "sft": (_check_accumulation, _check_lora),
-    "bradley_terry": (_check_accumulation, _check_lora),
-    "generative": (_check_accumulation, _check_lora),
+    "sft": (_check_accumulation, _check_lora, _check_result),
+    "bradley_terry": (_check_accumulation, _check_lora, _check_result),
+    "generative": (_check_accumulation, _check_lora, _check_result),
     "anchors": (_check_anchors,),
-    "ppo": (_check_ppo, _check_lora),
+    "ppo": (_check_ppo, _check_lora, _check_result),
     "evaluation": (_check_evaluation,),
 }
 

@@ -111,6 +111,7 @@ def _supervised() -> dict[str, Any]:
         log_every="10 steps",
         save_every="25%",
         evaluate_every="25%",
+        result="last",  # the parameters of the last step, or of that with the "best" evaluation: the least loss
     )
 
 
@@ -217,6 +218,7 @@ def ppo(**values: Any) -> dict[str, Any]:
         evaluation=dict(every="20%", prompts=source(split="validation", limit=256), judge="gold"),
         log_every="1 steps",
         save_every="20%",
+        result="last",  # the parameters of the last step, or of that with the "best" evaluation: the largest win rate
     )
     return _filled(defaults, values, "ppo")
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from prl_jax.data.gold import attributes, bayes_accuracy, make_arguments, utility
 from prl_jax.data.jsonl import write_jsonl
@@ -20,9 +21,10 @@ from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.stages.artifacts import SAMPLES_FILE, load_policy, model_tokenizer, read_card
 from prl_jax.stages.context import StageContext, gold_arguments
 from prl_jax.stages.judging import judge_records, record_metrics
+from prl_jax.stages.pieces import Pieces, batches, pieces
 from prl_jax.stages.win_rate import named_judge
 from prl_jax.stages.workdir import write_json
-from prl_jax.text.chat import prompt_text
+from prl_jax.text.chat import Prompt, prompt_text
 from prl_jax.training.rollout import join_rows, response_logprobs
 from prl_jax.types import Rollout
 
@@ -41,15 +43,14 @@ class Sampled(NamedTuple):
 def run(context: StageContext) -> dict[str, float]:
     """Writes `summary.json` of the workdir and `samples.jsonl` of the stage; returns the main figures."""
     section = context.section
-    names = list(section.judges)
-    with context.progress(len(names) + (len(section.arms) + 2 if section.baseline else 0)) as shown:
-        judges = {}
-        for i, name in enumerate(names):
-            judges[name] = evaluate_judge(context, name)
-            shown.update(i + 1, {"accuracy": judges[name]["accuracy"]})
-        arms, samples = [], []
+    records = context.records(section.prompts, "prompt") if section.baseline else []
+    judges, arms, samples = {}, [], []
+    with pieces(context, len(section.judges) + _arms_pieces(section, records)) as piece:
+        for i, name in enumerate(section.judges):
+            make = functools.partial(evaluate_judge, context, name)
+            judges[name] = piece(f"judge_{i}", make, shows=("accuracy",))
         if section.baseline:
-            arms, samples = _arms(context, judges, lambda done, values: shown.update(len(names) + done, values))
+            arms, samples = _arms(context, records, judges, piece)
     summary = {
         "title": context.config.title,
         "seed": context.config.seed,
@@ -104,33 +105,46 @@ def _bayes(context: StageContext, records: Sequence[PreferenceRecord]) -> float:
     )
 
 
+def _has_anchors(section: Any, records: Sequence[PromptRecord]) -> bool:
+    return section.anchors == "reference" and all(record.reference is not None for record in records)
+
+
+def _arms_pieces(section: Any, records: Sequence[PromptRecord]) -> int:
+    """In how many pieces `_arms` comes."""
+    if not section.baseline:
+        return 0
+    rows, columns = 2 + len(section.arms), section.samples if section.temperature else 1
+    # Of the opponents, the baseline, the arms; and greedy ones of the baseline.
+    sampled = rows * columns + 1
+    judged = rows * section.samples * (1 + _has_anchors(section, records))
+    return sampled * batches(len(records), section.batch_size) + judged
+
+
 def _arms(
-    context: StageContext, judges: Mapping[str, Mapping[str, Any]], progress: Any
+    context: StageContext,
+    records: Sequence[PromptRecord],
+    judges: Mapping[str, Mapping[str, Any]],
+    piece: Pieces,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of the final table, and all responses side by side."""
     section = context.section
-    records = context.records(section.prompts, "prompt")
     judge = named_judge(context, section.judge, batch_size=section.batch_size)
     _, baseline, _ = load_policy(context.stage(section.baseline), context.mesh, defaults=context.defaults)
-    draw = functools.partial(_sample, context, records, baseline)
+    draw = functools.partial(_sample, context, records, piece, baseline)
     opponents = draw(baseline, stream=0).texts
     rows: list[tuple[str, str, str | None, Sampled]] = [
         ("SFT, sampled", section.baseline, None, draw(baseline, stream=1)),
         ("SFT, greedy", section.baseline, None, draw(baseline, stream=2, temperature=0.0)),
     ]
-    progress(1, {})
     for i, (stage, arm) in enumerate(section.arms.items()):
         _, policy, _ = load_policy(context.stage(stage), context.mesh, defaults=context.defaults)
         rows.append((arm.title, stage, arm.judge, draw(policy, stream=3 + i)))
-        progress(2 + i, {})
-    anchors = [record.reference for record in records]
-    has_anchors = section.anchors == "reference" and all(text is not None for text in anchors)
-    prompts = [record.prompt for record in records]
+    anchors, has_anchors = [record.reference for record in records], _has_anchors(section, records)
     gold = section.judge == "gold"
-    wins = functools.partial(_wins, judge, prompts)
+    wins = functools.partial(_wins, piece, judge, [record.prompt for record in records])
     table = []
-    for title, stage, judge_name, sampled in rows:
-        against = win_rate_summary(wins(sampled.texts, opponents), samples=section.bootstrap)
+    for i, (title, stage, judge_name, sampled) in enumerate(rows):
+        against = win_rate_summary(wins(f"wins_{i}", sampled.texts, opponents), samples=section.bootstrap)
         of_judge = judges.get(judge_name or "", {})
         table.append(
             {
@@ -143,7 +157,9 @@ def _arms(
                 "win_rate_vs_sft": against["win_rate"],
                 "win_rate_vs_sft_low": against["win_rate_low"],
                 "win_rate_vs_sft_high": against["win_rate_high"],
-                "win_rate_vs_anchor": float(wins(sampled.texts, [anchors] * len(sampled.texts)).mean())
+                "win_rate_vs_anchor": float(
+                    wins(f"anchor_wins_{i}", sampled.texts, [anchors] * len(sampled.texts)).mean()
+                )
                 if has_anchors
                 else None,
                 "kl": sampled.kl,
@@ -151,19 +167,29 @@ def _arms(
                 **(_utilities(records, sampled.texts) if gold else {}),
             }
         )
-    progress(2 + len(section.arms), {})
     return table, _side_by_side(records, rows, anchors, gold)
 
 
-def _wins(judge: Judge, prompts: Sequence, texts: Sequence[Sequence[str]], others: Sequence[Sequence[str]]):
+def _wins(
+    piece: Pieces,
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    name: str,
+    texts: Sequence[Sequence[str]],
+    others: Sequence[Sequence[str]],
+) -> np.ndarray:
     """`[N, K]` win probabilities of sample k against the other's sample k."""
-    columns = [judge_pairs(judge, prompts, a, b).p_first for a, b in zip(texts, others, strict=False)]
-    return np.stack(columns, axis=1).astype(np.float64)
+
+    def compare(k: int) -> list[float]:
+        return judge_pairs(judge, prompts, texts[k], others[k]).p_first.tolist()
+
+    return np.array([piece(f"{name}_{k}", functools.partial(compare, k)) for k in range(len(texts))]).T
 
 
 def _sample(
     context: StageContext,
     records: Sequence[PromptRecord],
+    piece: Pieces,
     baseline: Decoder,
     policy: Decoder,
     *,
@@ -175,34 +201,42 @@ def _sample(
     card, tokenizer = read_card(directory, context.defaults), model_tokenizer(directory)
     temperature = section.temperature if temperature is None else temperature
     sampling = SamplingConfig(card.max_response, (tokenizer.eos_id,), tokenizer.pad_id, temperature=temperature)
-    key, texts, kl, length = jax.random.fold_in(context.key, stream), [], [], []
-    # Greedy responses are all the same: one is enough, against each of the opponent's samples.
-    for k in range(1 if temperature == 0 else section.samples):
-        column, rollout = respond(
+    prompts, size = [record.prompt for record in records], section.batch_size
+
+    def sample(k: int, first: int, part: Sequence[Prompt]) -> list[tuple[str, float, int]]:
+        texts, rollout = respond(
             policy,
             tokenizer,
-            [record.prompt for record in records],
+            part,
             config=sampling,
-            key=jax.random.fold_in(key, k),
+            key=jax.random.fold_in(jax.random.fold_in(context.key, stream), k),
             max_prompt=card.max_prompt,
-            batch_size=section.batch_size,
+            batch_size=size,
             mesh=context.mesh,
+            first_row=first,
         )
-        texts.append(column)
-        kl.append(_mean_kl(context, policy, baseline, rollout, temperature or 1.0))
-        length.append(rollout.mask.sum(1).mean())
-    if temperature == 0:
-        texts = texts * section.samples
-    return Sampled(texts, float(np.mean(kl)), float(np.mean(length)))
+        kl = _kl(context, policy, baseline, rollout, temperature or 1.0)
+        return list(zip(texts, kl.tolist(), rollout.mask.sum(1).tolist(), strict=True))
+
+    columns = []
+    # Greedy responses are all the same: one is enough, against each of the opponent's samples.
+    for k in range(1 if temperature == 0 else section.samples):
+        columns.append(piece.each(f"sample_{stream}_{k}", prompts, size, functools.partial(sample, k)))
+    texts = [[text for text, _, _ in column] for column in columns]
+    numbers = np.array([[row[1:] for row in column] for column in columns])
+    kl, length = numbers.mean((0, 1)).tolist()
+    return Sampled(texts * section.samples if temperature == 0 else texts, kl, length)
 
 
-def _mean_kl(context: StageContext, policy: Decoder, baseline: Decoder, rollout: Rollout, temperature: float) -> float:
-    """Mean over responses of `log pi - log pi_SFT`, in nats."""
+def _kl(
+    context: StageContext, policy: Decoder, baseline: Decoder, rollout: Rollout, temperature: float
+) -> Float[np.ndarray, "N"]:
+    """Of each response, `log pi - log pi_SFT`, in nats."""
     count, totals = len(rollout.response), []
     for index in batch_rows(count, context.section.batch_size, context.mesh):
         part = Rollout(*put_batch(tuple(x[index] for x in rollout), context.mesh))
         totals.append(fetch(log_ratio(policy, baseline, part, temperature), context.mesh))
-    return float(np.concatenate(totals)[:count].mean())
+    return np.concatenate(totals)[:count]
 
 
 @functools.partial(jax.jit, static_argnums=3)

@@ -12,13 +12,13 @@ import numpy as np
 
 from prl_jax.checkpoint import Checkpoints
 from prl_jax.data.pipeline import batch_iterator
-from prl_jax.metrics import latest_metrics
 from prl_jax.models import LOGICAL_AXES, Decoder, ScalarModel
 from prl_jax.processes import is_leader
 from prl_jax.sampling import SamplingConfig
 from prl_jax.sharding import replicated
 from prl_jax.stages.anchors import read_anchors
 from prl_jax.stages.artifacts import CHECKPOINTS_DIR, Trunks, load_policy, save_card
+from prl_jax.stages.best import BestSoFar
 from prl_jax.stages.context import StageContext, adapted, base_name, trainable
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.ppo_step import Setup, iteration, sample_rows
@@ -30,7 +30,7 @@ from prl_jax.training.state import create_state
 
 
 def run(context: StageContext) -> dict[str, float]:
-    """Trains and returns the last metrics."""
+    """Trains and returns the metrics of what it has come to."""
     section, name = context.section, context.name
     setup, state, optimizers = _setup(context)
     total = to_steps(section.duration, key=f"{name}.duration", batch_size=section.prompts_per_step,
@@ -43,6 +43,7 @@ def run(context: StageContext) -> dict[str, float]:
     iterator = batch_iterator(
         range(len(setup.records)), np.asarray, batch_size=section.prompts_per_step, seed=context.data_seed
     )
+    best = BestSoFar(section.result, "win_rate", larger=True)
     save_card(context.directory, setup.card, setup.tokenizer)
     evaluate = policy_win_rate(
         context,
@@ -59,6 +60,7 @@ def run(context: StageContext) -> dict[str, float]:
             saved = checkpoints.restore(model=state.policy.model, train=_rest(state))
             first, state = saved.step, _whole(state, saved.model, saved.train)
             iterator.set_state(saved.data["iterator"])
+            best.restore(saved.data["best"], checkpoints)
         with telemetry(context, first=first, total=total) as shown, context.stop.after_steps():
 
             def step(state: PPOState, n: int) -> tuple[PPOState, Mapping[str, jax.Array]]:
@@ -71,8 +73,8 @@ def run(context: StageContext) -> dict[str, float]:
 
             def save(n: int, state: PPOState) -> None:
                 shown.metrics.flush()
-                data = {"iterator": iterator.get_state()}
-                checkpoints.save(n, model=state.policy.model, train=_rest(state), data=data)
+                data = {"iterator": iterator.get_state(), "best": best.state()}
+                checkpoints.save(n, model=state.policy.model, train=_rest(state), data=data, best=best.step)
 
             run_loop(
                 name,
@@ -84,11 +86,12 @@ def run(context: StageContext) -> dict[str, float]:
                 write=shown.metrics.write,
                 save=save,
                 evaluate=lambda state, n: evaluate(state.policy.model),
+                improved=best.improved,
                 timed=shown.timed,
                 stop=lambda n: context.stop(),
             )
-        checkpoints.finish()
-    return latest_metrics(shown.metrics.path) if is_leader() else {}
+        checkpoints.finish(best.step)
+    return best.result(shown.metrics.path) if is_leader() else {}
 
 
 def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:

@@ -15,6 +15,7 @@ from prl_jax.losses.pairwise_ppo import OPPONENTS, REWARD_MAPS
 from prl_jax.losses.ppo import REDUCTIONS
 from prl_jax.losses.preference import FORMS
 from prl_jax.stages import config
+from prl_jax.stages.best import RESULTS
 from prl_jax.text.judging import NAMES as JUDGE_TEMPLATES
 
 POLICIES = ("sft", "ppo")
@@ -59,6 +60,7 @@ _SUPERVISED: Mapping[str, Any] = dict(
     durations=("optimizer.warmup", "log_every", "save_every", "evaluate_every"),
     optimizers=("optimizer",),
 )
+_RESULT = {"result": RESULTS}
 _SIZES = {"batch_size": 1, "accumulate": 1}
 _ROOM = {"max_prompt": 2, "max_response": 2}
 
@@ -67,20 +69,21 @@ RULES: Mapping[str, Rules] = MappingProxyType(
         "sft": Rules(
             declared=config.sft,
             sources={"data": "sft", "validation": "sft"},
-            choices={"train_on": TRAIN_ON},
+            choices={"train_on": TRAIN_ON, **_RESULT},
             at_least={**_SIZES, **_ROOM},
             **_SUPERVISED,
         ),
         "bradley_terry": Rules(
             declared=config.bradley_terry,
             sources={"data": "preference", "validation": "preference"},
+            choices=_RESULT,
             at_least={**_SIZES, **_ROOM, "label_smoothing": 0, "center": 0},
             **_SUPERVISED,
         ),
         "generative": Rules(
             declared=config.generative,
             sources={"data": "preference", "validation": "preference"},
-            choices={"template": JUDGE_TEMPLATES, "form": FORMS},
+            choices={"template": JUDGE_TEMPLATES, "form": FORMS, **_RESULT},
             at_least={**_SIZES, "max_length": 1, "w_ce": 0, "w_cons": 0},
             **_SUPERVISED,
         ),
@@ -107,6 +110,7 @@ RULES: Mapping[str, Rules] = MappingProxyType(
                 "opponents": OPPONENTS,
                 "algorithm.reduce": REDUCTIONS,
                 "algorithm.kl_estimator": KL_KINDS,
+                **_RESULT,
             },
             lengths=("duration",),
             durations=(

@@ -14,10 +14,10 @@ from flax import nnx
 from prl_jax.checkpoint import Checkpoints
 from prl_jax.data.pipeline import batch_iterator
 from prl_jax.data.rows import stack_rows
-from prl_jax.metrics import latest_metrics
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.processes import batch_rows, fetch, is_leader, local_rows, put_batch
 from prl_jax.stages.artifacts import CHECKPOINTS_DIR, ModelCard, save_card
+from prl_jax.stages.best import BestSoFar
 from prl_jax.stages.context import StageContext
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.telemetry import telemetry
@@ -54,7 +54,7 @@ class Supervised:
 
 
 def train(context: StageContext, task: Supervised) -> dict[str, float]:
-    """Fits the model, from the last checkpoint if there is one; returns the last metrics."""
+    """Fits the model, from the last checkpoint if there is one; returns the metrics of what it has come to."""
     section, name = context.section, context.name
     size = section.batch_size
     total = to_steps(section.duration, key=f"{name}.duration", batch_size=size, examples=len(task.records))
@@ -68,9 +68,10 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
         seed=context.data_seed,
         rows=local_rows(context.mesh, size).tolist(),
     )
+    best = BestSoFar(section.result, "validation_loss", larger=False)
     save_card(context.directory, task.card, task.tokenizer)
     with Checkpoints(context.directory / CHECKPOINTS_DIR) as checkpoints:
-        state, first, truncated = _start(context, task, optimizer, checkpoints, iterator)
+        state, first, truncated = _start(context, task, optimizer, checkpoints, iterator, best)
         dropout = jax.random.fold_in(context.key, 2**17) if section.lora.dropout else None
         train_step = make_train_step(task.objective, optimizer, section.accumulate, dropout=dropout)
         validate = _validation(context, task)
@@ -92,8 +93,9 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
 
             def save(n: int, state: TrainState) -> None:
                 shown.metrics.flush()
-                data = {"iterator": iterator.get_state(), "truncated": truncated}
-                checkpoints.save(n, model=state.model, train=(state.opt_state, state.step), data=data)
+                data = {"iterator": iterator.get_state(), "truncated": truncated, "best": best.state()}
+                train = (state.opt_state, state.step)
+                checkpoints.save(n, model=state.model, train=train, data=data, best=best.step)
 
             run_loop(
                 name,
@@ -105,11 +107,12 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
                 write=write,
                 save=save,
                 evaluate=evaluate,
+                improved=best.improved,
                 timed=shown.timed,
                 stop=lambda n: context.stop(),
             )
-        checkpoints.finish()
-    return latest_metrics(shown.metrics.path) if is_leader() else {}
+        checkpoints.finish(best.step)
+    return best.result(shown.metrics.path) if is_leader() else {}
 
 
 def _with_flag(encoded: tuple[Any, bool]) -> tuple[Any, np.ndarray]:
@@ -128,6 +131,7 @@ def _start(
     optimizer: optax.GradientTransformation,
     checkpoints: Checkpoints,
     iterator: Any,
+    best: BestSoFar,
 ) -> tuple[TrainState, int, int]:
     """The state to start from, the steps behind it, and the rows that were truncated on the way."""
     state = create_state(task.model, optimizer, context.mesh, LOGICAL_AXES)
@@ -135,6 +139,7 @@ def _start(
         return state, 0, 0
     saved = checkpoints.restore(model=state.model, train=(state.opt_state, state.step))
     iterator.set_state(saved.data["iterator"])
+    best.restore(saved.data["best"], checkpoints)
     return TrainState(saved.model, *saved.train), saved.step, saved.data["truncated"]
 
 

@@ -50,6 +50,7 @@ def run_loop(
     write: Callable[[int, Mapping[str, float]], None],
     save: Callable[[int, State], None],
     evaluate: Callable[[State, int], Mapping[str, float]] | None = None,
+    improved: Callable[[int, Mapping[str, float]], bool] | None = None,
     timed: Callable[[int, float, float], None] | None = None,
     stop: Callable[[int], bool] | None = None,
 ) -> State:
@@ -63,6 +64,7 @@ def run_loop(
       write: called with the metrics that are kept.
       save: called with a state to keep. No state whose metrics are not finite ever gets here.
       evaluate: extra metrics of a state at some steps; they join the kept ones.
+      improved: told each evaluation after a step; whether its state is to be kept for it.
       timed: called at each logged step with the seconds that it took, and with those of them that passed until it was
         handed to the devices: what this process did itself, waiting for no other.
       stop: asked after each step whether the run is to end here.
@@ -80,8 +82,10 @@ def run_loop(
         values = _finite(name, n, metrics)
         end = time.perf_counter()
         evaluated = evaluate is not None and config.evaluate_every > 0 and due(n, config.evaluate_every, config.total)
+        keep = due(n, config.save_every, config.total)
         if evaluated:
             values |= evaluate(state, n)
+            keep |= improved is not None and improved(n, values)
         on_step(n, values)
         logged = due(n, config.log_every, config.total)
         if evaluated or logged:
@@ -89,7 +93,7 @@ def run_loop(
         if logged and timed is not None:
             timed(n, end - start, handed - start)
         stopping = stop is not None and stop(n)
-        if stopping or due(n, config.save_every, config.total):
+        if stopping or keep:
             save(n, state)
         if stopping and n < config.total:
             raise Stopped(f"{name} is saved at step {n} of {config.total}")

@@ -29,9 +29,11 @@ def get_config(variant: str = "all") -> ConfigDict:
     stages = dict(
         sft=c.sft(duration=f"{steps} steps", validation=c.source(split="validation", limit=20), **lengths, **often),
         bt=c.bradley_terry(init_from="sft", duration="4 steps", **lengths, **often),
-        genrm=c.generative(init_from="sft", duration=f"{steps} steps", max_length=32, soft_labels=True, **often),
+        genrm=c.generative(
+            init_from="sft", duration=f"{steps} steps", max_length=32, soft_labels=True, result="best", **often
+        ),
         anchors=c.anchors(prompts=prompts, samples=3, keep=2, batch_size=24),
-        pairwise_ppo=c.ppo(critic_sees_anchor=True, **ppo | dict(duration=f"{steps - 2} steps")),
+        pairwise_ppo=c.ppo(critic_sees_anchor=True, result="best", **ppo | dict(duration=f"{steps - 2} steps")),
     )
     if variant == "all":
         peers, group = ppo | dict(prompts_per_step=4, group_size=2), ppo | dict(prompts_per_step=2, group_size=4)

@@ -5,7 +5,7 @@ import re
 import signal
 
 import pytest
-from interrupted import SAVE_EVERY, STAGES, STEPS, Moment, Run, check_equal, moments
+from interrupted import PIECES, SAVE_EVERY, STAGES, STEPS, Moment, Run, check_equal, moments
 
 pytestmark = pytest.mark.slow
 SEED = 5
@@ -37,18 +37,30 @@ def uninterrupted(tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="module")
 def interrupted(uninterrupted) -> tuple[Run, list[object]]:
-    """Killed at three moments and in evaluation, stopped once, once out of disk space, once with a damaged checkpoint;
-    then left to finish. Needs what `uninterrupted` has compiled."""
+    """Killed at three moments, in anchors and in evaluation, stopped once, once out of disk space, once with a damaged
+    checkpoint; then left to finish. Needs what `uninterrupted` has compiled."""
     run = Run(uninterrupted.workdir.parent / "killed", uninterrupted.workdir.parent / "cache")
     history: list[object] = []
     events = [(STAGES.index(moment.stage), run.kill, moment) for moment in three_moments()]
     events += [(STAGES.index("bt"), stop, run), (STAGES.index("genrm") + 0.5, full_disk, run)]
+    events += [(STAGES.index("anchors"), kill_between_pieces, run)]
     for _, do, what in sorted(events, key=lambda event: event[0]):
         history.append(what if do == run.kill else do.__name__)
         do(what)
-    run.kill(Moment("evaluation", 0, "start", delay=0.3))
+    run.kill(Moment("evaluation", PIECES["evaluation"] - 1, "piece"))
     run.finish()
+    assert run.pieces("evaluation") == {}
     return run, history
+
+
+def kill_between_pieces(run: Run) -> None:
+    """What a stage without steps has made is made once."""
+    run.kill(Moment("anchors", 2, "piece"))
+    made = run.pieces("anchors")
+    assert len(made) == 2
+    run.kill(Moment("anchors", PIECES["anchors"] - 1, "piece"))
+    later = run.pieces("anchors")
+    assert len(later) == PIECES["anchors"] - 1 and made.items() < later.items()
 
 
 def full_disk(run: Run) -> None:
@@ -86,6 +98,6 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(uninterrupted, interr
 def test_the_moments_are_of_each_kind():
     chosen = three_moments()
     assert len({moment.stage for moment in chosen}) == 3 and {"save"} < {moment.place for moment in chosen}
-    drawn = moments(0, 20)
-    assert len(drawn) == 20 and {m.place for m in drawn} == {"start", "step", "write", "save"}
-    assert drawn == moments(0, 20) != moments(1, 20)
+    drawn = moments(12, 20)
+    assert len(drawn) == 20 and {m.place for m in drawn} == {"start", "piece", "step", "write", "save"}
+    assert drawn == moments(12, 20) != moments(1, 20)

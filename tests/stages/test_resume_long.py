@@ -4,7 +4,7 @@ import pytest
 from interrupted import Run, check_equal, has_processes, moments
 
 pytestmark = pytest.mark.long
-SEED, COUNT = 11, 20
+SEED, COUNT = 12, 20
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -14,7 +14,7 @@ class Outside:
         self.metrics, self.evaluates = metrics, evaluates
         self.stepped, self.shown, self.written, self.saved, self.timed = [], [], {}, {}, {}
 
-    def run(self, first: int = 0, state: int = 0, stop=None, **config: int) -> int:
+    def run(self, first: int = 0, state: int = 0, stop=None, improved=None, **config: int) -> int:
         def step(state, n):
             self.stepped.append(n)
             return state + n, {name: jnp.asarray(value) for name, value in self.metrics(n).items()}
@@ -33,6 +33,7 @@ class Outside:
             write=write,
             save=self.saved.__setitem__,
             evaluate=(lambda state, n: {"win_rate": float(state)}) if self.evaluates else None,
+            improved=improved,
             timed=lambda n, seconds, own: self.timed.update({n: (seconds, own)}),
             stop=stop,
         )
@@ -54,6 +55,18 @@ def test_cadence_of_logs_checkpoints_and_evaluations():
     assert outside.written[0] == {"win_rate": 0.0}
     assert outside.written[5] == {"loss": pytest.approx(0.2), "grad_norm": 1.0, "win_rate": 15.0}
     assert "win_rate" not in outside.written[4] and outside.written[10]["win_rate"] == 55.0
+
+
+def test_a_state_whose_evaluation_is_an_improvement_is_saved():
+    outside, seen = Outside(), {}
+
+    def improved(n, values):
+        seen[n] = values["win_rate"]
+        return n == 4
+
+    outside.run(total=7, save_every=3, evaluate_every=2, improved=improved)
+    assert seen == {2: 3.0, 4: 10.0, 6: 21.0, 7: 28.0}  # not before the first step: there is no update to keep
+    assert sorted(outside.saved) == [3, 4, 6, 7]
 
 
 def test_logged_steps_are_timed_alone():

@@ -1,0 +1,75 @@
+"""What a stage without steps has done so far, so that an interrupted one goes on from there."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from prl_jax.errors import Stopped
+from prl_jax.processes import agreed, is_leader
+from prl_jax.progress import Progress
+from prl_jax.stages.context import StageContext
+from prl_jax.stages.workdir import write_json
+
+Item = TypeVar("Item")
+
+PIECES_DIR = "pieces"
+
+
+class Pieces:
+    """The parts of a stage's work, made one after the other. Each is a file until the stage is done."""
+
+    def __init__(self, context: StageContext, total: int, shown: Progress):
+        self._context, self._total, self._shown, self._done = context, total, shown, 0
+
+    def __call__(self, name: str, make: Callable[[], Any], *, shows: Sequence[str] = ()) -> Any:
+        """What `make` gives, which JSON holds: from the file of an earlier attempt, else made now.
+
+        Args:
+          name: of the file, another for each piece.
+          make: gives the same in every process.
+          shows: keys of the piece whose values join the line of progress.
+
+        Raises:
+          Stopped: the run is to end; what was made before is kept.
+        """
+        if self._context.stop():
+            raise Stopped(f"{self._context.name} has kept {self._done} of its {self._total} parts")
+        path, value = self._context.directory / PIECES_DIR / f"{name}.json", None
+        with contextlib.suppress(OSError, ValueError):  # not there, or lost with the power
+            value = json.loads(path.read_text())
+        if not agreed(value is not None):
+            value = make()
+            if is_leader():
+                write_json(path, value)
+        self._done += 1
+        self._shown.update(self._done, {key: value[key] for key in shows})
+        return value
+
+    def each(
+        self, name: str, items: Sequence[Item], size: int, make: Callable[[int, Sequence[Item]], list[Any]]
+    ) -> list[Any]:
+        """One value for each item, a piece for every `size` of them; `make` takes the number of the first, and them."""
+        out: list[Any] = []
+        for first in range(0, len(items), size):
+            part = items[first : first + size]
+            out += self(f"{name}_{first}", functools.partial(make, first, part))
+        return out
+
+
+@contextlib.contextmanager
+def pieces(context: StageContext, total: int) -> Iterator[Pieces]:
+    """For a stage of `total` pieces: shows its progress, and removes the files when all has gone well."""
+    with context.progress(total) as shown:
+        yield Pieces(context, total, shown)
+    if is_leader():
+        shutil.rmtree(context.directory / PIECES_DIR, ignore_errors=True)
+
+
+def batches(count: int, size: int) -> int:
+    """Into how many pieces `Pieces.each` cuts so many items."""
+    return -(-count // size)

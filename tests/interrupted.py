@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -172,8 +171,3 @@ def check_equal(whole: Run, other: Run, history: Sequence[object]) -> None:
         assert whole.checkpoints(stage) == other.checkpoints(stage)
         result = json.loads((whole.workdir / stage / "result.json").read_text())["metrics"]
         assert whole.checkpoints(stage) == {str(int(result.get("best_step", STEPS[stage])))}
-
-
-def has_processes() -> bool:
-    """Whether the command line knows of several processes."""
-    return re.search(r"num_processes", (ROOT / "prl_jax" / "cli.py").read_text()) is not None

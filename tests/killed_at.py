@@ -21,6 +21,8 @@ from prl_jax import cli
 from prl_jax.stages.pieces import Pieces
 from prl_jax.training.loop import run_loop
 
+AGREEING = 2.0  # seconds in which processes can agree on where to stop
+
 
 def end(moment: Moment) -> None:
     """Sends the signal, at once or from another thread after a while."""
@@ -33,6 +35,7 @@ def end(moment: Moment) -> None:
         threading.Thread(target=send, daemon=True).start()
     else:
         send()
+        time.sleep(AGREEING)  # after a signal that is caught
 
 
 def arm(moment: Moment) -> None:

@@ -11,7 +11,7 @@ from prl_jax.models.cache import CACHE_AXES, Cache, Prefilled, build_cache
 from prl_jax.models.config import DecoderConfig
 from prl_jax.models.layers import Block, attention_mask, norm, softcap
 from prl_jax.models.rope import Rotation, rotation
-from prl_jax.sharding import DECODING, RULES, SPREAD, axes_of, constrain, constrain_tree, platform
+from prl_jax.sharding import DECODING, RULES, SPREAD, Rules, axes_of, constrain, constrain_tree, platform
 
 MOST_UNROLLED = 12
 _STREAM = ("batch", "length", "stream")
@@ -48,8 +48,10 @@ class Decoder(nnx.Module):
         """What the logits are soft-capped by, as the losses take it."""
         return self.config.logit_softcap or None
 
-    def _embed(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
-        x = self.embedding[...][tokens].astype(self.config.dtype)
+    def _embed(self, tokens: Int[Array, "..."], rules: Rules = RULES) -> Float[Array, "... D"]:
+        # The gradient of the table is cut like the table, not like the tokens.
+        table = constrain(self.embedding[...], *LOGICAL_AXES["embedding"], rules=rules)
+        x = table[tokens].astype(self.config.dtype)
         return x * jnp.asarray(self.config.width**0.5, x.dtype) if self.config.embed_scale else x
 
     def _angles(self, positions: Int[Array, "..."]) -> tuple[Rotation, Rotation]:
@@ -131,7 +133,7 @@ class Decoder(nnx.Module):
         slots = jnp.arange(cache.mask.shape[1])
         mask = cache.mask | (slots == cache.slot)
         window = mask & (slots > cache.slot - self.config.window)
-        x, keys, values = self._embed(tokens), [], []
+        x, keys, values = self._embed(tokens, DECODING), [], []
         for block, local, k, v in zip(layers, self.config.local_layers, cache.keys, cache.values, strict=True):
             angles, seen = (near, window) if local else (far, mask)
             x, k, v = block.step(constrain(x, "batch", "stream", rules=DECODING), angles, k, v, seen, cache.slot)

@@ -113,19 +113,26 @@ def _collectives(
     spread = {one.attribute("channel_id") for name, one in found if name in starts}
     seen = set()
     for name, one in found:
-        channel = one.attribute("channel_id")
-        key = (hosts[name], channel or one.name)
+        channel, kind = one.attribute("channel_id"), one.opcode.removesuffix("-start")
+        key = (hosts[name], kind, channel or one.name)
         if key in seen or (hosts[name] != name and channel in spread and name not in starts):
             continue
         seen.add(key)
         group, inside = _group_size(one, devices), computations[name]
         operands = [shape for operand in one.operands for shape in inside.instructions[operand].shapes]
         if group > 1:
-            yield _collective(one.opcode.removesuffix("-start"), times[name], operands, group, one)
+            kind = "reduce-scatter" if _scatters(inside, one, hosts[name] != name) else kind
+            yield _collective(kind, times[name], operands, group, one)
 
 
 def _starts(fused: Computation) -> bool:
     return any('"AsyncCollectiveStart"' in one.text for one in fused.instructions.values())
+
+
+def _scatters(inside: Computation, one: Instruction, is_fused: bool) -> bool:
+    """Whether this is how a TPU's compiler writes a reduce-scatter: in one fusion an all-reduce and a slice of it."""
+    users = [other for other in inside.instructions.values() if one.name in other.operands]
+    return is_fused and one.opcode == "all-reduce" and [user.opcode for user in users] == ["dynamic-slice"]
 
 
 def _collective(kind: str, times: int, operands: list[Shape], group: int, one: Instruction) -> Collective:

@@ -46,7 +46,10 @@ def as_text(plan: Plan, config: ConfigDict) -> str:
     for function in plan.functions:
         if function.fits is False:
             lines += ["", *_advice(plan, function, config)]
-        lines += [f"{function.name}: gathers a whole parameter stack at {where}" for where in function.stack_gathers]
+        lines += [
+            f"{function.name}: gathers an array as large as a whole stack of parameters at {where}"
+            for where in function.stack_gathers
+        ]
         lines += [f"{function.name}: {warning}" for warning in function.warnings]
     return "\n".join(lines)
 

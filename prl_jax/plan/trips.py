@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 
@@ -13,14 +14,23 @@ def trip_count(computations: Mapping[str, Computation], inside: Computation, loo
     stated = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text)
     if stated:
         return int(stated[1])
-    condition = computations[dict(loop.called)["condition"]]
+    condition, body = (computations[dict(loop.called)[name]] for name in ("condition", "body"))
     init = inside.instructions[loop.operands[0]]
-    found = list(_limits(computations, condition, condition.root.name, ()))
     bounds = []
-    for index, offset, limit in found:
+    for index, offset, limit in _limits(computations, condition, condition.root.name, ()):
         first = _constant(inside, init.operands[index]) if init.opcode == "tuple" else None
-        bounds.append(limit - offset - (first or 0))
+        step = _step(computations, body, index)
+        if step is not None:
+            bounds.append(-(-(limit - offset - (first or 0)) // step))
     return min(bounds, default=None)
+
+
+def _step(computations: Mapping[str, Computation], body: Computation, index: int) -> int | None:
+    """What each run of a loop's body adds to an element of its state; several, where a compiler has unrolled it."""
+    if body.root.opcode != "tuple":
+        return None
+    found = _counter(computations, body, body.root.operands[index], ())
+    return found[1] if found is not None and found[0] == index and found[1] > 0 else None
 
 
 def _limits(
@@ -32,12 +42,11 @@ def _limits(
         for operand in one.operands:
             yield from _limits(computations, inside, operand, arguments)
     elif one.opcode == "fusion":
-        passed = tuple(_counter(inside, operand, arguments) for operand in one.operands)
-        fused = computations[dict(one.called)["calls"]]
+        fused, passed = _fused(computations, inside, one, arguments)
         yield from _limits(computations, fused, fused.root.name, passed)
     elif one.opcode == "compare":
         direction = re.search(r"direction=(\w+)", one.text)
-        left, right = (_counter(inside, operand, arguments) for operand in one.operands)
+        left, right = (_counter(computations, inside, operand, arguments) for operand in one.operands)
         if direction and direction[1] in ("GT", "GE"):
             left, right = right, left
         if direction and direction[1] in ("LT", "GT", "NE", "LE", "GE") and left and right and right[0] is None:
@@ -45,19 +54,35 @@ def _limits(
                 yield left[0], left[1], right[1] + (direction[1] in ("LE", "GE"))
 
 
-def _counter(inside: Computation, name: str, arguments: tuple) -> tuple[int | None, int] | None:
+def _fused(
+    computations: Mapping[str, Computation], inside: Computation, fusion: Instruction, arguments: tuple
+) -> tuple[Computation, tuple]:
+    """The computation of a fusion, and what its parameters are."""
+    passed = tuple(_counter(computations, inside, operand, arguments) for operand in fusion.operands)
+    return computations[dict(fusion.called)["calls"]], passed
+
+
+def _counter(
+    computations: Mapping[str, Computation], inside: Computation, name: str, arguments: tuple
+) -> tuple[int | None, int] | None:
     """An element of the loop's state plus a number, `(index, number)`; `(None, number)` for a constant."""
-    one = inside.instructions[name]
+    one, again = inside.instructions[name], functools.partial(_counter, computations)
     if one.opcode == "parameter":
         number = int(re.match(r"\d+", one.text.lstrip("(") or "0")[0]) if arguments else None
         return arguments[number] if arguments and number is not None and number < len(arguments) else None
     if one.opcode == "get-tuple-element":
-        index = one.attribute("index")
-        return (int(index), 0) if index is not None else None
+        index, source = int(one.attribute("index") or -1), inside.instructions[one.operands[0]]
+        if source.opcode == "fusion":
+            fused, passed = _fused(computations, inside, source, arguments)
+            return again(fused, fused.root.operands[index], passed) if fused.root.opcode == "tuple" else None
+        return (index, 0) if source.opcode == "parameter" and index >= 0 else None
+    if one.opcode == "fusion":
+        fused, passed = _fused(computations, inside, one, arguments)
+        return again(fused, fused.root.name, passed)
     if one.opcode in ("copy", "bitcast", "convert", "reshape"):
-        return _counter(inside, one.operands[0], arguments)
+        return again(inside, one.operands[0], arguments)
     if one.opcode == "add":
-        parts = [_counter(inside, operand, arguments) for operand in one.operands]
+        parts = [again(inside, operand, arguments) for operand in one.operands]
         if None in parts or all(part[0] is not None for part in parts):
             return None
         return next((part[0] for part in parts if part[0] is not None), None), sum(part[1] for part in parts)

@@ -16,6 +16,7 @@ from prl_jax.plan.hlo_text import Shape, parse
 from prl_jax.plan.plan import stack_gathers
 from prl_jax.plan.quiet import said_to_stderr
 from prl_jax.plan.topology import find_topology
+from prl_jax.sharding import batch_sharding, make_mesh
 
 DEVICES = 4
 MATRIX = WIDTH * WIDTH  # elements
@@ -82,6 +83,39 @@ def test_a_loop_counts_as_often_as_it_runs():
     # another memory, the constants beside it are not, nor is what the condition compares.
     assert cost.moved == 7 * (3 * 32 + 2 * 32) + (4 + 32) + 7 * (4 + 9)
     assert cost.by_kind() == {"all-reduce": (7, 7 * 32.0)}
+
+
+UNROLLED = TEXT.replace("%one = s32[] constant(1)", "%one = s32[] constant(STEP)")
+FUSED = UNROLLED.replace(
+    "%next = s32[]{:T(128)S(6)} add(%i, %one)",
+    "%both = (s32[], f32[8]{0}) fusion(%x, %i, %one), kind=kLoop, calls=%count\n"
+    "  %next = s32[]{:T(128)S(6)} get-tuple-element(%both), index=0",
+).replace(
+    "%add (a:",
+    """%count (f0: f32[8], f1: s32[], f2: s32[]) -> (s32[], f32[8]) {
+  %f0 = f32[8]{0} parameter(0)
+  %f1 = s32[] parameter(1)
+  %f2 = s32[] parameter(2)
+  %f3 = s32[] add(%f1, %f2)
+  ROOT %f4 = (s32[], f32[8]{0}) tuple(%f3, %f0)
+}
+
+%add (a:""",
+)
+
+
+@pytest.mark.parametrize("text", [UNROLLED, FUSED], ids=["plain", "fused"])
+@pytest.mark.parametrize(("step", "times"), [("1", 7), ("2", 4), ("3", 3), ("7", 1), ("8", 1)])
+def test_a_loop_may_count_in_steps(text, step, times):
+    """Compilers unroll loops: a run of the body is then several of the program's."""
+    cost = of_text(text=text.replace("STEP", step))
+    assert (cost.collectives[0].times, cost.open_loops) == (times, 0)
+
+
+@pytest.mark.parametrize("step", ["0", "-1"])
+def test_a_loop_that_does_not_count_upwards_is_of_unknown_length(step):
+    cost = of_text(text=UNROLLED.replace("STEP", step))
+    assert (cost.collectives[0].times, cost.open_loops) == (1, 1)
 
 
 def test_the_compiler_may_state_the_trip_count():
@@ -156,6 +190,29 @@ def test_a_collective_that_is_spread_over_fusions_is_one():
         ("all-gather", 1, 3 * 64, (8, 8)),
         ("all-gather", 1, 3 * 64, (8, 8)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("topology", "parts", "expected"),
+    [
+        # In one fusion the sum over one axis of the mesh and a slice of it: then the slices are summed over the other.
+        ("v5e:2x2", 2, {"reduce-scatter": (1, 1 / 2), "all-reduce": (1, 2 / 2 / 2)}),
+        # The same, in slices that are a little larger, of which neighbours then exchange the ends.
+        ("v5e:4x4", 4, {"reduce-scatter": (1, 2112 / 2048 * 3 / 4), "all-reduce": (1, 2 / 4 * 3 / 4)}),
+        # Over all devices the compiler sums whole arrays, whatever it is asked for.
+        ("v5e:4x4", 16, {"all-reduce": (1, 2 * 15 / 16)}),
+    ],
+)
+def test_how_tpus_scatter_sums(topology, parts, expected):
+    devices, size = find_topology(topology).devices, 2048
+    mesh = make_mesh(data=-1, fsdp=parts, devices=devices)
+    rows = jax.ShapeDtypeStruct((4096, size), jnp.bfloat16, sharding=batch_sharding(mesh))
+    cut = NamedSharding(mesh, PartitionSpec("fsdp"))
+    with said_to_stderr():
+        text = jax.jit(lambda x, g: x.T @ g, out_shardings=cut).lower(rows, rows).compile().as_text()
+    found = {kind: (n, sent / (2 * size * size)) for kind, (n, sent) in analyse(text, len(devices)).by_kind().items()}
+    found.pop("collective-permute", None)
+    assert found == {kind: (n, pytest.approx(sent)) for kind, (n, sent) in expected.items()}
 
 
 def test_gathers_of_a_whole_stack_are_found():

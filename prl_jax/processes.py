@@ -47,6 +47,18 @@ def agreed(here: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(here))))
 
 
+def shared(look: Callable[[int], int], count: int) -> Int[np.ndarray, "N"]:
+    """`look(i)` of each of `count` items, a small number: every process looks at a part of them and has the result of
+    all. `look` must not raise: the others would wait."""
+    number = jax.process_count()
+    own = [look(i) for i in range(jax.process_index(), count, number)]
+    if number == 1:
+        return np.array(own, np.int32)
+    parts = np.zeros(-(-count // number), np.int32)
+    parts[: len(own)] = own
+    return multihost_utils.process_allgather(parts).T.reshape(-1)[:count]
+
+
 @contextlib.contextmanager
 def joined(
     coordinator: str, number: int, index: int, *, heartbeat_timeout: int, tell: Callable[[BaseException], int]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from fakes import one_device
 
-from prl_jax.processes import batch_rows, fetch, joined, local_rows, put_batch, wait_for_all, whole_batch
+from prl_jax.processes import batch_rows, fetch, joined, local_rows, put_batch, shared, wait_for_all, whole_batch
 from prl_jax.sharding import batch_sharding
 
 
@@ -31,6 +31,27 @@ def test_rows_go_to_the_devices_and_come_back():
     back = fetch(batch, mesh)
     assert all(isinstance(array, np.ndarray) for array in back.values())
     jax.tree.map(np.testing.assert_array_equal, back, rows)
+
+
+@pytest.mark.parametrize(("count", "number"), [(0, 1), (7, 1), (7, 2), (8, 4), (3, 4), (0, 2)])
+def test_every_process_looks_at_a_part_and_knows_the_whole(monkeypatch, count, number):
+    looked, sent = [], []
+    monkeypatch.setattr("jax.process_count", lambda: number)
+
+    def look(i):
+        looked.append(i)
+        return i * i
+
+    def gather(part):  # what all of them send, once all have
+        sent.append(part)
+        return np.stack(sent) if len(sent) == number else np.zeros((number, len(part)), np.int32)
+
+    monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", gather)
+    for index in range(number):
+        monkeypatch.setattr("jax.process_index", lambda index=index: index)
+        found = shared(look, count)
+    assert sorted(looked) == list(range(count))
+    np.testing.assert_array_equal(found, np.arange(count) ** 2)
 
 
 def test_one_process_waits_for_nobody_and_joins_nothing():

@@ -4,28 +4,40 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prl_jax.errors import UserError
 
+Row = tuple[str, dict[str, Any]]
 
-def read_jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Rows of a `.jsonl` or `.jsonl.gz` file, each with the place it came from ("file.jsonl:12"). Blank lines are
-    skipped.
 
-    Raises:
-      UserError: for a missing or unreadable file, a `.gz` that is not gzip, or a line that is no JSON object.
+class JsonLines(Sequence):
+    """The rows of a `.jsonl` or `.jsonl.gz` file, each with the place it came from ("file.jsonl:12"); a row is parsed
+    when it is asked for. Blank lines are skipped.
+
+    Errors: `UserError` for a missing or unreadable file or a `.gz` that is not gzip; of a row, when it is no JSON
+    object.
     """
-    path = Path(path)
-    rows = []
-    for number, line in enumerate(_read(path).split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        rows.append((where, _parse(line, where)))
-    return rows
+
+    def __init__(self, path: Path):
+        self._path = Path(path)
+        self._data = _read(self._path)
+        ends = np.append(np.flatnonzero(np.frombuffer(self._data, np.uint8) == ord("\n")), len(self._data))
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        filled = [bool(self._data[start:end].strip()) for start, end in zip(starts, ends, strict=True)]
+        self._numbers = np.flatnonzero(filled)
+        self._starts, self._ends = starts[filled], ends[filled]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Row:
+        where = f"{self._path}:{self._numbers[index] + 1}"
+        return where, _parse(self._data[self._starts[index] : self._ends[index]], where)
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,4 +1,8 @@
-"""Where records come from: JSONL files, TFDS builders, the built-in gold tasks. Imports no jax."""
+"""Where records come from: JSONL files, TFDS builders, the built-in gold tasks. Imports no jax.
+
+Records are read and parsed one by one when they are asked for, so that each of several processes does that with the
+rows of a batch that are its own.
+"""
 
 import os
 import re
@@ -9,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from prl_jax.data.jsonl import read_jsonl
-from prl_jax.data.records import PreferenceRecord, Record, parse_preference, parse_prompt, parse_sft
+from prl_jax.data.jsonl import JsonLines
+from prl_jax.data.records import Record, parse_preference, parse_prompt, parse_sft
 from prl_jax.errors import UserError
 
 KINDS = ("gold", "jsonl", "tfds")
@@ -41,7 +45,31 @@ class SourceSpec:
     limit: int = 0
 
 
-def load_records(spec: SourceSpec, what: str, *, data_dir: Path) -> Sequence[Record]:
+class Records(Sequence):
+    """Records by their number, read when they are asked for; slices too are of this kind.
+
+    Args:
+      read: gives the record of a row of the source; `UserError` where the row is malformed.
+      rows: which rows, in this order.
+    """
+
+    def __init__(self, read: Callable[[int], Record], rows: Sequence[int] | np.ndarray):
+        self._read, self._rows = read, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Records(self._read, self._rows[index])
+        return self._read(int(self._rows[index]))
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Records":
+        """The records of these numbers."""
+        return Records(self._read, np.asarray(self._rows)[indices])
+
+
+def load_records(spec: SourceSpec, what: str, *, data_dir: Path) -> Records:
     """The records of a source.
 
     Args:
@@ -50,7 +78,8 @@ def load_records(spec: SourceSpec, what: str, *, data_dir: Path) -> Sequence[Rec
       data_dir: where TFDS data sets are prepared.
 
     Raises:
-      UserError: for an unknown kind, a missing or malformed file, an unset variable, or a data set without records.
+      UserError: for an unknown kind, a missing file, an unset variable, or a data set without records. Malformed rows
+        raise it when they are read.
     """
     if what not in _PARSERS:
         raise ValueError(f"what={what!r}, expected one of {', '.join(_PARSERS)}")
@@ -58,6 +87,7 @@ def load_records(spec: SourceSpec, what: str, *, data_dir: Path) -> Sequence[Rec
         raise UserError(f'unknown data source kind "{spec.kind}": expected one of {", ".join(KINDS)}')
     if spec.limit < 0:
         raise UserError(f"data source limit {spec.limit}: expected 0 (all) or a positive number")
+    records: Sequence[Record]
     if spec.kind == "gold":
         records = _gold(spec, what, data_dir)
     elif not spec.path:
@@ -68,13 +98,8 @@ def load_records(spec: SourceSpec, what: str, *, data_dir: Path) -> Sequence[Rec
         records = _tfds(spec, what, data_dir)
     if not len(records):
         raise UserError(f"{spec.path or spec.kind}: the data set is empty (expected at least one {what} record)")
-    return records
-
-
-def drop_identical(records: Sequence[PreferenceRecord]) -> tuple[list[PreferenceRecord], int]:
-    """The pairs whose responses differ, and how many were dropped because theirs do not."""
-    kept = [record for record in records if record.chosen != record.rejected]
-    return kept, len(records) - len(kept)
+    count = min(len(records), spec.limit) if spec.limit else len(records)
+    return Records(records.__getitem__, range(count))
 
 
 def expand_path(path: str) -> str:
@@ -94,20 +119,23 @@ def expand_path(path: str) -> str:
     return os.path.expanduser(re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, path))
 
 
-def _jsonl(spec: SourceSpec, what: str) -> Sequence[Record]:
-    rows = read_jsonl(Path(expand_path(spec.path.replace("{split}", spec.split))))
-    parse = _PARSERS[what]
-    return [parse(row, where) for where, row in (rows[: spec.limit] if spec.limit else rows)]
+def _jsonl(spec: SourceSpec, what: str) -> Records:
+    lines, parse = JsonLines(Path(expand_path(spec.path.replace("{split}", spec.split)))), _PARSERS[what]
+
+    def read(i: int) -> Record:
+        where, row = lines[i]
+        return parse(row, where)
+
+    return Records(read, range(len(lines)))
 
 
 def _gold(spec: SourceSpec, what: str, data_dir: Path) -> Sequence[Record]:
     from prl_jax.data.gold import gold_records
 
-    records = gold_records(what, spec.split, data_dir=data_dir, **spec.builder_args)
-    return records[: spec.limit] if spec.limit else records
+    return gold_records(what, spec.split, data_dir=data_dir, **spec.builder_args)
 
 
-def _tfds(spec: SourceSpec, what: str, data_dir: Path) -> Sequence[Record]:
+def _tfds(spec: SourceSpec, what: str, data_dir: Path) -> Records:
     """Rows of a prepared TFDS data set, read through `as_data_source` (array_record, no TensorFlow)."""
     import tensorflow_datasets as tfds
 
@@ -129,9 +157,8 @@ def _tfds(spec: SourceSpec, what: str, data_dir: Path) -> Sequence[Record]:
         source = builder.as_data_source(split=spec.split)
     except Exception as error:
         raise UserError(f"{path}: cannot read split {spec.split}: {_first_line(error)}") from error
-    size = min(len(source), spec.limit) if spec.limit else len(source)
     parse = _PARSERS[what]
-    return [parse(_plain(source[i]), f"{path}/{spec.split}:{i + 1}") for i in range(size)]
+    return Records(lambda i: parse(_plain(source[i]), f"{path}/{spec.split}:{i + 1}"), range(len(source)))
 
 
 def _plain(value: Any) -> Any:

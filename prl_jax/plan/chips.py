@@ -40,6 +40,6 @@ TPUS: Mapping[str, Chip] = MappingProxyType(
         "v4": Chip("TPU v4", int(30.75 * _GIB), 275e12, 1200e9, 300e9, (16, 16, 16), "megacore"),
         "v5e": Chip("TPU v5e", int(15.75 * _GIB), 197e12, 819e9, 200e9, (16, 16)),
         "v5p": Chip("TPU v5p", int(95.74 * _GIB), 459e12, 2765e9, 600e9, (16, 16, 24)),
-        "v6e": Chip("TPU v6e", int(31.25 * _GIB), 918e12, 1640e9, 400e9, (16, 16)),
+        "v6e": Chip("TPU v6e", int(31.25 * _GIB), 918e12, 1638e9, 400e9, (16, 16)),
     }
 )

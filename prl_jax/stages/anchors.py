@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from prl_jax.data.jsonl import read_jsonl, write_jsonl
+from prl_jax.data.jsonl import JsonLines, write_jsonl
 from prl_jax.data.records import PromptRecord
 from prl_jax.errors import UserError
 from prl_jax.judges import Judge, ScalarJudge, judge_pairs
@@ -25,7 +25,7 @@ ANCHORS_FILE = "anchors.jsonl"
 def run(context: StageContext) -> dict[str, float]:
     """Writes `anchors.jsonl`, rows of `id, prompt, anchors`, and returns a few numbers about them."""
     section = context.section
-    records = context.records(section.prompts, "prompt")
+    records = list(context.records(section.prompts, "prompt"))
     if section.choice == "reference":
         chosen = [[_reference(record)] for record in records]
     else:
@@ -43,7 +43,7 @@ def run(context: StageContext) -> dict[str, float]:
 def read_anchors(directory, records: Sequence[PromptRecord]) -> list[list[str]]:
     """The anchors of each record, by its id; a record without one is a `UserError`."""
     path = directory / ANCHORS_FILE
-    known = {row["id"]: row["anchors"] for _, row in read_jsonl(path)}
+    known = {row["id"]: row["anchors"] for _, row in JsonLines(path)}
     missing = [record.id for record in records if record.id not in known]
     if missing:
         raise UserError(

@@ -10,15 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from prl_jax.data.gold import make_arguments, parse
 from prl_jax.data.gold.arguments import SPLITS
-from prl_jax.data.records import PromptRecord, Record
 from prl_jax.data.sources import KINDS as SOURCE_KINDS
 from prl_jax.errors import UserError, naming
 from prl_jax.models import DecoderConfig
 from prl_jax.optim import make_optimizer
+from prl_jax.processes import shared
 from prl_jax.sampling import SamplingConfig
 from prl_jax.stages.artifacts import read_card
 from prl_jax.stages.config import build
@@ -73,13 +74,13 @@ def check_config(config: ConfigDict) -> None:
 def check_inputs(contexts: Sequence[StageContext], tokenizer: Tokenizer | None) -> None:
     """Raises `UserError` for what the stages will not be able to use: their data, their batches on the mesh, their
     verdict words. `tokenizer` is that of the models that are made from scratch, if there are any."""
-    loaded: dict[tuple[Any, ...], Sequence[Record]] = {}
+    checked: set[tuple[Any, ...]] = set()
     for context in contexts:
         section, rules = context.section, RULES[context.section.kind]
         for key, what in rules.sources.items():
             if key not in rules.unused(section):
                 with naming(f"{context.name}.{key}"):
-                    _check_source(context, key, what, loaded)
+                    _check_source(context, key, what, checked)
         check_layout(context.config, context.name, context.mesh)
         if section.kind == "generative":
             with naming(context.name):
@@ -260,27 +261,38 @@ _FURTHER: Mapping[str, Sequence[Callable[[ConfigDict, str], None]]] = {
 }
 
 
-def _check_source(context: StageContext, key: str, what: str, loaded: dict[tuple[Any, ...], Sequence[Record]]) -> None:
-    """Reads a source to the end, if it has not been `loaded` for another stage.
+def _check_source(context: StageContext, key: str, what: str, checked: set[tuple[Any, ...]]) -> None:
+    """Reads a source to the end, unless that has been done for another stage; each process reads a part.
 
     Built-in data are made when the stage runs; nothing is wrong with them.
     """
     section, source = context.section, _at(context.section, key)
     if source.kind == "gold":
         return
-    name = (*source.items(), what)
-    if name not in loaded:
-        loaded[name] = context.records(source, what)
-    records = loaded[name]
-    prompts = [record for record in records if isinstance(record, PromptRecord)]
+    records = context.records(source, what)
     judge = "evaluation.judge" if key == "evaluation.prompts" else "judge"
-    if prompts and section.kind in ("ppo", "evaluation") and _at(section, judge) == GOLD:
-        for record in prompts:
+    judged = what == "prompt" and section.kind in ("ppo", "evaluation") and _at(section, judge) == GOLD
+    answered = what == "prompt" and section.kind == "anchors" and section.choice == "reference"
+
+    def check(i: int) -> None:
+        record = records[i]
+        if judged:
             parse(prompt_text(record.prompt))
-    if section.kind == "anchors" and section.choice == "reference":
-        missing = next((record.id for record in prompts if record.reference is None), None)
-        if missing is not None:
-            raise UserError(f"prompt {missing!r} has no reference answer; use choice='best_of_n' or another source")
+        if answered and record.reference is None:
+            raise UserError(f"prompt {record.id!r} has no reference answer; use choice='best_of_n' or another source")
+
+    def fails(i: int) -> bool:
+        try:
+            check(i)
+        except UserError:
+            return True
+        return False
+
+    name = (*source.items(), what, judged, answered)
+    if name not in checked:
+        for first in np.flatnonzero(shared(fails, len(records)))[:1]:
+            check(int(first))  # the same error in every process
+        checked.add(name)
 
 
 def _check_template(section: ConfigDict, tokenizer: Tokenizer) -> None:

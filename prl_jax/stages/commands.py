@@ -27,7 +27,7 @@ from prl_jax.stages.workdir import write_json
 def judge_file(model: Path, data: Path, out: Path, *, batch_size: int) -> dict[str, Any]:
     """Judges every pair of a file, writes `id, p_12, p_21, p_chosen` rows and returns the metrics."""
     _check_writable(out)
-    records = load_records(SourceSpec("jsonl", path=str(data)), "preference", data_dir=data.parent)
+    records = list(load_records(SourceSpec("jsonl", path=str(data)), "preference", data_dir=data.parent))
     judge = load_judge(model, make_mesh(), batch_size=batch_size, on_long="error")
     assert isinstance(judge, ScalarJudge | GenerativeJudge)
     for record in records:
@@ -54,7 +54,7 @@ def generate_file(
 ) -> int:
     """Writes a response to each prompt of a file: rows of `id, prompt, response, logp, truncated`."""
     _check_writable(out)
-    records = load_records(SourceSpec("jsonl", path=str(prompts)), "prompt", data_dir=prompts.parent)
+    records = list(load_records(SourceSpec("jsonl", path=str(prompts)), "prompt", data_dir=prompts.parent))
     mesh = make_mesh()
     card, policy, tokenizer = load_policy(model, mesh)
     config = SamplingConfig(

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import sys
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -15,8 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from prl_jax.data.records import Record
-from prl_jax.data.sources import SourceSpec, load_records
+from prl_jax.data.sources import Records, SourceSpec, load_records
 from prl_jax.errors import UserError, naming
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, LoraConfig, with_adapters, with_param_dtype
 from prl_jax.optim import make_optimizer
@@ -84,7 +82,7 @@ class StageContext:
         model = self.config.model
         return Defaults(**self.config.huggingface.to_dict(), dtype=model.dtype, remat=model.remat)
 
-    def records(self, source: ConfigDict, what: str) -> Sequence[Record]:
+    def records(self, source: ConfigDict, what: str) -> Records:
         """Records of a source section."""
         spec = SourceSpec(
             kind=source.kind,

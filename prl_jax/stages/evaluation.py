@@ -43,7 +43,7 @@ class Sampled(NamedTuple):
 def run(context: StageContext) -> dict[str, float]:
     """Writes `summary.json` of the workdir and `samples.jsonl` of the stage; returns the main figures."""
     section = context.section
-    records = context.records(section.prompts, "prompt") if section.baseline else []
+    records = list(context.records(section.prompts, "prompt")) if section.baseline else []
     judges, arms, samples = {}, [], []
     with pieces(context, len(section.judges) + _arms_pieces(section, records)) as piece:
         for i, name in enumerate(section.judges):
@@ -79,7 +79,7 @@ def _notes(section: Any) -> list[str]:
 
 def evaluate_judge(context: StageContext, name: str) -> dict[str, Any]:
     """A judge on the labelled pairs of the section; against the exact preference too where the pairs carry it."""
-    records = context.records(context.section.pairs, "preference")
+    records = list(context.records(context.section.pairs, "preference"))
     judge = named_judge(context, name, batch_size=context.section.batch_size)
     judged = judge_records(judge, records)
     metrics = record_metrics(judged, records)

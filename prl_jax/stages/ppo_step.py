@@ -84,9 +84,9 @@ def iteration(
 def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
     """Samples `group_size` responses to each prompt of the step and scores them."""
     section, context = setup.context.section, setup.context
-    records = [setup.records[i] for i in np.repeat(index, section.group_size)]
+    asked = [setup.records[i].prompt for i in index]
+    prompts = [prompt for prompt in asked for _ in range(section.group_size)]
     anchors = [setup.anchors[i] for i in np.repeat(index, section.group_size)]
-    prompts = [record.prompt for record in records]
     own = [prompts[i] for i in local_rows(context.mesh, len(prompts))]
     encoded = put_batch(encode_prompts(setup.tokenizer, own, length=setup.card.max_prompt), context.mesh)
     keys = row_keys(jax.random.fold_in(jax.random.fold_in(context.key, n), 0), 0, len(prompts))

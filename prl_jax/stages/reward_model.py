@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from prl_jax.data.records import PreferenceRecord
 from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair
-from prl_jax.data.sources import drop_identical
+from prl_jax.data.sources import Records
 from prl_jax.models import ScalarModel
+from prl_jax.processes import shared
 from prl_jax.sharding import replicated
 from prl_jax.stages import supervised
 from prl_jax.stages.artifacts import SAMPLES_SHOWN, ModelCard, make_judge
@@ -26,6 +27,8 @@ from prl_jax.text.judging import JudgeTemplate, verdict_ids
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.step import Objective
 from prl_jax.types import PreferenceBatch
+
+_IDENTICAL = 2
 
 
 def run_bradley_terry(context: StageContext) -> dict[str, float]:
@@ -72,8 +75,8 @@ def _train(
     encode: Callable[[PreferenceRecord], tuple[PreferenceBatch, bool]],
 ) -> dict[str, float]:
     section = context.section
-    records, skipped = drop_identical(context.records(section.data, "preference"))
-    validation, _ = drop_identical(context.records(section.validation, "preference"))
+    records, skipped, ties = _different(context.records(section.data, "preference"))
+    validation, _, _ = _different(context.records(section.validation, "preference"))
 
     def soft(record: PreferenceRecord) -> tuple[PreferenceBatch, bool]:
         row, truncated = encode(record)
@@ -98,6 +101,18 @@ def _train(
         validation=validation,
         encode=soft if section.soft_labels else encode,
         sample=sample,
-        counters={"identical_pairs_skipped": skipped, "ties": sum(record.tie for record in records)},
+        counters={"identical_pairs_skipped": skipped, "ties": ties},
     )
     return supervised.train(context, task)
+
+
+def _different(records: Records) -> tuple[Records, int, int]:
+    """The pairs whose responses differ, how many others there are, and how many of the former are ties."""
+
+    def kind(i: int) -> int:
+        record = records[i]
+        return _IDENTICAL if record.chosen == record.rejected else int(record.tie)
+
+    kinds = shared(kind, len(records))
+    different = kinds != _IDENTICAL
+    return records.take(np.flatnonzero(different)), int((~different).sum()), int((kinds == 1).sum())

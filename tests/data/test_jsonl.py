@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prl_jax.data.jsonl import read_jsonl, write_jsonl
+from prl_jax.data.jsonl import JsonLines, write_jsonl
 from prl_jax.errors import UserError
 
 ROWS = [{"id": "1", "text": "é\u2028x"}, {"id": "2", "n": [1, {"a": None}]}]
@@ -15,7 +15,7 @@ ROWS = [{"id": "1", "text": "é\u2028x"}, {"id": "2", "n": [1, {"a": None}]}]
 def test_round_trip(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write_jsonl(path, ROWS)
-    assert read_jsonl(path) == [(f"{path}:1", ROWS[0]), (f"{path}:2", ROWS[1])]
+    assert list(JsonLines(path)) == [(f"{path}:1", ROWS[0]), (f"{path}:2", ROWS[1])]
     assert [file.name for file in tmp_path.iterdir()] == [name]  # no temporary file stays
     assert (path.read_bytes()[:2] == b"\x1f\x8b") == name.endswith(".gz")
 
@@ -23,9 +23,9 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
 def test_lines_are_numbered_with_blank_ones_and_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n   \n{"a": 2}')
-    assert read_jsonl(path) == [(f"{path}:1", {"a": 1}), (f"{path}:4", {"a": 2})]
+    assert list(JsonLines(path)) == [(f"{path}:1", {"a": 1}), (f"{path}:4", {"a": 2})]
     path.write_bytes(b"")
-    assert read_jsonl(path) == []
+    assert list(JsonLines(path)) == []
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_malformed_lines(tmp_path: Path, line: bytes, message: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n' + line + b"\n")
     with pytest.raises(UserError) as caught:
-        read_jsonl(path)
+        list(JsonLines(path))
     assert str(caught.value) == f"{path}:2: {message}"
 
 
@@ -51,16 +51,16 @@ def test_absurd_json_is_a_clear_error(tmp_path: Path, line: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(line)
     with pytest.raises(UserError, match=r"a\.jsonl:1: malformed JSON: ") as caught:
-        read_jsonl(path)
+        list(JsonLines(path))
     assert "\n" not in str(caught.value)
 
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        read_jsonl(tmp_path / "none.jsonl")
+        list(JsonLines(tmp_path / "none.jsonl"))
     assert str(caught.value) == f"{tmp_path}/none.jsonl: no such file"
     with pytest.raises(UserError) as caught:
-        read_jsonl(tmp_path)
+        list(JsonLines(tmp_path))
     assert str(caught.value) == f"{tmp_path}: cannot read: Is a directory"
 
 
@@ -68,10 +68,10 @@ def test_gz_that_is_not_gzip(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_text('{"a": 1}\n')
     with pytest.raises(UserError, match=r"a\.jsonl\.gz: not a whole gzip file \(Not a gzipped file"):
-        read_jsonl(path)
+        list(JsonLines(path))
     path.write_bytes(gzip.compress(b'{"a": 1}\n' * 1000)[:-20])
     with pytest.raises(UserError, match=r"a\.jsonl\.gz: not a whole gzip file \(Compressed file ended before"):
-        read_jsonl(path)
+        list(JsonLines(path))
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

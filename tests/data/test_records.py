@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prl_jax.data.jsonl import read_jsonl
+from prl_jax.data.jsonl import JsonLines
 from prl_jax.data.records import (
     PreferenceRecord,
     PromptRecord,
@@ -200,7 +200,7 @@ def test_every_shared_file_parses() -> None:
     assert files
     pairs, soft, slots = 0, 0, 0
     for path in files:
-        for i, (where, row) in enumerate(read_jsonl(path)):
+        for i, (where, row) in enumerate(JsonLines(path)):
             if i < 50 or path.name.startswith("prompts"):
                 assert parse_prompt(row, where).prompt[-1].role == "user"
             if "chosen" in row:
@@ -217,6 +217,6 @@ def test_every_shared_file_parses() -> None:
 def test_votes_belong_to_the_slots(name: str, agree: float) -> None:
     """Most annotators voted for the chosen response: reading the slots the wrong way round would tell the opposite."""
     path = Path(os.environ["PRL_DATA_DIR"]) / f"{name}.jsonl.gz"
-    shares = [r.p_chosen for r in (parse_preference(row, where) for where, row in read_jsonl(path)) if not r.tie]
+    shares = [r.p_chosen for r in (parse_preference(row, where) for where, row in JsonLines(path)) if not r.tie]
     assert len(shares) > 500 and None not in shares
     assert sum(share >= 0.5 for share in shares if share is not None) >= agree * len(shares)

@@ -1,5 +1,6 @@
 """Sources: where records come from, and what a bad one says."""
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from prl_jax.data.jsonl import write_jsonl
 from prl_jax.data.records import PreferenceRecord, PromptRecord, SFTRecord
-from prl_jax.data.sources import SourceSpec, drop_identical, load_records
+from prl_jax.data.sources import SourceSpec, load_records
 from prl_jax.errors import UserError
 from prl_jax.text.chat import Turn
 
@@ -26,7 +27,7 @@ def test_jsonl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert [record.id for record in records] == ["0", "1", "2", "3"]
         assert all(isinstance(record, PreferenceRecord) for record in records)
     prompts = load_records(SourceSpec("jsonl", path, limit=2), "prompt", data_dir=tmp_path)
-    assert prompts == [PromptRecord(str(i), (Turn("user", f"q{i}"),), "a") for i in range(2)]
+    assert list(prompts) == [PromptRecord(str(i), (Turn("user", f"q{i}"),), "a") for i in range(2)]
 
 
 def test_unset_variable_and_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +48,7 @@ def test_unset_variable_and_missing_file(tmp_path: Path, monkeypatch: pytest.Mon
 def test_missing_field_names_file_line_and_field(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [PAIRS[0], {"prompt": "q", "chosen": "a"}])
     with pytest.raises(UserError) as caught:
-        load_records(SourceSpec("jsonl", str(tmp_path / "a.jsonl")), "preference", data_dir=tmp_path)
+        list(load_records(SourceSpec("jsonl", str(tmp_path / "a.jsonl")), "preference", data_dir=tmp_path))
     assert str(caught.value) == f'{tmp_path}/a.jsonl:2: field "rejected" is missing (expected the other response)'
 
 
@@ -70,13 +71,22 @@ def test_bad_specs(tmp_path: Path) -> None:
         load_records(SourceSpec("gold"), "pairs", data_dir=tmp_path)
 
 
-def test_drop_identical(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "a.jsonl", PAIRS)
-    records = load_records(SourceSpec("jsonl", str(tmp_path / "a.jsonl")), "preference", data_dir=tmp_path)
-    pairs = [record for record in records if isinstance(record, PreferenceRecord)]
-    kept, dropped = drop_identical(pairs)
-    assert (kept, dropped) == ([pairs[0], pairs[2], pairs[3]], 1)
-    assert drop_identical(kept) == (kept, 0)
+def test_rows_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    """A process that needs some rows parses these alone: what is wrong with others does not show."""
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps(row) for row in PAIRS]
+    path.write_text("\n".join([*lines[:2], "", '{"prompt": ', *lines[2:], ""]))
+    records = load_records(SourceSpec("jsonl", str(path)), "preference", data_dir=tmp_path)
+    assert len(records) == 5 and [records[i].id for i in (0, 1, 3, 4, -1)] == ["0", "1", "2", "3", "3"]
+    with pytest.raises(UserError, match=f"^{path}:4: malformed JSON"):
+        list(records)
+    whole = records.take([0, 1, 3, 4])
+    assert [r.id for r in whole] == ["0", "1", "2", "3"] and [r.id for r in whole[1:3]] == ["1", "2"]
+    assert [r.id for r in whole[1:].take(np.array([2, 0]))] == ["3", "1"] and len(whole[4:]) == 0
+    with pytest.raises(IndexError):
+        whole[4]
+    limited = load_records(SourceSpec("jsonl", str(path), limit=2), "preference", data_dir=tmp_path)
+    assert [r.id for r in limited] == ["0", "1"]
 
 
 def test_gold_is_asked_for_the_split_and_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import ROOT, environment_of, free_port, together
+from running import ROOT, environment_of, free_port, together, write_rows
 
 pytestmark = pytest.mark.slow
 CONFIG = "tests/configs/micro.py:short"
@@ -133,6 +133,22 @@ def test_both_stop_at_the_same_step_when_one_is_told_to(interrupted, two, enviro
     assert [process.wait(timeout=120) for process in processes] == [75, 75]
     together(readme_commands(workdir), environment)
     check_same(two[0], workdir)
+
+
+def test_a_malformed_row_that_one_process_meets_is_told_by_all(environment, tmp_path):
+    """Each reads a part of the file before the run; neither waits for the other after that."""
+    rows = [{"prompt": "sort ba.", "response": "ab"}] * 5 + [{"prompt": "sort ba."}]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    with (tmp_path / "log").open("w+") as log:
+        commands = readme_commands(tmp_path / "run", "--config.sft.data.kind=jsonl", f"--config.sft.data.path={path}")
+        start = functools.partial(subprocess.Popen, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        codes = [process.wait(timeout=120) for process in [start(command) for command in commands]]
+        log.seek(0)
+        told = [line for line in log.read().splitlines() if line.startswith("prl: ")]
+    assert (
+        codes == [2, 2]
+        and told == [f'prl: sft.data: {path}:6: field "response" is missing (expected the response to imitate)'] * 2
+    )
 
 
 def refusal(environment: dict[str, str], *more: str) -> str:

@@ -48,7 +48,7 @@ class Checkpoints:
 
         Args:
           directory: made when missing.
-          keep: checkpoints at most; a second one is there for when the newest is damaged.
+          keep: how many of the newest stay; a second one is there for when the first is damaged.
           read_only: changes nothing there.
         """
         self.directory = directory

@@ -81,7 +81,7 @@ def tell(error: BaseException) -> int:
     elif isinstance(error, Stopped):
         line, code = f"stopped by SIGTERM: {error}; the same command continues", EXIT_STOPPED
     elif isinstance(error, KeyboardInterrupt):
-        line, code = "interrupted; the same command continues from the last checkpoint", 128 + signal.SIGINT
+        line, code = "interrupted; the same command continues from what was saved", 128 + signal.SIGINT
         print(file=sys.stderr)
     else:
         raise error

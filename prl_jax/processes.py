@@ -47,6 +47,13 @@ def agreed(here: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(here))))
 
 
+def as_leader(here: bool) -> bool:
+    """What the first process says; all of them must ask."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.broadcast_one_to_all(np.array(here)))
+
+
 def shared(look: Callable[[int], int], count: int) -> Int[np.ndarray, "N"]:
     """`look(i)` of each of `count` items, a small number: every process looks at a part of them and has the result of
     all. `look` must not raise: the others would wait."""

@@ -17,7 +17,7 @@ from running import ROOT, free_port, read_rows
 
 CONFIG = "tests/configs/micro.py:short"
 STEPS = {"sft": 16, "bt": 4, "genrm": 16, "pairwise_ppo": 14}  # of the stages that train
-PIECES = {"anchors": 6, "evaluation": 21}
+PIECES = {"anchors": 12, "evaluation": 23}
 STAGES = ("sft", "bt", "genrm", "anchors", "pairwise_ppo", "evaluation")
 TRAINED = ("sft", "bt", "genrm", "pairwise_ppo")
 SAVE_EVERY = 2

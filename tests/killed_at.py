@@ -21,7 +21,7 @@ from prl_jax import cli
 from prl_jax.stages.pieces import Pieces
 from prl_jax.training.loop import run_loop
 
-AGREEING = 2.0  # seconds in which processes can agree on where to stop
+SLOWLY = 0.5  # seconds
 
 
 def end(moment: Moment) -> None:
@@ -35,7 +35,6 @@ def end(moment: Moment) -> None:
         threading.Thread(target=send, daemon=True).start()
     else:
         send()
-        time.sleep(AGREEING)  # after a signal that is caught
 
 
 def arm(moment: Moment) -> None:
@@ -70,6 +69,8 @@ def arm(moment: Moment) -> None:
     make_piece = Pieces.__call__
 
     def piece(self: Pieces, *arguments: Any, **options: Any) -> Any:
+        if sent:  # a signal that waits: pieces are small, and several processes need time to agree on one
+            time.sleep(SLOWLY)
         value = make_piece(self, *arguments, **options)
         end_from(self._context.name, self._done, "piece")
         return value

@@ -98,8 +98,9 @@ def test_run_leaves_the_files_of_a_workdir(workdir):
             "checkpoints", "metrics.jsonl", "model.json", "result.json", "samples.jsonl", "timings.jsonl", "tokenizer",
         }  # fmt: skip
         assert len(list(stage.glob("events.out.tfevents.*"))) == 1
-        last = str(read_rows(stage / "metrics.jsonl")[-1]["step"])
-        assert [path.name for path in (stage / "checkpoints").iterdir()] == [last]
+        last = read_rows(stage / "metrics.jsonl")[-1]["step"]
+        kept = json.loads((stage / "result.json").read_text())["metrics"].get("best_step", last)
+        assert [path.name for path in (stage / "checkpoints").iterdir()] == [str(int(kept))]
 
 
 def test_metrics_have_what_they_are_read_for(workdir):

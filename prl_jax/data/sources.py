@@ -87,7 +87,6 @@ def load_records(spec: SourceSpec, what: str, *, data_dir: Path) -> Records:
         raise UserError(f'unknown data source kind "{spec.kind}": expected one of {", ".join(KINDS)}')
     if spec.limit < 0:
         raise UserError(f"data source limit {spec.limit}: expected 0 (all) or a positive number")
-    records: Sequence[Record]
     if spec.kind == "gold":
         records = _gold(spec, what, data_dir)
     elif not spec.path:
@@ -98,8 +97,7 @@ def load_records(spec: SourceSpec, what: str, *, data_dir: Path) -> Records:
         records = _tfds(spec, what, data_dir)
     if not len(records):
         raise UserError(f"{spec.path or spec.kind}: the data set is empty (expected at least one {what} record)")
-    count = min(len(records), spec.limit) if spec.limit else len(records)
-    return Records(records.__getitem__, range(count))
+    return records[: spec.limit] if spec.limit else records
 
 
 def expand_path(path: str) -> str:
@@ -129,10 +127,11 @@ def _jsonl(spec: SourceSpec, what: str) -> Records:
     return Records(read, range(len(lines)))
 
 
-def _gold(spec: SourceSpec, what: str, data_dir: Path) -> Sequence[Record]:
+def _gold(spec: SourceSpec, what: str, data_dir: Path) -> Records:
     from prl_jax.data.gold import gold_records
 
-    return gold_records(what, spec.split, data_dir=data_dir, **spec.builder_args)
+    records = gold_records(what, spec.split, data_dir=data_dir, **spec.builder_args)
+    return Records(records.__getitem__, range(len(records)))
 
 
 def _tfds(spec: SourceSpec, what: str, data_dir: Path) -> Records:

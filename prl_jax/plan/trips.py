@@ -21,7 +21,7 @@ def trip_count(computations: Mapping[str, Computation], inside: Computation, loo
         first = _constant(inside, init.operands[index]) if init.opcode == "tuple" else None
         step = _step(computations, body, index)
         if step is not None:
-            bounds.append(-(-(limit - offset - (first or 0)) // step))
+            bounds.append(max(-(-(limit - offset - (first or 0)) // step), 0))
     return min(bounds, default=None)
 
 
@@ -57,8 +57,9 @@ def _limits(
 def _fused(
     computations: Mapping[str, Computation], inside: Computation, fusion: Instruction, arguments: tuple
 ) -> tuple[Computation, tuple]:
-    """The computation of a fusion, and what its parameters are."""
-    passed = tuple(_counter(computations, inside, operand, arguments) for operand in fusion.operands)
+    """The computation of a fusion, and what its parameters are, to be found out when they are met: what else goes into
+    a fusion may depend on hundreds of others."""
+    passed = tuple(functools.partial(_counter, computations, inside, name, arguments) for name in fusion.operands)
     return computations[dict(fusion.called)["calls"]], passed
 
 
@@ -69,7 +70,7 @@ def _counter(
     one, again = inside.instructions[name], functools.partial(_counter, computations)
     if one.opcode == "parameter":
         number = int(re.match(r"\d+", one.text.lstrip("(") or "0")[0]) if arguments else None
-        return arguments[number] if arguments and number is not None and number < len(arguments) else None
+        return arguments[number]() if number is not None and number < len(arguments) else None
     if one.opcode == "get-tuple-element":
         index, source = int(one.attribute("index") or -1), inside.instructions[one.operands[0]]
         if source.opcode == "fusion":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from prl_jax.processes import is_leader
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.stages.artifacts import load_judge, load_policy
 from prl_jax.stages.context import StageContext
-from prl_jax.stages.pieces import batches, pieces
+from prl_jax.stages.pieces import Pieces, batches, pieces
 from prl_jax.text.chat import Prompt
 
 ANCHORS_FILE = "anchors.jsonl"
@@ -44,13 +44,14 @@ def read_anchors(directory, records: Sequence[PromptRecord]) -> list[list[str]]:
     """The anchors of each record, by its id; a record without one is a `UserError`."""
     path = directory / ANCHORS_FILE
     known = {row["id"]: row["anchors"] for _, row in JsonLines(path)}
-    missing = [record.id for record in records if record.id not in known]
+    ids = [record.id for record in records]
+    missing = [name for name in ids if name not in known]
     if missing:
         raise UserError(
             f"{path}: no anchor for prompt {missing[0]!r} and {len(missing) - 1} more; "
             "the anchors stage and this one must read the same prompts"
         )
-    return [known[record.id] for record in records]
+    return [known[name] for name in ids]
 
 
 def _reference(record: PromptRecord) -> str:
@@ -82,9 +83,9 @@ def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> list[l
         )
         return texts
 
-    with pieces(context, count * batches(len(prompts), size) + rankings(judge, count)) as piece:
+    with pieces(context, (count + rankings(judge, count)) * batches(len(prompts), size)) as piece:
         columns = [piece.each(f"sample_{i}", prompts, size, functools.partial(sample, i)) for i in range(count)]
-        scores = rank_scores(judge, prompts, columns, piece)
+        scores = rank_scores(judge, prompts, columns, size, piece)
     # A stable order, so that equal scores keep the order of sampling.
     order = np.argsort(-scores, axis=0, kind="stable")[: section.keep]
     return [[columns[k][i] for k in order[:, i]] for i in range(len(records))]
@@ -96,18 +97,27 @@ def rankings(judge: Judge, count: int) -> int:
 
 
 def rank_scores(
-    judge: Judge, prompts: Sequence[Prompt], columns: Sequence[Sequence[str]], piece: Callable[..., list[float]]
+    judge: Judge, prompts: Sequence[Prompt], columns: Sequence[Sequence[str]], size: int, piece: Pieces
 ) -> np.ndarray:
     """`[K, N]` scores of the K-th response to each of N prompts: a scalar judge's, or the mean win probability against
-    the prompt's other responses (round robin, both orders). What is asked of the judge goes through `piece`."""
+    the prompt's other responses (round robin, both orders). The judge is asked of `size` prompts at a time."""
+    rows = list(zip(prompts, *columns, strict=True))
     if isinstance(judge, ScalarJudge):
-        score = lambda i: judge.scores(prompts, columns[i]).tolist()  # noqa: E731
-        return np.array([piece(f"score_{i}", functools.partial(score, i)) for i in range(len(columns))])
+
+        def score(i: int, _: int, part: Sequence[tuple]) -> list[float]:
+            return judge.scores([row[0] for row in part], [row[1 + i] for row in part]).tolist()
+
+        return np.array(
+            [piece.each(f"score_{i}", rows, size, functools.partial(score, i)) for i in range(len(columns))]
+        )
+
+    def compare(i: int, j: int, _: int, part: Sequence[tuple]) -> list[float]:
+        return judge_pairs(judge, *([row[k] for row in part] for k in (0, 1 + i, 1 + j))).p_first.tolist()
+
     wins = np.zeros((len(columns), len(prompts)))
-    compare = lambda i, j: judge_pairs(judge, prompts, columns[i], columns[j]).p_first.tolist()  # noqa: E731
     for i in range(len(columns)):
         for j in range(i):
-            p = np.array(piece(f"wins_{i}_{j}", functools.partial(compare, i, j)))
+            p = np.array(piece.each(f"wins_{i}_{j}", rows, size, functools.partial(compare, i, j)))
             wins[i] += p
             wins[j] += 1.0 - p
     return wins / max(len(columns) - 1, 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 from prl_jax.checkpoint import Checkpoints
 from prl_jax.metrics import latest_metrics
+from prl_jax.processes import as_leader
 
 RESULTS = ("last", "best")  # which parameters of a stage are its result
 
@@ -29,12 +30,14 @@ class BestSoFar:
 
     def improved(self, n: int, values: Mapping[str, float]) -> bool:
         """Whether step `n` has the best evaluation so far; of equal ones the first is."""
-        if not self._on or not math.isfinite(value := values[self._metric]):
+        if not self._on:
             return False
-        if self.step is not None and self._sign * (value - self._value) <= 0:
-            return False
-        self.step, self._value = n, value
-        return True
+        value = values[self._metric]
+        better = math.isfinite(value) and (self.step is None or self._sign * (value - self._value) > 0)
+        # Processes of different machines may differ in the last bit, but either all of them save or none does.
+        if as_leader(better):
+            self.step, self._value = n, value
+        return self.step == n
 
     def state(self) -> dict[str, Any]:
         """What `restore` takes, fit for JSON."""

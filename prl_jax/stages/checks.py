@@ -1,7 +1,5 @@
-"""What can be told of a run before it starts, so that a mistake in the last stage does not show after the first ones.
-
-`check_config` looks at the config alone; `check_inputs` at the files that the unfinished stages read.
-"""
+"""What a config alone tells of a run before it starts, so that a mistake in the last stage does not show after the
+first ones. What the files that a run reads tell is in inputs.py."""
 
 from __future__ import annotations
 
@@ -10,27 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from prl_jax.data.gold import make_arguments, parse
+from prl_jax.data.gold import make_arguments
 from prl_jax.data.gold.arguments import SPLITS
 from prl_jax.data.sources import KINDS as SOURCE_KINDS
 from prl_jax.errors import UserError, naming
 from prl_jax.models import DecoderConfig
 from prl_jax.optim import make_optimizer
-from prl_jax.processes import shared
 from prl_jax.sampling import SamplingConfig
 from prl_jax.stages.artifacts import read_card
 from prl_jax.stages.config import build
-from prl_jax.stages.context import StageContext, gold_arguments, is_directory, lora_config, stage_tokenizer
+from prl_jax.stages.context import gold_arguments, is_directory, lora_config
 from prl_jax.stages.durations import to_steps
-from prl_jax.stages.layout import check_layout
-from prl_jax.stages.rules import CARDS, GOLD, JUDGES, NONE, POLICIES, RULES
+from prl_jax.stages.rules import CARDS, GOLD, JUDGES, NONE, POLICIES, RULES, value_at
 from prl_jax.stages.telemetry import profile_steps
-from prl_jax.text.chat import Turn, prompt_text
-from prl_jax.text.judging import JudgeTemplate, encode_judge_row, verdict_ids
-from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.ppo import PPOConfig
 
 _RESERVED = ("data", "tokenizer")  # folders of a workdir that belong to no stage
@@ -71,22 +63,6 @@ def check_config(config: ConfigDict) -> None:
         _check_section(config, name)
 
 
-def check_inputs(contexts: Sequence[StageContext], tokenizer: Tokenizer | None) -> None:
-    """Raises `UserError` for what the stages will not be able to use: their data, their batches on the mesh, their
-    verdict words. `tokenizer` is that of the models that are made from scratch, if there are any."""
-    checked: set[tuple[Any, ...]] = set()
-    for context in contexts:
-        section, rules = context.section, RULES[context.section.kind]
-        for key, what in rules.sources.items():
-            if key not in rules.unused(section):
-                with naming(f"{context.name}.{key}"):
-                    _check_source(context, key, what, checked)
-        check_layout(context.config, context.name, context.mesh)
-        if section.kind == "generative":
-            with naming(context.name):
-                _check_template(section, stage_tokenizer(context, tokenizer))
-
-
 def _conform(given: Mapping[str, Any], declared: Mapping[str, Any], prefix: str) -> None:
     """The same keys as declared, with values of the same types."""
     for name in (*declared, *given):
@@ -109,24 +85,24 @@ def _check_section(config: ConfigDict, name: str) -> None:
     _conform(dict(section.items()), rules.declared(), f"{name}.")
     unused = rules.unused(section)
     for key, words in rules.choices.items():
-        if _at(section, key) not in words:
-            raise UserError(f"{name}.{key}={_at(section, key)!r}, expected one of {', '.join(map(repr, words))}")
+        if value_at(section, key) not in words:
+            raise UserError(f"{name}.{key}={value_at(section, key)!r}, expected one of {', '.join(map(repr, words))}")
     for key, least in rules.at_least.items():
-        if not _at(section, key) >= least:
-            raise UserError(f"{name}.{key}={_at(section, key)!r}, expected at least {least}")
+        if not value_at(section, key) >= least:
+            raise UserError(f"{name}.{key}={value_at(section, key)!r}, expected at least {least}")
     for key, kinds in rules.stages.items():
         if key not in unused:
-            _check_reference(config, name, key, _at(section, key), kinds)
+            _check_reference(config, name, key, value_at(section, key), kinds)
     for key in rules.lengths:
-        to_steps(_at(section, key), key=f"{name}.{key}", batch_size=1, examples=1)
+        to_steps(value_at(section, key), key=f"{name}.{key}", batch_size=1, examples=1)
     for key in rules.durations:
-        to_steps(_at(section, key), key=f"{name}.{key}", total=1)
+        to_steps(value_at(section, key), key=f"{name}.{key}", total=1)
     for key in rules.optimizers:
-        values = {k: v for k, v in _at(section, key).items() if k != "warmup"}
+        values = {k: v for k, v in value_at(section, key).items() if k != "warmup"}
         with naming(f"{name}.{key}"):
             make_optimizer(**values, total_steps=1)
     for key in rules.sources:
-        source = _at(section, key)
+        source = value_at(section, key)
         if source.kind not in SOURCE_KINDS:
             raise UserError(f"{name}.{key}.kind={source.kind!r}, expected one of {', '.join(SOURCE_KINDS)}")
         if source.limit < 0 or source.skip < 0:
@@ -184,8 +160,8 @@ def _check_accumulation(config: ConfigDict, name: str) -> None:
 
 def _check_result(config: ConfigDict, name: str) -> None:
     section, key = config[name], "evaluation.every" if config[name].kind == "ppo" else "evaluate_every"
-    if section.result == "best" and not to_steps(_at(section, key), key=f"{name}.{key}", total=1):
-        raise UserError(f"{name}.result='best': nothing is evaluated ({name}.{key}={_at(section, key)!r})")
+    if section.result == "best" and not to_steps(value_at(section, key), key=f"{name}.{key}", total=1):
+        raise UserError(f"{name}.result='best': nothing is evaluated ({name}.{key}={value_at(section, key)!r})")
 
 
 def _check_anchors(config: ConfigDict, name: str) -> None:
@@ -259,50 +235,3 @@ _FURTHER: Mapping[str, Sequence[Callable[[ConfigDict, str], None]]] = {
     "ppo": (_check_ppo, _check_lora, _check_result),
     "evaluation": (_check_evaluation,),
 }
-
-
-def _check_source(context: StageContext, key: str, what: str, checked: set[tuple[Any, ...]]) -> None:
-    """Reads a source to the end, unless that has been done for another stage; each process reads a part.
-
-    Built-in data are made when the stage runs; nothing is wrong with them.
-    """
-    section, source = context.section, _at(context.section, key)
-    if source.kind == "gold":
-        return
-    records = context.records(source, what)
-    judge = "evaluation.judge" if key == "evaluation.prompts" else "judge"
-    judged = what == "prompt" and section.kind in ("ppo", "evaluation") and _at(section, judge) == GOLD
-    answered = what == "prompt" and section.kind == "anchors" and section.choice == "reference"
-
-    def check(i: int) -> None:
-        record = records[i]
-        if judged:
-            parse(prompt_text(record.prompt))
-        if answered and record.reference is None:
-            raise UserError(f"prompt {record.id!r} has no reference answer; use choice='best_of_n' or another source")
-
-    def fails(i: int) -> bool:
-        try:
-            check(i)
-        except UserError:
-            return True
-        return False
-
-    name = (*source.items(), what, judged, answered)
-    if name not in checked:
-        for first in np.flatnonzero(shared(fails, len(records)))[:1]:
-            check(int(first))  # the same error in every process
-        checked.add(name)
-
-
-def _check_template(section: ConfigDict, tokenizer: Tokenizer) -> None:
-    """Verdicts are single tokens, and the template's own tokens leave room in a row."""
-    template = JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
-    verdict_ids(tokenizer, template)
-    encode_judge_row(tokenizer, template, (Turn("user", ""),), "", "", max_length=section.max_length)
-
-
-def _at(section: ConfigDict, key: str) -> Any:
-    for part in key.split("."):
-        section = section[part]
-    return section

@@ -156,7 +156,7 @@ def run_tokenizer(context: StageContext) -> Tokenizer:
         return load_tokenizer(directory)
     with naming("tokenizer.data"):
         records = context.records(section.data, "preference")
-    texts = [t for r in records for t in (*(turn.content for turn in r.prompt), r.chosen, r.rejected)]
+        texts = [t for r in records for t in (*(turn.content for turn in r.prompt), r.chosen, r.rejected)]
     return BPETokenizer.train(texts, section.vocab_size)
 
 

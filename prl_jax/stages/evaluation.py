@@ -14,7 +14,7 @@ from prl_jax.data.gold import attributes, bayes_accuracy, make_arguments, utilit
 from prl_jax.data.jsonl import write_jsonl
 from prl_jax.data.records import PreferenceRecord, PromptRecord
 from prl_jax.evaluation import reliability_bins, win_rate_summary
-from prl_jax.judges import Judge, judge_pairs
+from prl_jax.judges import Judge, Judged, judge_pairs
 from prl_jax.models import Decoder
 from prl_jax.processes import batch_rows, fetch, is_leader, put_batch
 from prl_jax.sampling import SamplingConfig, respond
@@ -43,14 +43,14 @@ class Sampled(NamedTuple):
 def run(context: StageContext) -> dict[str, float]:
     """Writes `summary.json` of the workdir and `samples.jsonl` of the stage; returns the main figures."""
     section = context.section
-    records = list(context.records(section.prompts, "prompt")) if section.baseline else []
-    judges, arms, samples = {}, [], []
-    with pieces(context, len(section.judges) + _arms_pieces(section, records)) as piece:
-        for i, name in enumerate(section.judges):
-            make = functools.partial(evaluate_judge, context, name)
-            judges[name] = piece(f"judge_{i}", make, shows=("accuracy",))
+    prompts = list(context.records(section.prompts, "prompt")) if section.baseline else []
+    pairs = list(context.records(section.pairs, "preference")) if section.judges else []
+    arms, samples = [], []
+    judged = len(section.judges) * batches(len(pairs), section.batch_size)
+    with pieces(context, judged + _arms_pieces(section, prompts)) as piece:
+        judges = {name: evaluate_judge(context, name, pairs, piece) for name in section.judges}
         if section.baseline:
-            arms, samples = _arms(context, records, judges, piece)
+            arms, samples = _arms(context, prompts, judges, piece)
     summary = {
         "title": context.config.title,
         "seed": context.config.seed,
@@ -77,11 +77,18 @@ def _notes(section: Any) -> list[str]:
     ]
 
 
-def evaluate_judge(context: StageContext, name: str) -> dict[str, Any]:
-    """A judge on the labelled pairs of the section; against the exact preference too where the pairs carry it."""
-    records = list(context.records(context.section.pairs, "preference"))
-    judge = named_judge(context, name, batch_size=context.section.batch_size)
-    judged = judge_records(judge, records)
+def evaluate_judge(
+    context: StageContext, name: str, records: Sequence[PreferenceRecord], piece: Pieces
+) -> dict[str, Any]:
+    """A judge on labelled pairs; against the exact preference too where the pairs carry it."""
+    size, number = context.section.batch_size, context.section.judges.index(name)
+    judge = named_judge(context, name, batch_size=size)
+
+    def ask(_: int, part: Sequence[PreferenceRecord]) -> list[tuple[float, float]]:
+        found = judge_records(judge, part)
+        return list(zip(found.z_12.tolist(), found.z_21.tolist(), strict=True))
+
+    judged = Judged(*np.array(piece.each(f"judge_{number}", records, size, ask), np.float32).T)
     metrics = record_metrics(judged, records)
     soft = np.array([record.soft_label for record in records])
     metrics["reliability"] = reliability_bins(judged.p_first.astype(np.float64), soft)
@@ -117,7 +124,7 @@ def _arms_pieces(section: Any, records: Sequence[PromptRecord]) -> int:
     # Of the opponents, the baseline, the arms; and greedy ones of the baseline.
     sampled = rows * columns + 1
     judged = rows * section.samples * (1 + _has_anchors(section, records))
-    return sampled * batches(len(records), section.batch_size) + judged
+    return (sampled + judged) * batches(len(records), section.batch_size)
 
 
 def _arms(
@@ -141,7 +148,7 @@ def _arms(
         rows.append((arm.title, stage, arm.judge, draw(policy, stream=3 + i)))
     anchors, has_anchors = [record.reference for record in records], _has_anchors(section, records)
     gold = section.judge == "gold"
-    wins = functools.partial(_wins, piece, judge, [record.prompt for record in records])
+    wins = functools.partial(_wins, piece, judge, [record.prompt for record in records], section.batch_size)
     table = []
     for i, (title, stage, judge_name, sampled) in enumerate(rows):
         against = win_rate_summary(wins(f"wins_{i}", sampled.texts, opponents), samples=section.bootstrap)
@@ -174,16 +181,18 @@ def _wins(
     piece: Pieces,
     judge: Judge,
     prompts: Sequence[Prompt],
+    size: int,
     name: str,
     texts: Sequence[Sequence[str]],
     others: Sequence[Sequence[str]],
-) -> np.ndarray:
-    """`[N, K]` win probabilities of sample k against the other's sample k."""
+) -> Float[np.ndarray, "N K"]:
+    """Win probabilities of sample k against the other's sample k."""
 
-    def compare(k: int) -> list[float]:
-        return judge_pairs(judge, prompts, texts[k], others[k]).p_first.tolist()
+    def compare(_: int, part: Sequence[tuple[Prompt, str, str]]) -> list[float]:
+        return judge_pairs(judge, *map(list, zip(*part, strict=True))).p_first.tolist()
 
-    return np.array([piece(f"{name}_{k}", functools.partial(compare, k)) for k in range(len(texts))]).T
+    columns = [list(zip(prompts, a, b, strict=True)) for a, b in zip(texts, others, strict=False)]
+    return np.array([piece.each(f"{name}_{k}", column, size, compare) for k, column in enumerate(columns)]).T
 
 
 def _sample(

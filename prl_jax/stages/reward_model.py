@@ -28,11 +28,11 @@ from prl_jax.training.reward_model import bradley_terry_objective, generative_ob
 from prl_jax.training.step import Objective
 from prl_jax.types import PreferenceBatch
 
-_IDENTICAL = 2
+_PLAIN, _TIE, _IDENTICAL = range(3)  # kinds of pairs
 
 
 def run_bradley_terry(context: StageContext) -> dict[str, float]:
-    """Trains a scalar judge and returns the last metrics."""
+    """Trains a scalar judge and returns the metrics of what it has come to."""
     section = context.section
     tokenizer = stage_tokenizer(context)
     decoder, origin = initial_decoder(context, tokenizer)
@@ -47,7 +47,7 @@ def run_bradley_terry(context: StageContext) -> dict[str, float]:
 
 
 def run_generative(context: StageContext) -> dict[str, float]:
-    """Trains a generative pairwise judge and returns the last metrics."""
+    """Trains a generative pairwise judge and returns the metrics of what it has come to."""
     section = context.section
     tokenizer = stage_tokenizer(context)
     template = JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
@@ -111,8 +111,8 @@ def _different(records: Records) -> tuple[Records, int, int]:
 
     def kind(i: int) -> int:
         record = records[i]
-        return _IDENTICAL if record.chosen == record.rejected else int(record.tie)
+        return _IDENTICAL if record.chosen == record.rejected else _TIE if record.tie else _PLAIN
 
     kinds = shared(kind, len(records))
     different = kinds != _IDENTICAL
-    return records.take(np.flatnonzero(different)), int((~different).sum()), int((kinds == 1).sum())
+    return records.take(np.flatnonzero(different)), int((~different).sum()), int((kinds == _TIE).sum())

@@ -144,3 +144,10 @@ RULES: Mapping[str, Rules] = MappingProxyType(
         ),
     }
 )
+
+
+def value_at(section: ConfigDict, key: str) -> Any:
+    """The value of a dotted key."""
+    for part in key.split("."):
+        section = section[part]
+    return section

@@ -17,8 +17,10 @@ from prl_jax.errors import Stopped, UserError
 from prl_jax.processes import is_leader, wait_for_all
 from prl_jax.sharding import make_mesh
 from prl_jax.stages import anchors, evaluation, ppo, reward_model, sft
-from prl_jax.stages.checks import check_config, check_inputs
+from prl_jax.stages.checks import check_config
 from prl_jax.stages.context import StageContext, first_model, keep_tokenizer, run_tokenizer
+from prl_jax.stages.inputs import check_inputs
+from prl_jax.stages.pieces import drop_pieces
 from prl_jax.stages.stopping import StopSignal
 from prl_jax.stages.workdir import Workdir, make_directory
 
@@ -36,11 +38,12 @@ READERS = ("sft", "bradley_terry", "generative")  # stages that train from text
 
 
 def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -> Workdir:
-    """Runs what is not finished in the workdir; an interrupted stage continues from its last checkpoint.
+    """Runs what is not finished in the workdir; an interrupted stage continues from its last checkpoint, or behind the
+    last of its pieces.
 
     Raises:
       UserError: before anything is written, for whatever can be told to be wrong by then.
-      Stopped: `stop` said so, between two steps or two stages.
+      Stopped: `stop` said so, between two steps, pieces or stages.
     """
     stop = StopSignal() if stop is None else stop
     check_config(config)
@@ -69,6 +72,7 @@ def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -
             seconds = time.monotonic() - start
             if is_leader():
                 workdir.finish(context.name, kind=context.section.kind, metrics=metrics, seconds=seconds)
+                drop_pieces(context.directory)
             wait_for_all(f"{context.name} is finished")
     return workdir
 

@@ -18,7 +18,7 @@ from prl_jax.training.sft import SFT
 
 
 def run(context: StageContext) -> dict[str, float]:
-    """Trains and returns the last metrics."""
+    """Trains and returns the metrics of what it has come to."""
     section = context.section
     tokenizer = stage_tokenizer(context)
     model, origin = initial_decoder(context, tokenizer)

@@ -23,7 +23,7 @@ class StopSignal:
         self._asked, self._waits, self._questions = False, False, 0
 
     def __call__(self) -> bool:
-        """Whether to end here; asked after each step and before each stage."""
+        """Whether to end here; asked after each step, and before each piece and each stage."""
         import jax  # not before the handler is there
         from jax.experimental import multihost_utils
 

@@ -24,7 +24,7 @@ class LoopConfig:
     Attributes:
       total: the last step.
       log_every: metrics are written at its multiples, and at the last step.
-      save_every: likewise for checkpoints; 0 saves the last step only.
+      save_every: likewise for checkpoints; 0 saves the last step only, and improvements.
       evaluate_every: likewise for evaluations, and once before the first step; 0 never evaluates.
     """
 

@@ -32,7 +32,7 @@ def get_config(variant: str = "all") -> ConfigDict:
         genrm=c.generative(
             init_from="sft", duration=f"{steps} steps", max_length=32, soft_labels=True, result="best", **often
         ),
-        anchors=c.anchors(prompts=prompts, samples=3, keep=2, batch_size=24),
+        anchors=c.anchors(prompts=prompts, samples=3, keep=2, batch_size=16),
         pairwise_ppo=c.ppo(critic_sees_anchor=True, result="best", **ppo | dict(duration=f"{steps - 2} steps")),
     )
     if variant == "all":

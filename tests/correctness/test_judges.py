@@ -14,8 +14,8 @@ from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, stack_
 from prl_jax.errors import UserError
 from prl_jax.judges import GenerativeJudge, ScalarJudge, judge_pairs
 from prl_jax.stages import config as c
-from prl_jax.stages.checks import check_inputs
 from prl_jax.stages.context import StageContext
+from prl_jax.stages.inputs import check_inputs
 from prl_jax.stages.run import run_stages
 from prl_jax.stages.workdir import Workdir
 from prl_jax.text.chat import encode_prompt, encode_response

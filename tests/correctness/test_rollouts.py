@@ -137,6 +137,9 @@ def test_row_08_noise_goes_with_the_row_and_not_with_its_batch(models):
     np.testing.assert_array_equal(two.mask, five.mask)
     assert texts == others == decode_responses(TOKENIZER, two)
     assert len({tuple(row) for row in five.response}) == 5
+    # Rows that are a part of the whole draw what they draw in it.
+    _, part = respond(models.policy, TOKENIZER, prompts[3:], batch_size=1, first_row=3, **arguments)
+    np.testing.assert_array_equal(part.response, five.response[3:])
 
 
 def test_row_10_the_samplers_log_probs_are_the_trainers(models, sampled, freeze):

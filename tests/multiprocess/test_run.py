@@ -142,7 +142,12 @@ def test_a_malformed_row_that_one_process_meets_is_told_by_all(environment, tmp_
     with (tmp_path / "log").open("w+") as log:
         commands = readme_commands(tmp_path / "run", "--config.sft.data.kind=jsonl", f"--config.sft.data.path={path}")
         start = functools.partial(subprocess.Popen, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        codes = [process.wait(timeout=120) for process in [start(command) for command in commands]]
+        processes = [start(command) for command in commands]
+        try:
+            codes = [process.wait(timeout=120) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
         log.seek(0)
         told = [line for line in log.read().splitlines() if line.startswith("prl: ")]
     assert (

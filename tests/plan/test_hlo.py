@@ -112,6 +112,17 @@ def test_a_loop_may_count_in_steps(text, step, times):
     assert (cost.collectives[0].times, cost.open_loops) == (times, 0)
 
 
+def test_what_goes_into_a_fusion_beside_the_counter_is_not_looked_at():
+    """It may depend on everything that came before: here on 60 fusions, each on its predecessor twice."""
+    chain = ["%d0 = f32[8]{0} fusion(%x, %x), kind=kLoop, calls=%twice"]
+    chain += [f"  %d{i} = f32[8]{{0}} fusion(%d{i - 1}, %d{i - 1}), kind=kLoop, calls=%twice" for i in range(1, 60)]
+    text = FUSED.replace("%both =", "\n".join(chain) + "\n  %both =").replace("fusion(%x, %i", "fusion(%d59, %i")
+    twice = "%twice (t0: f32[8], t1: f32[8]) -> f32[8] {\n  %t0 = f32[8]{0} parameter(0)\n"
+    twice += "  %t1 = f32[8]{0} parameter(1)\n  ROOT %t2 = f32[8]{0} add(%t0, %t1)\n}\n\n"
+    text = text.replace("%count (f0", f"{twice}%count (f0")
+    assert of_text(text=text.replace("STEP", "2")).collectives[0].times == 4
+
+
 @pytest.mark.parametrize("step", ["0", "-1"])
 def test_a_loop_that_does_not_count_upwards_is_of_unknown_length(step):
     cost = of_text(text=UNROLLED.replace("STEP", step))

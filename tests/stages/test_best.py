@@ -63,6 +63,15 @@ def test_the_result_of_a_stage_are_the_parameters_of_its_best_evaluation(bouncin
     assert found["loss"] == next(row["loss"] for row in rows if row["step"] == best)
 
 
+def test_either_all_processes_save_or_none_does(monkeypatch):
+    """Where the last bit differs, the first one decides."""
+    best = BestSoFar("best", "loss", larger=False)
+    assert best.improved(1, {"loss": 1.0})
+    monkeypatch.setattr("prl_jax.stages.best.as_leader", lambda here: not here)
+    assert not best.improved(2, {"loss": 0.5}) and best.step == 1
+    assert best.improved(3, {"loss": 2.0}) and best.step == 3
+
+
 @pytest.mark.parametrize(("stage", "key"), [("sft", "evaluate_every"), ("ppo", "evaluation.every")])
 def test_without_evaluations_there_is_no_best_one(tmp_path, stage, key):
     flags = (f"--config.{stage}.result=best", f"--config.{stage}.{key}=0 steps")

@@ -119,6 +119,8 @@ def test_data_of_a_later_stage_is_read_before_the_first_one(tmp_path):
     assert says(run(tmp_path, *rows), "genrm.data", f"{data}:2", '"rejected" is missing')
     write_rows(data, [PAIR | {"chosen": 7}])
     assert says(run(tmp_path, *rows), "genrm.data", f"{data}:1", '"chosen" is 7')
+    trained = ["tokenizer.kind=bpe", *(f"tokenizer.data.{key}" for key in ("kind=jsonl", f"path={data}"))]
+    assert says(run(tmp_path, *trained), "tokenizer.data", f"{data}:1", '"chosen" is 7')
     data.write_text("\n")
     assert says(run(tmp_path, *rows), "genrm.data", str(data), "empty")
     write_rows(data, [PAIR])

@@ -1,15 +1,22 @@
 """Stages without steps: their parts are kept, made once, and are the places where they stop."""
 
 import contextlib
+import os
+import signal
+from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
-from fakes import one_device
+from fakes import LetterTokenizer, UtilityJudge, make_decoder, one_device, user
 
+from prl_jax.data.records import PromptRecord
 from prl_jax.errors import Stopped
+from prl_jax.stages import anchors, evaluation
 from prl_jax.stages import config as c
 from prl_jax.stages import pieces as module
 from prl_jax.stages.context import StageContext
-from prl_jax.stages.pieces import batches, pieces
+from prl_jax.stages.pieces import batches, drop_pieces, pieces
 from prl_jax.stages.stopping import StopSignal
 from prl_jax.stages.workdir import Workdir
 
@@ -42,7 +49,7 @@ class Stage:
     def run(self):
         with pieces(self.context, batches(7, 3) + 1) as piece:
             rows = piece.each("square", list(range(7)), 3, self.square)
-            last = piece("sum", lambda: {"total": sum(square for square, _ in rows)}, shows=("total",))
+            last = piece("sum", lambda: {"total": sum(square for square, _ in rows)})
         return [list(row) for row in rows], last
 
 
@@ -53,13 +60,15 @@ def kept(directory):
     return sorted(path.name for path in (directory / "squares").rglob("*.json"))
 
 
-def test_all_parts_are_made_in_order_and_nothing_is_left(tmp_path, capsys):
+def test_all_parts_are_made_in_order_and_gone_when_the_stage_is_finished(tmp_path, capsys):
     stage = Stage(tmp_path)
     rows, last = stage.run()
     assert rows == [[x * x, 0.1 * x] for x in range(7)] and last == {"total": 91}
-    assert stage.made == PARTS and kept(tmp_path) == []
+    assert stage.made == PARTS and len(kept(tmp_path)) == 4
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("squares") and "4/4" in line and line.endswith("total 91.000")
+    assert line.startswith("squares") and "4/4" in line
+    drop_pieces(stage.context.directory)
+    assert kept(tmp_path) == []
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 4])
@@ -82,6 +91,28 @@ def test_a_part_that_cannot_be_read_is_made_again(tmp_path, damage):
     assert stage.made == [PARTS[0], PARTS[2]]
 
 
+@pytest.mark.parametrize("size", range(1, 9))
+def test_pieces_are_of_like_size_and_hold_every_item(tmp_path, size):
+    stage, asked = Stage(tmp_path), []
+    for count in range(8):
+        with pieces(stage.context, 99) as piece:
+            rows = piece.each(f"{count}", list(range(count)), size, lambda first, part: asked.append(part) or part)
+        assert rows == list(range(count)) and len(asked) == batches(count, size)
+        assert not asked or size >= max(map(len, asked)) and len(asked[-1]) > 0
+        # No more than the one of a whole batch, cut in two: then judges, which fill rows up, compile once.
+        assert len(asked) < 2 or min(map(len, asked[:-1])) >= size / 2
+        asked.clear()
+
+
+def test_a_signal_waits_for_the_end_of_a_piece(tmp_path):
+    stop, config = StopSignal(), c.build({})
+    context = StageContext("one", config, Workdir(tmp_path, config), one_device(), stop)
+    with pytest.raises(Stopped, match="one has kept 1 of its 2 parts"), stop.caught(), pieces(context, 2) as piece:
+        piece("first", lambda: [os.kill(os.getpid(), signal.SIGTERM)] and [1])
+        piece("second", lambda: [2])
+    assert [path.name for path in tmp_path.rglob("*.json")] == ["first.json"]
+
+
 def test_an_error_keeps_what_was_made(tmp_path):
     stage = Stage(tmp_path)
     with contextlib.suppress(ZeroDivisionError), pieces(stage.context, 2) as piece:
@@ -97,3 +128,42 @@ def test_what_another_process_has_not_is_made_by_all(tmp_path, monkeypatch):
     stage = Stage(tmp_path)
     stage.run()
     assert stage.made == PARTS
+
+
+def test_a_part_of_a_stage_draws_as_its_rows_of_the_whole(tmp_path, monkeypatch):
+    """Both stages tell the sampler which rows a part has: else each part would draw the noise of the first."""
+    texts = [f"prompt {i}" for i in range(7)]
+    records = [PromptRecord(text, user(text), reference="x") for text in texts]
+    stages = {"sft": c.sft(), "bt": c.bradley_terry(), "anchors": c.anchors(samples=2, batch_size=3)}
+    config = c.build({**stages, "evaluation": c.evaluation(samples=2, batch_size=3)})
+    seen = []
+
+    def respond(model, tokenizer, prompts, *, first_row, key, **_):
+        seen.append((str(jax.random.key_data(key)), first_row, [prompt[0].content for prompt in prompts]))
+        return ["text"] * len(prompts), SimpleNamespace(mask=np.ones((len(prompts), 4), bool))
+
+    card, tokenizer = SimpleNamespace(max_prompt=5, max_response=4), LetterTokenizer()
+    for stage in (anchors, evaluation):
+        monkeypatch.setattr(stage, "respond", respond)
+        monkeypatch.setattr(stage, "load_policy", lambda *_, **__: (card, None, tokenizer))
+    monkeypatch.setattr(anchors, "load_judge", lambda *_, **__: UtilityJudge(lambda prompt, text: 0.0))
+    monkeypatch.setattr(evaluation, "read_card", lambda *_: card)
+    monkeypatch.setattr(evaluation, "model_tokenizer", lambda _: tokenizer)
+    monkeypatch.setattr(evaluation, "_kl", lambda _, __, ___, rollout, ____: np.zeros(len(rollout.mask)))
+
+    def check(count):
+        for key in {key for key, _, _ in seen}:
+            parts = [(first, part) for k, first, part in seen if k == key]
+            assert sum((part for _, part in parts), []) == texts and len(parts) == 3
+            assert all(texts.index(part[0]) == first for first, part in parts)
+        assert len({key for key, _, _ in seen}) == count
+        seen.clear()
+
+    workdir = Workdir(tmp_path, config)
+    anchors._best_of_n(StageContext("anchors", config, workdir, one_device()), records)
+    check(2)
+    context = StageContext("evaluation", config, workdir, one_device())
+    with pieces(context, 6) as piece:
+        model = make_decoder(layers=1)
+        evaluation._sample(context, records, piece, model, model, stream=0)
+    check(2)

@@ -1,11 +1,13 @@
 """Killed at any moment, a run continues with the same command and ends like one that was never interrupted."""
 
+import json
 import random
 import re
 import signal
 
 import pytest
 from interrupted import PIECES, SAVE_EVERY, STAGES, STEPS, Moment, Run, check_equal, moments
+from running import read_rows
 
 pytestmark = pytest.mark.slow
 SEED = 5
@@ -49,7 +51,7 @@ def interrupted(uninterrupted) -> tuple[Run, list[object]]:
         do(what)
     run.kill(Moment("evaluation", PIECES["evaluation"] - 1, "piece"))
     run.finish()
-    assert run.pieces("evaluation") == {}
+    assert run.pieces("anchors") == run.pieces("evaluation") == {}
     return run, history
 
 
@@ -93,6 +95,16 @@ def stop(run: Run) -> None:
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(uninterrupted, interrupted):
     run, history = interrupted
     check_equal(uninterrupted, run, history)
+
+
+@pytest.mark.parametrize(
+    ("stage", "metric", "pick"), [("genrm", "validation_loss", min), ("pairwise_ppo", "win_rate", max)]
+)
+def test_its_results_are_those_of_the_best_evaluations(uninterrupted, stage, metric, pick):
+    rows = read_rows(uninterrupted.workdir / stage / "metrics.jsonl")
+    values = {row["step"]: row[metric] for row in rows if metric in row and row["step"]}
+    best = json.loads((uninterrupted.workdir / stage / "result.json").read_text())["metrics"]["best_step"]
+    assert len(set(values.values())) > 1 and values[best] == pick(values.values())
 
 
 def test_the_moments_are_of_each_kind():

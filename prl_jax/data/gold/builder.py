@@ -27,6 +27,13 @@ SOURCE = "gold"
 _TEXTS = {"preference": ("chosen", "rejected"), "sft": ("response",), "prompt": ("reference",)}
 
 
+class _LocalInfo(tfds.core.DatasetInfo):
+    """Of data that nobody else has prepared: TFDS would ask Google's servers, and leave an empty folder in /tmp."""
+
+    def initialize_from_bucket(self) -> None:
+        pass
+
+
 class PrlGold(tfds.core.GeneratorBasedBuilder):
     """Built-in gold tasks. One config per kind of record (preference, sft, prompt) and set of arguments."""
 
@@ -47,7 +54,7 @@ class PrlGold(tfds.core.GeneratorBasedBuilder):
         features = {name: tfds.features.Text() for name in ("prompt", *_TEXTS[self.kind], "meta")}
         if self.kind == "preference":
             features["tie"] = tfds.features.Scalar(np.bool_)
-        return tfds.core.DatasetInfo(
+        return _LocalInfo(
             builder=self,
             description="Short text tasks with an exact utility and an exact preference between any two responses.",
             features=tfds.features.FeaturesDict(features),

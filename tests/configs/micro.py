@@ -26,6 +26,7 @@ def get_config(variant: str = "all") -> ConfigDict:
         save_every="2 steps",
         evaluation=dict(every="2 steps", prompts=c.source(split="validation", limit=8)),
     )
+    judged = ppo["evaluation"] | dict(judge="genrm")  # of nearly random texts the exact judge thinks all the same
     stages = dict(
         sft=c.sft(duration=f"{steps} steps", validation=c.source(split="validation", limit=20), **lengths, **often),
         bt=c.bradley_terry(init_from="sft", duration="4 steps", **lengths, **often),
@@ -33,7 +34,9 @@ def get_config(variant: str = "all") -> ConfigDict:
             init_from="sft", duration=f"{steps} steps", max_length=32, soft_labels=True, result="best", **often
         ),
         anchors=c.anchors(prompts=prompts, samples=3, keep=2, batch_size=16),
-        pairwise_ppo=c.ppo(critic_sees_anchor=True, result="best", **ppo | dict(duration=f"{steps - 2} steps")),
+        pairwise_ppo=c.ppo(
+            critic_sees_anchor=True, result="best", **ppo | dict(duration=f"{steps - 2} steps", evaluation=judged)
+        ),
     )
     if variant == "all":
         peers, group = ppo | dict(prompts_per_step=4, group_size=2), ppo | dict(prompts_per_step=2, group_size=4)

@@ -58,7 +58,13 @@ def write_model(folder: Path, family: str) -> Path:
     return hf_checkpoints.write(folder, config, "bfloat16")
 
 
-every_family = pytest.mark.parametrize("run", TOKENIZERS, indirect=True)
+# These differ most from each other; tests/models/hf and tests/text go through all of them.
+DIFFERENT = ("llama", "qwen3", "gemma3")
+every_family = pytest.mark.parametrize(
+    "run",
+    [pytest.param(name, marks=[] if name in DIFFERENT else pytest.mark.long) for name in TOKENIZERS],
+    indirect=True,
+)
 one_family = pytest.mark.parametrize("run", ["qwen3"], indirect=True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from running import on_virtual_devices
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 STEPS = {
     *(f"{stage}/{name}" for stage in ("sft", "bt", "genrm") for name in ("train_step", "validation")),
     *(f"anchors/{name}" for name in ("prefill", "decode", "judge")),

@@ -19,8 +19,8 @@ MORE_MESHES = {
 # Processes, devices of each, and the mesh; "tensor across" has both halves of a matrix in different processes.
 PROCESSES = [
     pytest.param(2, 4, MESHES["mixed"], id="two"),
-    pytest.param(4, 2, MORE_MESHES["fsdp"], id="four", marks=pytest.mark.long),
-    pytest.param(4, 1, '{"data": 2, "tensor": 2}', id="tensor across", marks=pytest.mark.long),
+    pytest.param(4, 2, MORE_MESHES["fsdp"], id="four"),
+    pytest.param(4, 1, '{"data": 2, "tensor": 2}', id="tensor across"),
 ]
 LIMIT = 1e-5
 
@@ -78,6 +78,7 @@ def test_eight_devices_on_more_meshes_compute_what_one_does(one, more, folder, n
     check(load(folder, name), one)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "devices", "sizes"), PROCESSES)
 def test_processes_compute_what_one_does(one, folder, number, devices, sizes):
     in_processes(SCRIPT, folder, f"processes={sizes}", number=number, devices=devices)

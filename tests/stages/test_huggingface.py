@@ -59,7 +59,7 @@ def write_model(folder: Path, family: str) -> Path:
 
 
 # These differ most from each other; tests/models/hf and tests/text go through all of them.
-DIFFERENT = ("llama", "qwen3", "gemma3")
+DIFFERENT = ("qwen3", "gemma3")
 every_family = pytest.mark.parametrize(
     "run",
     [pytest.param(name, marks=[] if name in DIFFERENT else pytest.mark.long) for name in TOKENIZERS],

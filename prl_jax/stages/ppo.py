@@ -55,12 +55,7 @@ def run(context: StageContext) -> dict[str, float]:
         section=section.evaluation,
     )
     with Checkpoints(context.directory / CHECKPOINTS_DIR) as checkpoints:
-        first = 0
-        if checkpoints.latest() is not None:
-            saved = checkpoints.restore(model=state.policy.model, train=_rest(state))
-            first, state = saved.step, _whole(state, saved.model, saved.train)
-            iterator.set_state(saved.data["iterator"])
-            best.restore(saved.data["best"], checkpoints)
+        state, first = _start(state, checkpoints, iterator, best)
         with telemetry(context, first=first, total=total) as shown, context.stop.after_steps():
 
             def step(state: PPOState, n: int) -> tuple[PPOState, Mapping[str, jax.Array]]:
@@ -148,6 +143,16 @@ def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:
         reference=reference,
     )
     return setup, state, optimizers
+
+
+def _start(state: PPOState, checkpoints: Checkpoints, iterator: Any, best: BestSoFar) -> tuple[PPOState, int]:
+    """The state to start from, and the steps behind it."""
+    if checkpoints.latest() is None:
+        return state, 0
+    saved = checkpoints.restore(model=state.policy.model, train=_rest(state))
+    iterator.set_state(saved.data["iterator"])
+    best.restore(saved.data["best"], checkpoints)
+    return _whole(state, saved.model, saved.train), saved.step
 
 
 def _rest(state: PPOState) -> Any:

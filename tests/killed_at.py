@@ -21,7 +21,7 @@ from prl_jax import cli
 from prl_jax.stages.pieces import Pieces
 from prl_jax.training.loop import run_loop
 
-SLOWLY = 0.5  # seconds
+SLOWLY = 1.0  # seconds; JAX looks for the signal about once a second
 
 
 def end(moment: Moment) -> None:

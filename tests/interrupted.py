@@ -116,7 +116,8 @@ class Run:
         """Runs until the moment kills it. Those that it doesn't kill end by themselves, not as if all were well."""
         done = self.start(moment)
         killed = [d for i, d in enumerate(done) if moment.process in (None, i)]
-        assert all(d.returncode == -moment.signal for d in killed), f"{moment}: {[d.stderr[-3000:] for d in killed]}"
+        # One of them at least: where the first is quicker, JAX may end the others for their lost peer.
+        assert any(d.returncode == -moment.signal for d in killed), f"{moment}: {[d.stderr[-3000:] for d in killed]}"
         assert all(d.returncode for d in done), f"{moment}: {[d.returncode for d in done]}"
         if self.processes == 1:
             assert "Traceback" not in done[0].stderr, f"{moment}: {done[0].stderr}"

@@ -104,8 +104,14 @@ def _run_until(stop: StopSignal, argv: Sequence[str]) -> None:
     from prl_jax.stages.caching import use_compilation_cache
     from prl_jax.stages.run import run_stages
 
+    several = values.distributed or values.coordinator
+    if not several and max(values.num_processes, values.process_id) >= 0:
+        raise UserError(
+            "--num_processes and --process_id go with --coordinator HOST:PORT, the place of process 0, or with "
+            "--distributed, which asks the cluster"
+        )
     use_compilation_cache(values.compilation_cache_dir)
-    number = values.num_processes if values.distributed or values.coordinator else 1
+    number = values.num_processes if several else 1
     timeout = values.heartbeat_timeout
     with joined(values.coordinator, number, values.process_id, heartbeat_timeout=timeout, tell=tell):
         workdir = run_stages(values.config, Path(values.workdir), stop)

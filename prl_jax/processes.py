@@ -9,10 +9,12 @@ not depend on the number of processes.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import math
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -27,6 +29,8 @@ from prl_jax.errors import Stopped, UserError
 from prl_jax.sharding import BATCH_AXES, batch_sharding, replicated
 
 Tree = TypeVar("Tree")
+
+_waits: contextvars.ContextVar[list[float] | None] = contextvars.ContextVar("waits", default=None)
 
 
 def is_leader() -> bool:
@@ -173,9 +177,23 @@ def put_batch(rows: Tree, mesh: Mesh) -> Tree:
 
 def fetch(tree: Tree, mesh: Mesh | None = None) -> Tree:
     """Whole arrays as numpy, the same in every process; all of them must ask."""
+    start = time.perf_counter()
     if mesh is not None and jax.process_count() > 1:
         tree = _replicate(replicated(mesh))(tree)
-    return jax.device_get(tree)
+    tree = jax.device_get(tree)
+    if (seconds := _waits.get()) is not None:
+        seconds.append(time.perf_counter() - start)
+    return tree
+
+
+@contextlib.contextmanager
+def waits() -> Iterator[list[float]]:
+    """The seconds of each `fetch` in here: it waits for the devices, and they for those of the other processes."""
+    token = _waits.set(seconds := [])
+    try:
+        yield seconds
+    finally:
+        _waits.reset(token)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ MOMENT is the JSON of an `interrupted.Moment`. Signals come from outside at no b
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -48,6 +49,11 @@ def arm(moment: Moment) -> None:
             sent = True
             end(moment)
 
+    def wait() -> None:
+        """Steps and pieces are small, and several processes need time to agree on a signal."""
+        if sent and moment.signal == signal.SIGTERM:
+            time.sleep(SLOWLY)
+
     def make(path: Path) -> None:
         make_directory(path)
         if path.name in STAGES:
@@ -56,6 +62,8 @@ def arm(moment: Moment) -> None:
     def loop(name: str, *arguments: Any, **callbacks: Any) -> Any:
         def ending(place: str, position: int) -> Callable[..., Any]:
             def call(*given: Any) -> Any:
+                if place == "step":
+                    wait()
                 out = callbacks[place](*given)
                 end_from(name, given[position], place)
                 return out
@@ -69,8 +77,7 @@ def arm(moment: Moment) -> None:
     make_piece = Pieces.__call__
 
     def piece(self: Pieces, *arguments: Any, **options: Any) -> Any:
-        if sent:  # a signal that waits: pieces are small, and several processes need time to agree on one
-            time.sleep(SLOWLY)
+        wait()
         value = make_piece(self, *arguments, **options)
         end_from(self._context.name, self._done, "piece")
         return value

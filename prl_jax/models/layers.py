@@ -28,12 +28,14 @@ class Lora(nnx.Module):
         self.a = nnx.Param(jax.random.normal(key, (fan_in, config.rank), jnp.float32) * fan_in**-0.5)
         self.b = nnx.Param(jnp.zeros((config.rank, fan_out), jnp.float32))
         self.scale, self.dropout = config.scale, config.dropout
-        self.key: Key[Array, "..."] | None = None  # `with_dropout` gives one
+        self.keys: Key[Array, "R"] | None = None  # of the rows, from `with_dropout`
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
-        if self.key is not None:
-            kept = jax.random.bernoulli(self.key, 1.0 - self.dropout, x.shape)
-            x = jnp.where(kept, x / (1.0 - self.dropout), 0.0).astype(x.dtype)
+        if self.keys is not None:
+            # `[R T, D]` or `[R, T, D]`: a row has the same mask in whatever batch it is.
+            shape = (x.size // (self.keys.size * x.shape[-1]), x.shape[-1])
+            kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.dropout, shape))(self.keys)
+            x = jnp.where(kept.reshape(x.shape), x / (1.0 - self.dropout), 0.0).astype(x.dtype)
         return (x @ self.a[...].astype(x.dtype)) @ self.b[...].astype(x.dtype) * self.scale
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Key, PRNGKeyArray
 
 from prl_jax.models.config import DecoderConfig, LoraConfig
 from prl_jax.models.decoder import LOGICAL_AXES, Decoder
@@ -66,10 +66,11 @@ def merge(decoder: Decoder) -> Decoder:
     return decoder if decoder.config.lora is None else _merged(decoder)
 
 
-def with_dropout(tree: Tree, key: PRNGKeyArray) -> Tree:
+def with_dropout(tree: Tree, keys: Key[Array, "R"]) -> Tree:
     """The same models, whose adapters drop a share of their inputs, each layer and adapter another one.
 
-    For one forward pass of training, inside jit: each step and microbatch gives a key of its own.
+    For one forward pass of training, inside jit, over as many rows as there are keys: what is dropped of a row depends
+    on its key alone.
     """
 
     def one(node: Any) -> Any:
@@ -80,8 +81,9 @@ def with_dropout(tree: Tree, key: PRNGKeyArray) -> Tree:
         blocks = node.blocks
         parts = {**vars(blocks.attention), **vars(blocks.mlp)}
         for i, target in enumerate(lora.targets):
-            keys = jax.random.split(jax.random.fold_in(key, i), node.config.layers)
-            parts[target].lora.key = nnx.data(keys)  # sliced by the scan over layers
+            own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+            layers = jax.vmap(lambda key: jax.random.split(key, node.config.layers), out_axes=1)(own)
+            parts[target].lora.keys = nnx.data(layers)  # sliced by the scan over layers
         return node
 
     return jax.tree.map(one, tree, is_leaf=lambda node: isinstance(node, Decoder))

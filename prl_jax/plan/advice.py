@@ -20,13 +20,13 @@ def knobs(plan: Plan, function: Function, config: ConfigDict) -> list[str]:
     stage, _, called = function.name.partition("/")
     what = largest_consumer(function)[0]
     if what == "temporary memory" or what in ("rows", "cache"):
-        found = _smaller_batches(stage, called, config[stage]) + _shorter(stage, config)
+        found = _smaller_batches(plan, stage, called, config[stage]) + _shorter(stage, config)
         if not config.model.remat and called in ("train_step", "update"):
             found.insert(0, "model.remat=True (recompute activations)")
     else:
         found = _fewer_parameters(stage, config[stage])
         if plan.chip is not None and function.memory.known - function.memory.cache < plan.chip.hbm:
-            found += _smaller_batches(stage, called, config[stage])
+            found += _smaller_batches(plan, stage, called, config[stage])
     cut = plan.mesh["fsdp"] * plan.mesh["tensor"]
     if cut < plan.devices:
         found.insert(0, f"mesh.fsdp up (parameters are cut in {cut} parts on {plan.devices} devices)")
@@ -37,17 +37,20 @@ def knobs(plan: Plan, function: Function, config: ConfigDict) -> list[str]:
     return found
 
 
-def _smaller_batches(stage: str, called: str, section: ConfigDict) -> list[str]:
+def _smaller_batches(plan: Plan, stage: str, called: str, section: ConfigDict) -> list[str]:
+    shards = plan.mesh["data"] * plan.mesh["fsdp"]
     if section.kind == "ppo":
-        if called.startswith("evaluation"):
-            return [f"{stage}.evaluation.prompts.limit down"]
-        if called == "judge":
+        if called.endswith("judge"):
             return [f"{stage}.judge_batch_size down"]
+        if called.startswith("evaluation"):
+            return [f"{stage}.evaluation.batch_size down"]
         rows = f"{stage}.prompts_per_step or {stage}.group_size down"
-        return [f"{stage}.algorithm.accumulate up", rows] if called == "update" else [rows]
-    if called == "train_step":
-        return [f"{stage}.accumulate up", f"{stage}.batch_size down"]
-    return [f"{stage}.batch_size down"]
+        size, algorithm = section.prompts_per_step * section.group_size, section.algorithm
+        more = called == "update" and size > shards * algorithm.minibatches * algorithm.accumulate
+        return [*([f"{stage}.algorithm.accumulate up"] if more else []), rows]
+    # A microbatch of one row a device is as small as it gets.
+    more = called == "train_step" and section.batch_size > shards * section.accumulate
+    return [*([f"{stage}.accumulate up"] if more else []), f"{stage}.batch_size down"]
 
 
 def _shorter(stage: str, config: ConfigDict) -> list[str]:

@@ -143,10 +143,14 @@ class _Steps:
         scored = size if section.reward == "score" else 2 * size * self.opponents(section)
         yield from self.judge(name, judges[section.judge], section.judge_batch_size, scored, held)
         yield from self.learn(name, config, optimizers, state, reference, held)
-        tested = whole_batch(section.evaluation.prompts.limit, models.mesh)
-        if tested > size:  # more rows at once than in training
-            prefix = "evaluation_"
+        # Evaluations, where they ask more than training did, or somebody else.
+        limit, prefix = section.evaluation.prompts.limit, "evaluation_"
+        tested = whole_batch(min(limit or section.evaluation.batch_size, section.evaluation.batch_size), models.mesh)
+        if tested > size:
             yield from self.generate(name, section.policy, policy.model, tested, sampling, held, prefix)
+        if section.evaluation.judge != section.judge or not scored >= 2 * limit > 0:
+            judge, pairs = judges[section.evaluation.judge], 2 * limit or None
+            yield from self.judge(name, judge, section.judge_batch_size, pairs, held, prefix)
 
     def learn(
         self, name: str, config: PPOConfig, optimizers: tuple, state: PPOState, reference: Decoder, held: Mapping
@@ -200,6 +204,7 @@ class _Steps:
         )
         arguments = (policy, baseline, rollout)
         yield Step(name, "log_ratio", log_ratio.trace(*arguments, section.temperature or 1.0), arguments, held)
+        yield from self.judge(name, judge, section.batch_size, 2 * section.prompts.limit or None, held)
 
     def generate(
         self,

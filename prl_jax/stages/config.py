@@ -215,7 +215,8 @@ def ppo(**values: Any) -> dict[str, Any]:
             mask_truncated=False,
             bootstrap_truncated=False,
         ),
-        evaluation=dict(every="20%", prompts=source(split="validation", limit=256), judge="gold"),
+        # Samples against the reference's; batch_size: rows that are sampled at once.
+        evaluation=dict(every="20%", prompts=source(split="validation", limit=256), judge="gold", batch_size=256),
         log_every="1 steps",
         save_every="20%",
         result="last",  # the parameters of the last step, or of that with the "best" evaluation: the largest win rate

@@ -51,11 +51,16 @@ def _lengths(config: ConfigDict, name: str) -> Iterator[tuple[str, int]]:
 
 
 def _models(config: ConfigDict, name: str) -> Iterator[tuple[str, DecoderConfig]]:
-    """The models that a stage does not have from other stages."""
+    """The models that a stage holds. Those of other stages may have been trained on another mesh."""
     section = config[name]
-    for key in ("init_from", "policy", "judge", "baseline"):
-        value = section.get(key, None)
-        if value is not None and is_directory(value):
+    for value in (*(section.get(key, None) for key in ("init_from", "policy", "judge", "baseline")), *_judges(section)):
+        if value in config.stages:
+            yield from _models(config, value)
+        elif value is not None and is_directory(value):
             yield value, read_card(Path(value)).config
     if section.get("init_from", None) == "":
         yield "model", DecoderConfig.from_dict(config.model.to_dict(), vocab_size=1)
+
+
+def _judges(section: ConfigDict) -> tuple[str, ...]:
+    return (section.evaluation.judge,) if section.kind == "ppo" else tuple(section.get("judges", ()))

@@ -26,7 +26,7 @@ from prl_jax.stages.telemetry import telemetry
 from prl_jax.stages.win_rate import named_judge, policy_win_rate
 from prl_jax.training.loop import LoopConfig, run_loop
 from prl_jax.training.ppo import PPOConfig, PPOState, initial_state, make_update
-from prl_jax.training.state import create_state
+from prl_jax.training.state import create_state, released
 
 
 def run(context: StageContext) -> dict[str, float]:
@@ -149,6 +149,7 @@ def _start(state: PPOState, checkpoints: Checkpoints, iterator: Any, best: BestS
     """The state to start from, and the steps behind it."""
     if checkpoints.latest() is None:
         return state, 0
+    state = released(state)
     saved = checkpoints.restore(model=state.policy.model, train=_rest(state))
     iterator.set_state(saved.data["iterator"])
     best.restore(saved.data["best"], checkpoints)

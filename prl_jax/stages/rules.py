@@ -127,6 +127,7 @@ RULES: Mapping[str, Rules] = MappingProxyType(
                 "opponent_draws": 1,
                 "judge_batch_size": 1,
                 "prompts_per_step": 1,
+                "evaluation.batch_size": 1,
                 "algorithm.kl_coef": 0,
                 "algorithm.kl_horizon": 1,
             },

@@ -23,7 +23,7 @@ from prl_jax.stages.durations import to_steps
 from prl_jax.stages.telemetry import telemetry
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.loop import LoopConfig, run_loop
-from prl_jax.training.state import TrainState, create_state
+from prl_jax.training.state import TrainState, create_state, released
 from prl_jax.training.step import Objective, make_train_step, make_validation
 
 
@@ -137,6 +137,7 @@ def _start(
     state = create_state(task.model, optimizer, context.mesh, LOGICAL_AXES)
     if checkpoints.latest() is None:
         return state, 0, 0
+    state = released(state)
     saved = checkpoints.restore(model=state.model, train=(state.opt_state, state.step))
     iterator.set_state(saved.data["iterator"])
     best.restore(saved.data["best"], checkpoints)

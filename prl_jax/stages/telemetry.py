@@ -60,8 +60,8 @@ def telemetry(context: StageContext, *, first: int, total: int) -> Iterator[Tele
 def spread(seconds: float, own: float) -> dict[str, float]:
     """The time of one step: `seconds`, and in several processes those of all.
 
-    Processes wait for each other inside a step. Who makes them wait shows in `own`: the seconds until a process handed
-    the step to its devices. `slowest` is the process that took longest for that.
+    Processes wait for each other inside a step. Who makes them wait shows in `own`: the seconds in which a process
+    waited for no device (`run_loop`). `slowest` is the process with the most of them.
     """
     if jax.process_count() == 1:
         return {"seconds": round(seconds, 6)}

@@ -50,7 +50,7 @@ def policy_win_rate(
             config=sampling,
             key=jax.random.fold_in(key, stream),
             max_prompt=max_prompt,
-            batch_size=whole_batch(len(prompts), context.mesh),
+            batch_size=whole_batch(min(len(prompts), section.batch_size), context.mesh),
             mesh=context.mesh,
         )
         return texts

@@ -11,6 +11,7 @@ from typing import TypeVar
 import jax
 
 from prl_jax.errors import Stopped, UserError
+from prl_jax.processes import waits
 
 State = TypeVar("State")
 
@@ -65,8 +66,8 @@ def run_loop(
       save: called with a state to keep. No state whose metrics are not finite ever gets here.
       evaluate: extra metrics of a state at some steps; they join the kept ones.
       improved: told each evaluation after a step; whether its state is to be kept for it.
-      timed: called at each logged step with the seconds that it took, and with those of them that passed until it was
-        handed to the devices: what this process did itself, waiting for no other.
+      timed: called at each logged step with the seconds that it took, and with those of them in which this process
+        itself was at work, preparing what it hands to the devices: neither they nor other processes were waited for.
       stop: asked after each step whether the run is to end here.
 
     Raises:
@@ -77,8 +78,9 @@ def run_loop(
         write(0, evaluate(state, 0))
     for n in range(first + 1, config.total + 1):
         start = time.perf_counter()
-        state, metrics = step(state, n)
-        handed = time.perf_counter()
+        with waits() as waited:
+            state, metrics = step(state, n)
+        own = time.perf_counter() - start - sum(waited)
         values = _finite(name, n, metrics)
         end = time.perf_counter()
         evaluated = evaluate is not None and config.evaluate_every > 0 and due(n, config.evaluate_every, config.total)
@@ -91,7 +93,7 @@ def run_loop(
         if evaluated or logged:
             write(n, values)
         if logged and timed is not None:
-            timed(n, end - start, handed - start)
+            timed(n, end - start, own)
         stopping = stop is not None and stop(n)
         if stopping or keep:
             save(n, state)

@@ -30,7 +30,7 @@ def bradley_terry_objective(*, label_smoothing: float = 0.0, center: float = 0.0
         )
         return {"preference": loss}
 
-    return Objective(terms, _denominators, {"preference": 1.0})
+    return Objective(terms, _denominators, {"preference": 1.0}, reads=2)
 
 
 def generative_objective(
@@ -52,4 +52,4 @@ def generative_objective(
         )
         return {"preference": loss}
 
-    return Objective(terms, _denominators, {"preference": 1.0})
+    return Objective(terms, _denominators, {"preference": 1.0}, reads=2)

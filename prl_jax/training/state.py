@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 
 from prl_jax.models import combine, split
 from prl_jax.sharding import replicated, tree_shardings
+
+Tree = TypeVar("Tree")
 
 
 class TrainState(NamedTuple):
@@ -42,6 +44,21 @@ def create_state(
     shardings = tree_shardings(jax.eval_shape(optimizer.init, trained), mesh, logical_axes)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings)(trained)
     return TrainState(model, opt_state, jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)))
+
+
+def released(state: Tree) -> Tree:
+    """The same state without what is trained, whose arrays are freed: shapes and shardings are in their place.
+
+    What a checkpoint is restored onto, so that it needs no more memory than the state that it replaces.
+    """
+    trained, frozen = split(state)
+
+    def release(x: jax.Array) -> jax.ShapeDtypeStruct:
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        x.delete()
+        return shape
+
+    return combine(jax.tree.map(release, trained), frozen)
 
 
 class JitUpdate:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PRNGKeyArray, Shaped
+from jaxtyping import Array, Int, Key, PRNGKeyArray, Shaped
 
 from prl_jax.models import LOGICAL_AXES, combine, split, with_dropout
 from prl_jax.sharding import constrain, constrain_tree, parts
@@ -30,11 +30,13 @@ class Objective:
       denominators: `batch -> {name: float32}`, the denominators that `terms` will give, from the masks alone, so that
         they are known for the whole batch before the first backward pass.
       weights: factor of each term in the loss.
+      reads: how many rows the model reads for a row of the batch; all first ones, then all second ones.
     """
 
     terms: Callable[[Any, Any], dict[str, LossOutput]]
     denominators: Callable[[Any], dict[str, jax.Array]]
     weights: Mapping[str, float]
+    reads: int = 1
 
 
 def gradients(
@@ -44,8 +46,8 @@ def gradients(
 
     With `accumulate` > 1 the batch is cut into that many microbatches, one after the other; sums add and nothing is
     averaged twice, so the result is the same for every value, whether it divides the batch or not. The gradient is that
-    of what is trained of the model (`models.split`). With a key, adapters drop inputs as their config says, each
-    microbatch others.
+    of what is trained of the model (`models.split`). With a key, adapters drop inputs as their config says, of each row
+    of the batch others.
     """
     totals = objective.denominators(batch)
     model, frozen = split(model)
@@ -53,7 +55,7 @@ def gradients(
     def loss(model, part, index):
         whole = combine(model, frozen)
         if dropout is not None:
-            whole = with_dropout(whole, jax.random.fold_in(dropout, index))
+            whole = with_dropout(whole, _row_keys(dropout, index, objective.reads))
         terms = objective.terms(whole, part)
         scaled = [objective.weights[k] * terms[k].sum / jnp.maximum(totals[k], _TINY) for k in objective.weights]
         sums = {k: (terms[k].sum, terms[k].denominator) for k in objective.weights}
@@ -65,21 +67,27 @@ def gradients(
         value, grads = jax.value_and_grad(loss, has_aux=True)(model, part, index)
         return value, constrain_tree(grads, LOGICAL_AXES)
 
+    index = jnp.arange(len(jax.tree.leaves(batch)[0]))
     if accumulate == 1:
-        (value, sums), grads = step(model, batch, 0)
+        (value, sums), grads = step(model, batch, index)
     else:
-        cut = jax.tree.map(lambda x: microbatches(x, accumulate), batch)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, model, jax.tree.map(lambda x: x[0], cut), 0)
-        )
+        cut = jax.tree.map(lambda x: microbatches(x, accumulate), (batch, index))
+        first = jax.eval_shape(step, model, *jax.tree.map(lambda x: x[0], cut))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
 
         def add(total, part_and_index):
             return jax.tree.map(jnp.add, total, step(model, *part_and_index)), None
 
-        ((value, sums), grads), _ = jax.lax.scan(add, zeros, (cut, jnp.arange(accumulate)))
+        ((value, sums), grads), _ = jax.lax.scan(add, zeros, cut)
     metrics = {name: total / jnp.maximum(count, _TINY) for name, (total, count) in sums.items()}
     # Every term is a metric under its name, their weighted sum is "loss".
     return grads, {**metrics, "loss": value}
+
+
+def _row_keys(key: PRNGKeyArray, index: Int[Array, "M"], reads: int) -> Key[Array, "R"]:
+    """A key for each row that the model reads, from the numbers of the batch's rows."""
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    return jnp.concatenate([fold(jax.random.fold_in(key, i), index) for i in range(reads)])
 
 
 def microbatches(x: Shaped[Array, "B ..."], count: int) -> Shaped[Array, "N M ..."]:

@@ -35,7 +35,10 @@ def get_config(variant: str = "all") -> ConfigDict:
         ),
         anchors=c.anchors(prompts=prompts, samples=3, keep=2, batch_size=16),
         pairwise_ppo=c.ppo(
-            critic_sees_anchor=True, result="best", **ppo | dict(duration=f"{steps - 2} steps", evaluation=judged)
+            critic_sees_anchor=True,
+            result="best",
+            algorithm=dict(kl_target=0.2, kl_horizon=100.0),
+            **ppo | dict(duration=f"{steps - 2} steps", evaluation=judged),
         ),
     )
     if variant == "all":

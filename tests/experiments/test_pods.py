@@ -1,11 +1,16 @@
 """The configs for TPU slices, compiled by the TPU compiler: they fit, and nothing is laid out as it should not be."""
 
+import re
+
 import jax
 import pytest
 from experiments.test_configs import config_of
+from plan.gathers import laid_out_anew
 from running import ROOT
 
 from prl_jax.plan import Plan, plan_config
+from prl_jax.plan.plan import _compile
+from prl_jax.plan.topology import find_topology
 from prl_jax.stages.artifacts import read_card
 
 pytestmark = pytest.mark.slow
@@ -40,9 +45,22 @@ def check(planned: Plan, names: set[str]) -> None:
     """What was compiled fits, gathers no parameter of all layers at once, and copies no array to lay it out anew."""
     for name in names:
         function = planned.function(name)
-        assert function.cost is not None and function.fits, f"{name}: {function.memory.peak} bytes; {function.refused}"
+        peak = function.memory.peak
+        assert function.cost is not None and function.fits, f"{name}: {peak} bytes; {function.refused}"
+        assert peak < 0.9 * planned.chip.hbm, f"{name}: {peak} bytes; where XLA tries harder it may be a tenth more"
         assert not function.stack_gathers, f"{name}: gathers whole stacks: {function.stack_gathers}"
         assert not function.warnings, f"{name}: {function.warnings}"
+
+
+def test_the_compiler_says_what_it_has_to_copy_in_whole():
+    """In this very process: else nobody would know that warnings are silenced."""
+    warned = _compile("copied", laid_out_anew(find_topology("v5e:2x4").devices), lambda line: None).warnings
+    assert len(warned) == 1 and "Involuntary full rematerialization" in warned[0], warned
+
+
+def test_all_configs_for_slices_are_here():
+    slices = {path.stem for path in (ROOT / "experiments").glob("*.py") if re.search(r"_v\d[a-z]*_\d+x", path.stem)}
+    assert slices == {name for name, _, _ in PODS}
 
 
 @pytest.mark.parametrize(("name", "model", "topology"), PODS, ids=[pod[0] for pod in PODS])

@@ -83,14 +83,14 @@ def test_mistakes_are_named(fields, message):
 def test_dropout_drops_inputs_of_adapters_and_keeps_their_mean(base):
     lora = LoraConfig(rank=3, alpha=6.0, targets=("q", "down"), dropout=0.5)
     decoder = moved(with_adapters(base, lora, one_device(), key=jax.random.key(1)), 0.02)
-    keys = jax.random.split(jax.random.key(2), 400)
-    run = jax.jit(lambda key: with_dropout(decoder, key)(TOKENS))
+    keys = jax.random.split(jax.random.key(2), (400, len(TOKENS)))
+    run = jax.jit(lambda keys: with_dropout(decoder, keys)(TOKENS))
     np.testing.assert_array_equal(run(keys[0]), run(keys[0]))
     assert np.abs(run(keys[0]) - run(keys[1])).max() > 1e-3
     plain, outs = decoder(TOKENS), np.stack([run(key) for key in keys])
     error = np.abs(outs.mean(0) - plain).mean() / np.abs(plain - base(TOKENS)).mean()
     assert error < 0.25, "small updates are nearly linear: the mean over masks is the update without any"
-    layer = jax.tree.map(lambda x: x[0], with_dropout(decoder, keys[0]).blocks.mlp.down.lora)
+    layer = jax.tree.map(lambda x: x[0], with_dropout(decoder, keys[:50, 0]).blocks.mlp.down.lora)
     x = jnp.ones((50, 24))
     dropped = np.asarray(layer(x)) / np.asarray(jax.tree.map(lambda x: x[0], decoder.blocks.mlp.down.lora)(x))
     assert dropped.std() > 0.05 and abs(dropped.mean() - 1.0) < 0.2
@@ -98,7 +98,7 @@ def test_dropout_drops_inputs_of_adapters_and_keeps_their_mean(base):
 
 def test_without_a_key_or_a_rate_there_is_no_dropout(base, adapted):
     for decoder in (base, adapted):
-        dropped = with_dropout(decoder, jax.random.key(0))
+        dropped = with_dropout(decoder, jax.random.split(jax.random.key(0), len(TOKENS)))
         assert jax.tree.structure(dropped) == jax.tree.structure(decoder)
         np.testing.assert_array_equal(dropped(TOKENS), decoder(TOKENS))
     plain, rated = (
@@ -106,4 +106,15 @@ def test_without_a_key_or_a_rate_there_is_no_dropout(base, adapted):
         for rate in (0.0, 0.9)
     )
     np.testing.assert_array_equal(rated(TOKENS), plain(TOKENS))
-    assert np.abs(with_dropout(rated, jax.random.key(0))(TOKENS) - plain(TOKENS)).max() > 0.01
+    keys = jax.random.split(jax.random.key(0), len(TOKENS))
+    assert np.abs(with_dropout(rated, keys)(TOKENS) - plain(TOKENS)).max() > 0.01
+
+
+def test_what_is_dropped_of_a_row_does_not_depend_on_the_others(base):
+    lora = LoraConfig(rank=3, dropout=0.5)
+    decoder = moved(with_adapters(base, lora, one_device(), key=jax.random.key(1)), 0.3)
+    keys, rows = jax.random.split(jax.random.key(2), 3), TOKENS[jnp.array([0, 1, 1])]
+    out = with_dropout(decoder, keys)(rows)
+    assert np.abs(out[1] - out[2]).max() > 1e-2, "the rows are the same, their keys are not"
+    other = with_dropout(decoder, keys[::-1])(rows[::-1])
+    np.testing.assert_allclose(other, out[::-1], rtol=1e-4, atol=1e-5)

@@ -114,14 +114,23 @@ def interrupted(folder, two, environment, tmp_path) -> Iterator[tuple[list[subpr
                 process.wait()
 
 
-@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.long), 1])
-def test_a_lost_process_ends_the_other_and_one_process_can_continue(interrupted, alone, environment, lost):
+@pytest.mark.parametrize(
+    ("lost", "how"),
+    [
+        (1, signal.SIGKILL),
+        pytest.param(0, signal.SIGKILL, marks=pytest.mark.long),
+        # Its connections stay open: only the heartbeats tell.
+        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.long),
+        pytest.param(0, signal.SIGSTOP, marks=pytest.mark.long),
+    ],
+)
+def test_a_lost_process_ends_the_other_and_one_process_can_continue(interrupted, alone, environment, lost, how):
     processes, workdir = interrupted
-    processes[lost].kill()
+    processes[lost].send_signal(how)
     at = time.monotonic()
     code = processes[1 - lost].wait(timeout=HEARTBEAT + 60)
-    assert code not in (0, None) and time.monotonic() - at < HEARTBEAT + 30
-    if lost == 0:  # once is enough: a run goes on in another number of processes
+    assert code not in (0, None) and time.monotonic() - at < HEARTBEAT + 20
+    if (lost, how) == (0, signal.SIGKILL):  # once is enough: a run goes on in another number of processes
         together([[*ALONE, str(workdir)]], environment)
         check_same(alone, workdir)
 
@@ -165,3 +174,5 @@ def test_a_cluster_that_does_not_tell_is_a_mistake_in_one_line(environment):
     assert "give --coordinator HOST:PORT --num_processes N --process_id I" in refusal(environment, "--distributed")
     line = refusal(environment, "--coordinator", "localhost:1", "--num_processes", "2", "--process_id", "2")
     assert "--process_id" in line and "2" in line
+    line = refusal(environment, "--num_processes", "2", "--process_id", "0")
+    assert "--coordinator HOST:PORT" in line and "--distributed" in line

@@ -11,6 +11,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 LENGTH, WIDTH, DEVICES = 5, 256, 4
 
 
+def laid_out_anew(devices: list[Any]) -> jax.stages.Lowered:
+    """What the compiler can only do by copying an array to every device first; it says so."""
+    mesh = Mesh(np.array(devices[:8]).reshape(2, 4), ("x", "y"))
+    sharding = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))  # noqa: E731
+    rows = jax.ShapeDtypeStruct((64, 8), jnp.float32, sharding=sharding(("x", "y")))
+    cut = sharding(None, "y", "x")
+    function = lambda x: jax.lax.with_sharding_constraint(jnp.sin(x).reshape(16, 4, 8), cut)  # noqa: E731
+    return jax.jit(function).lower(rows)
+
+
 def compiled(devices: list[Any], name: str) -> jax.stages.Compiled:
     """`gathers`: a scan over weights that are cut in 4 parts and gathered one by one; `stack`: gathered all at once;
     `sums`: a gradient that is summed over rows that are cut in 4."""

@@ -8,7 +8,7 @@ JSON holds the sizes of the axes; `one` is the first device alone.
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from fakes import LetterTokenizer, make_decoder, make_rollout, make_scalar_model
 from prl_jax.data.records import PreferenceRecord, SFTRecord
 from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, encode_sft, stack_rows
 from prl_jax.judges import GenerativeJudge, ScalarJudge
-from prl_jax.models import LOGICAL_AXES
+from prl_jax.models import LOGICAL_AXES, Decoder, LoraConfig, ScalarModel, combine, split, with_adapters
 from prl_jax.optim import make_optimizer
 from prl_jax.processes import fetch, is_leader, joined, local_rows, put_batch
 from prl_jax.sampling import SamplingConfig, decode_responses, respond
@@ -29,6 +29,7 @@ from prl_jax.training.opponents import compare
 from prl_jax.training.ppo import (
     CriticContext,
     PPOConfig,
+    PPOState,
     initial_state,
     make_update,
     ppo_objective,
@@ -38,7 +39,7 @@ from prl_jax.training.ppo import (
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.sft import SFT
 from prl_jax.training.state import create_state
-from prl_jax.training.step import gradients, make_train_step
+from prl_jax.training.step import Objective, gradients, make_train_step
 from prl_jax.tree import flatten
 from prl_jax.types import Rollout
 
@@ -56,32 +57,53 @@ CONFIG = PPOConfig(
 )
 
 
-def supervised(mesh: jax.sharding.Mesh) -> Arrays:
-    """Loss, gradients and two updates of SFT and of both reward models."""
+class Task(NamedTuple):
+    """A model on its mesh, what it is fitted to, its batch, and a key for dropout."""
+
+    model: Any
+    objective: Objective
+    batch: Any
+    dropout: jax.Array | None = None
+
+
+def supervised_tasks(mesh: jax.sharding.Mesh) -> dict[str, Task]:
+    """SFT, both reward models, and adapters whose inputs are dropped."""
     sft = [SFTRecord(pair.id, pair.prompt, pair.chosen) for pair in PAIRS]
     lengths = {"max_prompt": 5, "max_response": ROOM + 1}
     generative = generative_objective(verdict_ids(TOKENIZER, TEMPLATE), w_cons=0.02)
-    tasks = {
-        "sft": (make_decoder(0), SFT, [encode_sft(TOKENIZER, r, **lengths)[0] for r in sft]),
-        "bradley_terry": (
-            make_scalar_model(1),
-            bradley_terry_objective(label_smoothing=0.05, center=0.01),
-            [encode_scalar_pair(TOKENIZER, pair, **lengths)[0] for pair in PAIRS],
-        ),
-        "generative": (
-            make_decoder(2, tied_embeddings=False),
-            generative,
-            [encode_generative_pair(TOKENIZER, TEMPLATE, pair, max_length=20)[0] for pair in PAIRS],
-        ),
-    }
-    out: Arrays = {}
-    for name, (model, objective, rows) in tasks.items():
+    bradley_terry = bradley_terry_objective(label_smoothing=0.05, center=0.01)
+    scalar_rows = [encode_scalar_pair(TOKENIZER, pair, **lengths)[0] for pair in PAIRS]
+    generative_rows = [encode_generative_pair(TOKENIZER, TEMPLATE, pair, max_length=20)[0] for pair in PAIRS]
+
+    def task(model: Any, objective: Objective, rows: list, dropout: jax.Array | None = None) -> Task:
         batch = put_batch(stack_rows([rows[i] for i in local_rows(mesh, ROWS)]), mesh)
-        model = on_mesh(model, mesh)
-        grads, metrics = jax.jit(lambda model, batch: gradients(objective, model, batch, 2))(model, batch)  # noqa: B023
+        return Task(on_mesh(model, mesh), objective, batch, dropout)
+
+    return {
+        "sft": task(make_decoder(0), SFT, [encode_sft(TOKENIZER, r, **lengths)[0] for r in sft]),
+        "bradley_terry": task(make_scalar_model(1), bradley_terry, scalar_rows),
+        "generative": task(make_decoder(2, tied_embeddings=False), generative, generative_rows),
+        "adapters": task(adapted(make_decoder(6, layers=1), mesh), bradley_terry, scalar_rows, jax.random.key(7)),
+    }
+
+
+def adapted(decoder: Decoder, mesh: jax.sharding.Mesh) -> ScalarModel:
+    """A score from a decoder with adapters that drop a fifth of their inputs and have learnt something."""
+    lora = LoraConfig(rank=2, dropout=0.2)
+    decoder = fetch(with_adapters(on_mesh(decoder, mesh), lora, mesh, key=jax.random.key(8)), mesh)
+    trained, frozen = split(ScalarModel(decoder, bias=0.0))
+    return combine(jax.tree.map(lambda x: x + 0.1, trained), frozen)
+
+
+def supervised(mesh: jax.sharding.Mesh) -> Arrays:
+    """Loss, gradients and two updates of every supervised task."""
+    out: Arrays = {}
+    for name, (model, objective, batch, dropout) in supervised_tasks(mesh).items():
+        take = lambda model, batch: gradients(objective, model, batch, 2, dropout=dropout)  # noqa: B023, E731
+        grads, metrics = jax.jit(take)(model, batch)
         out |= named(f"{name}/gradient", flatten(grads)) | named(f"{name}/metric", metrics)
         state = create_state(model, OPTIMIZER, mesh, LOGICAL_AXES)
-        step = make_train_step(objective, OPTIMIZER, 2)
+        step = make_train_step(objective, OPTIMIZER, 2, dropout=dropout)
         for _ in range(2):
             state, metrics = step(state, batch)
         out |= named(f"{name}/parameter", flatten(state.model)) | named(f"{name}/later metric", metrics)
@@ -100,11 +122,25 @@ def sampled(mesh: jax.sharding.Mesh) -> Arrays:
     return out
 
 
-def ppo(mesh: jax.sharding.Mesh) -> Arrays:
-    """PPO on scores and on win probabilities: the judge, what is frozen, one epoch of updates."""
+def fixed_rollout() -> Rollout:
     lengths = [6, 5, 1, 5, 3, 4, 5, 1] * 2
     fixed = make_rollout(0, [3, 1, 4, 2] * 4, lengths, [True, False, *[False] * 4, True, False] * 2, room=ROOM)
-    fixed = Rollout(*map(np.asarray, fixed))
+    return Rollout(*map(np.asarray, fixed))
+
+
+def put_rollout(rollout: Rollout, mesh: jax.sharding.Mesh) -> Rollout:
+    own = local_rows(mesh, ROWS)
+    return Rollout(*put_batch(tuple(x[own] for x in rollout), mesh))
+
+
+def ppo_state(mesh: jax.sharding.Mesh) -> PPOState:
+    create = lambda model: create_state(on_mesh(model, mesh), OPTIMIZER, mesh, LOGICAL_AXES)  # noqa: E731
+    return initial_state(create(make_decoder(0, layers=1)), create(make_critic(1)), CONFIG)
+
+
+def ppo(mesh: jax.sharding.Mesh) -> Arrays:
+    """PPO on scores and on win probabilities: the judge, what is frozen, one epoch of updates."""
+    fixed = fixed_rollout()
     texts = decode_responses(TOKENIZER, fixed)
     options = {"batch_size": 8, "mesh": mesh}
     scalar = ScalarJudge(on_mesh(make_scalar_model(4), mesh), TOKENIZER, max_length=16, **options)
@@ -117,13 +153,11 @@ def ppo(mesh: jax.sharding.Mesh) -> Arrays:
         "peer": compare(judge, "peer", PROMPTS, texts, **against).reward,
     }
     out = named("reward", rewards)
-    own = local_rows(mesh, ROWS)
-    rollout = Rollout(*put_batch(tuple(x[own] for x in fixed), mesh))
+    rollout = put_rollout(fixed, mesh)
     reference = on_mesh(make_decoder(2, layers=1), mesh)
     update = make_update(CONFIG, OPTIMIZER, OPTIMIZER)
     for name in ("score", "anchor"):
-        create = lambda model: create_state(on_mesh(model, mesh), OPTIMIZER, mesh, LOGICAL_AXES)  # noqa: E731
-        state = initial_state(create(make_decoder(0, layers=1)), create(make_critic(1)), CONFIG)
+        state = ppo_state(mesh)
         context = CriticContext(rollout.prompt, rollout.prompt_mask)
         score = jnp.asarray(rewards[name])
         experience, frozen = prepare(state, reference, rollout, context, score, config=CONFIG)

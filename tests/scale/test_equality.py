@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from running import in_processes, on_virtual_devices
+from scale.same import check, load
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("steps.py")
@@ -22,7 +23,6 @@ PROCESSES = [
     pytest.param(4, 2, MORE_MESHES["fsdp"], id="four"),
     pytest.param(4, 1, '{"data": 2, "tensor": 2}', id="tensor across"),
 ]
-LIMIT = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -40,31 +40,6 @@ def one(folder):
 @pytest.fixture(scope="module")
 def more(folder):
     on_virtual_devices(SCRIPT, folder, *(f"{name}={sizes}" for name, sizes in MORE_MESHES.items()))
-
-
-def load(folder: Path, name: str) -> dict[str, np.ndarray]:
-    with np.load(folder / f"{name}.npz") as arrays:
-        return dict(arrays)
-
-
-def check(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    """Tokens are equal. Of losses, gradients and parameters the norm of the difference is at most `LIMIT` of the norm;
-    a number that is a difference of others, like a loss around 0, is compared with 1. What is measured after an update
-    has the rounding of all before it."""
-    assert found.keys() == expected.keys() and len(expected) > 100
-    wrong = {}
-    for name, array in expected.items():
-        other = found[name]
-        assert other.shape == array.shape and other.dtype == array.dtype, name
-        if name.endswith(": token"):
-            np.testing.assert_array_equal(other, array, err_msg=name)
-            continue
-        scale, least = np.linalg.norm(array.astype(np.float64)), 1.0 if array.ndim == 0 else 1e-3
-        limit = (10 if "/later " in name else 1) * LIMIT
-        difference = np.linalg.norm(other.astype(np.float64) - array)
-        if not difference <= limit * max(scale, least):
-            wrong[name] = (difference, scale)
-    assert not wrong
 
 
 @pytest.mark.parametrize("name", MESHES)
@@ -87,7 +62,7 @@ def test_processes_compute_what_one_does(one, folder, number, devices, sizes):
 
 def test_what_is_compared_is_there_and_moves(one):
     kinds = {name.split(": ")[0] for name in one}
-    for task in ("sft", "bradley_terry", "generative"):
+    for task in ("sft", "bradley_terry", "generative", "adapters"):
         assert {f"{task}/gradient", f"{task}/parameter", f"{task}/metric"} <= kinds
     assert {"score/policy", "anchor/policy", "score/critic", "greedy", "sampled", "reward"} <= kinds
     for name, array in one.items():

@@ -58,6 +58,17 @@ def test_the_feed_forward_width_and_the_models_of_directories_are_looked_at(conf
         check_layout(config, "sft", mesh(tensor=3))
 
 
+def test_models_of_finished_stages_are_looked_at_too(config):
+    """They may have been trained on another mesh."""
+    for stage, where in (("pairwise_ppo", "model"), ("evaluation", "model"), ("anchors", "model")):
+        with pytest.raises(UserError, match=f"{stage}: {where}: heads=4 does not divide by mesh.tensor=8"):
+            check_layout(config, stage, mesh(tensor=8))
+    config.ppo.evaluation.judge = str(ROOT / "tests" / "configs" / "models" / "gemma3_4b")
+    with pytest.raises(UserError, match="ppo: .*gemma3_4b: kv_heads=4 does not divide by mesh.tensor=8"):
+        config.model.update(heads=8, kv_heads=8, mlp_width=16)
+        check_layout(config, "ppo", mesh(tensor=8))
+
+
 def test_what_divides_is_taken(config):
     for stage in config.stages:
         for sizes in ({}, dict(data=2, fsdp=4), dict(sequence=4), dict(tensor=2), dict(fsdp=2, sequence=2, tensor=2)):

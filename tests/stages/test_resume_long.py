@@ -4,7 +4,7 @@ import shutil
 import signal
 
 import pytest
-from interrupted import PIECES, STAGES, Moment, Run, check_equal, moments
+from interrupted import PIECES, STAGES, STEPS, Moment, Run, check_equal, moments
 
 pytestmark = pytest.mark.long
 SEED, COUNT = 12, 20
@@ -19,20 +19,27 @@ def test_killed_again_and_again(tmp_path, processes):
         run.kill(moment)
     run.finish()
     check_equal(whole, run, chosen)
+    # A signal to one of the processes between two parts of a stage without steps; to all of them in one with steps.
     for stage in PIECES:
-        stop(whole, Run(tmp_path / stage, tmp_path / "cache", processes), stage)
+        run = Run(tmp_path / stage, tmp_path / "cache", processes)
+        stop(whole, run, Moment(stage, 3, "piece", signal=signal.SIGTERM, process=processes - 1))
+    run = Run(tmp_path / "ppo", tmp_path / "cache", processes)
+    stop(whole, run, Moment("pairwise_ppo", 3, "step", signal=signal.SIGTERM))
 
 
-def stop(whole: Run, run: Run, stage: str) -> None:
-    """SIGTERM to one process ends all of them between two parts of a stage without steps, which are kept."""
+def stop(whole: Run, run: Run, moment: Moment) -> None:
+    """SIGTERM ends all processes at the same place, and what was done is kept."""
+    stage = moment.stage
     shutil.copytree(whole.workdir, run.workdir)
     for name in STAGES[STAGES.index(stage) :]:
         shutil.rmtree(run.workdir / name)
-    moment = Moment(stage, 3, "piece", signal=signal.SIGTERM, process=run.processes - 1)
     done = run.start(moment)
     assert [one.returncode for one in done] == [75] * run.processes, [one.stderr[-3000:] for one in done]
-    made = run.pieces(stage)
-    assert 3 <= len(made) < PIECES[stage] and not (run.workdir / stage / "result.json").exists()
+    assert not (run.workdir / stage / "result.json").exists()
+    if stage in PIECES:
+        assert 3 <= len(run.pieces(stage)) < PIECES[stage]
+    else:
+        assert 3 <= max(map(int, run.checkpoints(stage))) < STEPS[stage]
     assert "stopped by SIGTERM" in done[0].stderr.splitlines()[-1]
     run.finish()
     check_equal(whole, run, [moment])

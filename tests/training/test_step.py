@@ -10,13 +10,15 @@ import pytest
 from fakes import copy, make_decoder, on_mesh, one_device, random_tokens
 
 from prl_jax.losses import reduce_tokens
-from prl_jax.models import LOGICAL_AXES, LoraConfig, combine, split, with_adapters
+from prl_jax.models import LOGICAL_AXES, LoraConfig, ScalarModel, combine, split, with_adapters
 from prl_jax.optim import make_optimizer
 from prl_jax.processes import put_batch
+from prl_jax.training.reward_model import bradley_terry_objective
 from prl_jax.training.sft import SFT
 from prl_jax.training.state import TrainState, create_state
 from prl_jax.training.step import Objective, gradients, make_train_step
-from prl_jax.types import LossOutput, SFTBatch, TokenRows
+from prl_jax.tree import flatten
+from prl_jax.types import LossOutput, PreferenceBatch, SFTBatch, TokenRows
 
 ROWS, LENGTH = 8, 6
 
@@ -147,34 +149,40 @@ def test_a_step_is_the_optimizers_update():
     assert int(state.step) == 4
 
 
-def test_dropout_of_adapters_draws_anew_for_each_key_step_and_microbatch():
+def test_dropout_of_adapters_draws_anew_for_each_key_step_and_row_alone():
     mesh = one_device()
     lora = LoraConfig(rank=2, dropout=0.5)
     decoder = with_adapters(on_mesh(make_decoder(layers=1), mesh), lora, mesh, key=jax.random.key(0))
     trained, frozen = split(decoder)
     decoder = combine(jax.tree.map(lambda x: x + 0.3, trained), frozen)
     row = random_tokens(0, 1, LENGTH)
-    rows = TokenRows(*(jnp.asarray(np.repeat(x, 2, 0)) for x in (row, np.arange(LENGTH)[None], np.ones_like(row))))
-    twice = SFTBatch(rows, rows.tokens, jnp.ones((2, LENGTH), bool))
+    rows = TokenRows(*(jnp.asarray(np.repeat(x, 3, 0)) for x in (row, np.arange(LENGTH)[None], np.ones_like(row))))
+    same = SFTBatch(rows, rows.tokens, jnp.ones((3, LENGTH), bool))
+    pairs = PreferenceBatch(rows, rows, jnp.ones(3), jnp.ones(3))
+    objectives = SFT, bradley_terry_objective()
+    sft, bradley_terry = (jax.jit(functools.partial(gradients, one), static_argnums=2) for one in objectives)
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def norm_of(batch, accumulate, dropout):
-        return optax.tree.norm(gradients(SFT, decoder, batch, accumulate, dropout=dropout)[0])
-
-    def norm(accumulate: int = 1, dropout: jax.Array | None = None) -> float:
-        return float(norm_of(twice, accumulate, dropout))
+    def norm(dropout: jax.Array | None = None, batch: SFTBatch = same) -> float:
+        return float(optax.tree.norm(sft(decoder, batch, 1, dropout=dropout)[0]))
 
     one, other = jax.random.split(jax.random.key(1))
-    assert norm(dropout=one) == norm(dropout=one) and norm() == pytest.approx(norm(2), rel=1e-5)
-    different = {round(x, 4) for x in (norm(), norm(dropout=one), norm(dropout=other), norm(2, one))}
-    assert len(different) == 4
-    # The rows are the same: with one mask for both microbatches their gradient would be that of either alone.
-    alone = norm_of(jax.tree.map(lambda x: x[:1], twice), 1, jax.random.fold_in(one, 0))
-    assert abs(norm(2, one) - float(alone)) > 1e-4
+    assert norm(one) == norm(one) and len({round(x, 4) for x in (norm(), norm(one), norm(other))}) == 3
+    # The rows are the same: with one mask for all of them their gradient would be that of the first alone.
+    assert abs(norm(one) - norm(one, jax.tree.map(lambda x: x[:1], same))) > 1e-4
+    # Microbatches are memory and time alone, whether they divide the rows or not.
+    scalar = ScalarModel(decoder, bias=0.0)
+    scalar.scalar = jax.tree.map(lambda x: x + 0.01, scalar.scalar)
+    for grads_of, model, batch in ((sft, decoder, same), (bradley_terry, scalar, pairs)):
+        whole = flatten(grads_of(model, batch, 1, dropout=one)[0])
+        largest = max(float(np.abs(grad).max()) for name, grad in whole.items() if ".lora." in name)
+        assert largest > 1e-5, "else both sides of a pair, which are the same, drop the same"
+        for accumulate in (2, 3):
+            for name, grad in flatten(grads_of(model, batch, accumulate, dropout=one)[0]).items():
+                np.testing.assert_allclose(grad, whole[name], rtol=1e-4, atol=1e-4 * largest, err_msg=name)
     optimizer = make_optimizer(learning_rate=0.0001, total_steps=9)
     step = make_train_step(SFT, optimizer, dropout=one)
     state, losses = create_state(copy(decoder), optimizer, mesh, LOGICAL_AXES), []
     for _ in range(2):
-        state, metrics = step(state, twice)
+        state, metrics = step(state, same)
         losses.append(float(metrics["grad_norm"]))
     assert abs(losses[0] - losses[1]) > 1e-3

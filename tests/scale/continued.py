@@ -1,0 +1,119 @@
+"""Run by test_continued.py: training that stops on one mesh and goes on on another.
+
+    python continued.py FOLDER NAME=JSON ... [--join COORDINATOR NUMBER INDEX]
+
+JSON is `{"mesh": sizes of the axes, "from": NAME}`. Without "from" it trains two steps, keeps a checkpoint and trains
+two more; with it, two steps follow on that checkpoint. What has come of them is a file of arrays.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from fakes import make_decoder, on_mesh
+from scale.steps import (
+    CONFIG,
+    OPTIMIZER,
+    ROWS,
+    Arrays,
+    fail,
+    fixed_rollout,
+    named,
+    ppo_state,
+    put_rollout,
+    supervised_tasks,
+)
+
+from prl_jax.checkpoint import Checkpoints
+from prl_jax.models import LOGICAL_AXES
+from prl_jax.processes import fetch, is_leader, joined
+from prl_jax.sharding import make_mesh
+from prl_jax.stages.ppo import _rest, _whole
+from prl_jax.training.ppo import CriticContext, PPOState, adapt_kl, make_update, prepare, run_update
+from prl_jax.training.state import TrainState, create_state, released
+from prl_jax.training.step import make_train_step
+from prl_jax.tree import flatten
+
+Metrics = dict[str, Any]
+PPO = dataclasses.replace(CONFIG, kl_target=0.01, kl_horizon=100.0)
+
+
+class Training(NamedTuple):
+    """What a stage keeps of a state in a checkpoint, and how it goes on."""
+
+    state: Any
+    step: Callable[[Any], tuple[Any, Metrics]]
+    parts: Callable[[Any], tuple[Any, Any]]
+    whole: Callable[[Any, Any, Any], Any]
+
+
+def trainings(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Training]]:
+    for name, task in supervised_tasks(mesh).items():
+        update, batch = make_train_step(task.objective, OPTIMIZER, 2, dropout=task.dropout), task.batch
+        yield (
+            name,
+            Training(
+                create_state(task.model, OPTIMIZER, mesh, LOGICAL_AXES),
+                lambda state, update=update, batch=batch: update(state, batch),
+                lambda state: (state.model, (state.opt_state, state.step)),
+                lambda state, model, train: TrainState(model, *train),
+            ),
+        )
+    rollout, reference = put_rollout(fixed_rollout(), mesh), on_mesh(make_decoder(2, layers=1), mesh)
+    context, update = CriticContext(rollout.prompt, rollout.prompt_mask), make_update(PPO, OPTIMIZER, OPTIMIZER)
+    score, key = np.linspace(-1, 1, ROWS, dtype=np.float32), jax.random.key(0)
+
+    def step(state: PPOState) -> tuple[PPOState, Metrics]:
+        experience, before = prepare(state, reference, rollout, context, score, config=PPO)
+        state, metrics = run_update(update, state, experience, key, PPO, train_policy=True)
+        return adapt_kl(state, before["kl"], ROWS, PPO), metrics
+
+    yield "ppo", Training(ppo_state(mesh), step, lambda state: (state.policy.model, _rest(state)), _whole)
+
+
+def train(folder: Path, name: str, mesh: jax.sharding.Mesh, source: str | None) -> Arrays:
+    out: Arrays = {}
+    for task, training in trainings(mesh):
+        state = training.state
+        with Checkpoints(folder / "checkpoints" / (source or name) / task, read_only=source is not None) as checkpoints:
+            if source is None:
+                for _ in range(2):
+                    state, _ = training.step(state)
+                model, rest = training.parts(state)
+                checkpoints.save(2, model=model, train=rest, data={})
+                checkpoints.wait()
+            else:
+                state = released(state)
+                model, rest = training.parts(state)
+                saved = checkpoints.restore(model=model, train=rest)
+                state = training.whole(state, saved.model, saved.train)
+        for _ in range(2):
+            state, metrics = training.step(state)
+        model, rest = training.parts(state)
+        out |= named(f"{task}/later metric", metrics) | named(f"{task}/parameter", flatten(model))
+        out |= named(f"{task}/rest", flatten(rest))
+    return out
+
+
+def write(folder: Path, name: str, mesh: dict[str, int], source: str | None) -> None:
+    mesh = make_mesh(**mesh, devices=jax.devices()[: np.prod(list(mesh.values()))])
+    with jax.set_mesh(mesh):
+        arrays = {key: fetch(array, mesh) for key, array in train(folder, name, mesh, source).items()}
+    if is_leader():
+        np.savez(folder / f"{name}.npz", **arrays)
+
+
+if __name__ == "__main__":
+    words, place = sys.argv[1:], ("", "1", "0")
+    if "--join" in words:
+        words, place = words[: words.index("--join")], words[words.index("--join") + 1 :]
+    with joined(place[0], int(place[1]), int(place[2]), heartbeat_timeout=30, tell=fail):
+        for word in words[1:]:
+            key, _, asked = word.partition("=")
+            asked = json.loads(asked)
+            write(Path(words[0]), key, asked["mesh"], asked.get("from"))

@@ -1,11 +1,13 @@
 """Rows of a batch and who holds them. What needs several processes is in tests/scale and tests/multiprocess."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
 from fakes import one_device
 
-from prl_jax.processes import batch_rows, fetch, joined, local_rows, put_batch, shared, wait_for_all, whole_batch
+from prl_jax.processes import batch_rows, fetch, joined, local_rows, put_batch, shared, wait_for_all, waits, whole_batch
 from prl_jax.sharding import batch_sharding
 
 
@@ -31,6 +33,19 @@ def test_rows_go_to_the_devices_and_come_back():
     back = fetch(batch, mesh)
     assert all(isinstance(array, np.ndarray) for array in back.values())
     jax.tree.map(np.testing.assert_array_equal, back, rows)
+
+
+def test_the_seconds_of_waiting_are_told_to_whoever_asks(monkeypatch):
+    get = jax.device_get
+    monkeypatch.setattr("jax.device_get", lambda tree: (time.sleep(0.02), get(tree))[1])
+    with waits() as outer:
+        fetch(np.ones(2))
+        with waits() as inner:
+            fetch(np.ones(2))
+            fetch(np.ones(2))
+        fetch(np.ones(2))
+    fetch(np.ones(2))
+    assert len(outer) == len(inner) == 2 and min(*outer, *inner) >= 0.02
 
 
 @pytest.mark.parametrize(("count", "number"), [(0, 1), (7, 1), (7, 2), (8, 4), (3, 4), (0, 2)])

@@ -26,7 +26,9 @@ def get_config(variant: str = "all") -> ConfigDict:
         save_every="2 steps",
         evaluation=dict(every="2 steps", prompts=c.source(split="validation", limit=8)),
     )
-    judged = ppo["evaluation"] | dict(judge="genrm")  # of nearly random texts the exact judge thinks all the same
+    # Of nearly random texts the exact judge thinks all the same. In two batches, larger than those of a step.
+    held_out = c.source(split="validation", limit=16)
+    judged = ppo["evaluation"] | dict(judge="bt", prompts=held_out, batch_size=12)
     stages = dict(
         sft=c.sft(duration=f"{steps} steps", validation=c.source(split="validation", limit=20), **lengths, **often),
         bt=c.bradley_terry(init_from="sft", duration="4 steps", **lengths, **often),

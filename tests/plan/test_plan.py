@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from experiments.test_configs import config_of
 from running import MICRO, ROOT, refused, says
 
 from prl_jax.plan import as_json, as_text, plan_config
@@ -71,6 +72,43 @@ def test_what_does_not_fit_is_told_without_compiling():
     assert any("sft.lora.rank" in key for key in knobs(plan, sft, config))
     text = as_text(plan, config)
     says(text, "sft/train_step does not fit", "the largest part is the optimizer", "What helps:", "larger --topology")
+
+
+def test_what_only_evaluations_ask_is_planned():
+    """More responses at once than in training, another judge, all records of a source."""
+    config = config_of(f"{MICRO}:short")
+
+    def functions(**values) -> set[str]:
+        config.update_from_flattened_dict(values)
+        return {function.name for function in plan_config(config, "cpu:1", functions=[]).functions}
+
+    step = {"pairwise_ppo.evaluation.batch_size": 8, "pairwise_ppo.evaluation.prompts.limit": 8}
+    asked = {"pairwise_ppo.evaluation.judge": "genrm", "evaluation.judges": ("bt", "genrm")}
+    plain = functions(**step, **asked)
+    assert "pairwise_ppo/judge" in plain and not any("/evaluation_" in name for name in plain)
+    assert {"evaluation/bt_judge", "evaluation/genrm_judge"} <= plain and "evaluation/judge" not in plain
+    other = functions(**{"pairwise_ppo.evaluation.judge": "bt"})
+    assert other - plain == {"pairwise_ppo/evaluation_judge"}
+    many = functions(**{"pairwise_ppo.evaluation.judge": "genrm", "pairwise_ppo.evaluation.prompts.limit": 0})
+    assert many - plain == {"pairwise_ppo/evaluation_judge"}, "in batches of 8, as in a step"
+    more = functions(**{"pairwise_ppo.evaluation.batch_size": 16})
+    assert more - many == {"pairwise_ppo/evaluation_prefill", "pairwise_ppo/evaluation_decode"}
+    judged = functions(**{"evaluation.judge": "genrm", "evaluation.judges": ("bt",)})
+    assert judged - more == {"evaluation/judge"} and more - judged == {"evaluation/genrm_judge"}
+
+
+def test_the_knobs_of_an_evaluation_and_of_small_microbatches():
+    config = large_model()
+    config.ppo.evaluation.batch_size = 32
+    plan = plan_config(config, "v5e:2x2", functions=[])
+    called = {name: plan.function(f"ppo/{name}") for name in ("evaluation_decode", "update")}
+    # As if temporary arrays were all that it needs.
+    called = {name: one._replace(held={}, memory=one.memory._replace(temporary=1e12)) for name, one in called.items()}
+    assert "ppo.evaluation.batch_size down" in knobs(plan, called["evaluation_decode"], config)
+    up = "ppo.algorithm.accumulate up"
+    assert up in knobs(plan, called["update"], config)
+    config.ppo.algorithm.accumulate = 2  # 16 rows, 2 minibatches, 4 devices: one row
+    assert up not in knobs(plan, called["update"], config)
 
 
 def test_flops_follow_the_formula():

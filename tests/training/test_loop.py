@@ -1,9 +1,14 @@
 """The loop: what happens at which step, and what happens when training breaks."""
 
+import time
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from prl_jax.errors import Stopped, UserError
+from prl_jax.processes import fetch
 from prl_jax.training.loop import LoopConfig, due, run_loop
 
 
@@ -67,6 +72,20 @@ def test_a_state_whose_evaluation_is_an_improvement_is_saved():
     outside.run(total=7, save_every=3, evaluate_every=2, improved=improved)
     assert seen == {2: 3.0, 4: 10.0, 6: 21.0, 7: 28.0}  # not before the first step: there is no update to keep
     assert sorted(outside.saved) == [3, 4, 6, 7]
+
+
+def test_waiting_for_devices_is_no_work_of_the_process(monkeypatch):
+    outside, get = Outside(), jax.device_get
+    monkeypatch.setattr("jax.device_get", lambda tree: (time.sleep(0.05), get(tree))[1])
+
+    def metrics(n):
+        time.sleep(0.02)
+        return {"loss": fetch(np.float32(n))}
+
+    outside.metrics = metrics
+    outside.run(total=2, log_every=1)
+    # A step waits twice: in its middle, for what it goes on with, and at its end for its metrics.
+    assert all(own >= 0.02 and seconds - own >= 0.1 for seconds, own in outside.timed.values())
 
 
 def test_logged_steps_are_timed_alone():

@@ -7,8 +7,6 @@ two more; with it, two steps follow on that checkpoint. What has come of them is
 """
 
 import dataclasses
-import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +19,7 @@ from scale.steps import (
     OPTIMIZER,
     ROWS,
     Arrays,
-    fail,
+    command,
     fixed_rollout,
     named,
     ppo_state,
@@ -31,7 +29,7 @@ from scale.steps import (
 
 from prl_jax.checkpoint import Checkpoints
 from prl_jax.models import LOGICAL_AXES
-from prl_jax.processes import fetch, is_leader, joined
+from prl_jax.processes import fetch, is_leader
 from prl_jax.sharding import make_mesh
 from prl_jax.stages.ppo import _rest, _whole
 from prl_jax.training.ppo import CriticContext, PPOState, adapt_kl, make_update, prepare, run_update
@@ -109,11 +107,6 @@ def write(folder: Path, name: str, mesh: dict[str, int], source: str | None) -> 
 
 
 if __name__ == "__main__":
-    words, place = sys.argv[1:], ("", "1", "0")
-    if "--join" in words:
-        words, place = words[: words.index("--join")], words[words.index("--join") + 1 :]
-    with joined(place[0], int(place[1]), int(place[2]), heartbeat_timeout=30, tell=fail):
-        for word in words[1:]:
-            key, _, asked = word.partition("=")
-            asked = json.loads(asked)
-            write(Path(words[0]), key, asked["mesh"], asked.get("from"))
+    with command() as (folder, asked):
+        for name, one in asked.items():
+            write(folder, name, one["mesh"], one.get("from"))

@@ -2,11 +2,13 @@
 
     python steps.py FOLDER NAME=JSON ... [--join COORDINATOR NUMBER INDEX]
 
-JSON holds the sizes of the axes; `one` is the first device alone.
+JSON holds the sizes of the axes; null is the first device alone.
 """
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,11 +191,18 @@ def fail(error: BaseException) -> int:
     raise error
 
 
-if __name__ == "__main__":
+@contextlib.contextmanager
+def command() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """FOLDER and what NAME=JSON says, by name, of the command line; in the processes that it joins."""
     words, place = sys.argv[1:], ("", "1", "0")
     if "--join" in words:
         words, place = words[: words.index("--join")], words[words.index("--join") + 1 :]
+    values = {name: json.loads(value) for name, value in (word.split("=", 1) for word in words[1:])}
     with joined(place[0], int(place[1]), int(place[2]), heartbeat_timeout=30, tell=fail):
-        for word in words[1:]:
-            key, _, sizes = word.partition("=")
-            write(Path(words[0]), key, json.loads(sizes) if sizes else None)
+        yield Path(words[0]), values
+
+
+if __name__ == "__main__":
+    with command() as (folder, meshes):
+        for name, sizes in meshes.items():
+            write(folder, name, sizes)

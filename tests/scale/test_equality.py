@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one(folder):
     """What one device computes; the same script does what `MESHES` do."""
-    on_virtual_devices(SCRIPT, folder, "one", *(f"{name}={sizes}" for name, sizes in MESHES.items()))
+    on_virtual_devices(SCRIPT, folder, "one=null", *(f"{name}={sizes}" for name, sizes in MESHES.items()))
     return load(folder, "one")
 
 

@@ -8,7 +8,7 @@ every parameter is trained.
 
 Hardware: 16 TPU v5e chips of 16 GB (v5e:4x4), the same command on each host.
 Memory: 40 bytes a parameter of state (README, "Models"), 50 GB, cut over 16 chips: 3.1 GB each; with activations the
-compiler plans at most 7 GB for any step function.
+compiler plans at most 6.6 GB for any step function.
 Time: not measured on TPUs; its step functions are compiled ahead of time in the tests, in 2 minutes on 2 CPUs.
 Result: a win rate of 0.5 against SFT at the start; no run of this size has been made.
 """

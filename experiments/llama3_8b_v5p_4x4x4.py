@@ -8,7 +8,7 @@ every parameter is trained.
 
 Hardware: 64 TPU v5p chips of 95 GB (v5p:4x4x4), the same command on each host.
 Memory: 40 bytes a parameter of state (README, "Models"), 321 GB, cut over 64 chips: 5 GB each; with activations the
-compiler plans at most 16 GB for any step function.
+compiler plans at most 14 GB for any step function.
 Time: not measured on TPUs; its step functions are compiled ahead of time in the tests, in 4 minutes on 2 CPUs.
 Result: a win rate of 0.5 against SFT at the start; no run of this size has been made.
 """

@@ -4,8 +4,9 @@ Formats of a row (a JSON object):
   pairs:   `prompt`, `chosen`, `rejected`, optional `tie`, `p_chosen`, `slot`, `id`, `source`, `meta`; also without
            `prompt` when chosen and rejected are conversations (message lists, or "Human:"/"Assistant:" transcripts)
            that share all but the last message.
-  sft:     `prompt` and `response` (or `completion`), or `messages` that end in an assistant turn. The turns before
-           that response are its prompt; whether the assistant's among them train as well is up to the encoder.
+  sft:     `prompt` and `response` (or `completion`), or `messages` that end in an assistant turn (a `prompt` beside
+           them is only the first turn), or a pair, whose `chosen` is the response. The turns before that response are
+           its prompt; whether the assistant's among them train as well is up to the encoder.
   prompts: `prompt`, optional `reference`; every pair and sft row is one too.
 Texts are strings or lists of `{role, content}`; a prompt ends in a user turn. Imports no jax.
 """
@@ -121,12 +122,13 @@ def parse_sft(row: Mapping[str, Any], where: str) -> SFTRecord:
     Raises:
       UserError: for a missing field or one of the wrong type.
     """
-    if row.get("prompt") is None and row.get("messages") is not None:
-        turns = _turns(row["messages"], "messages", where)
-        prompt, response = _split_last(turns, "messages", where)
+    name = next((name for name in ("response", "completion") if row.get(name) is not None), None)
+    if row.get("messages") is not None and (name is None or row.get("prompt") is None):
+        prompt, response = _split_last(_turns(row["messages"], "messages", where), "messages", where)
+    elif name is None and row.get("chosen") is not None:
+        prompt, response = _chosen(row, where)
     else:
-        name = "completion" if row.get("response") is None and row.get("completion") is not None else "response"
-        _require(row, ("prompt", name), where)
+        _require(row, ("prompt", "response") if name is None else ("prompt",), where)
         prompt = _prompt(row["prompt"], "prompt", where)
         response = _response(row[name], name, where, prompt)
     meta = _meta(row, where)
@@ -146,6 +148,8 @@ def parse_prompt(row: Mapping[str, Any], where: str) -> PromptRecord:
             if row.get(name) is not None:
                 reference = _response(row[name], name, where, prompt)
                 break
+        if reference is None and row.get("messages") is not None:
+            return parse_prompt({**row, "prompt": None}, where)
     elif row.get("messages") is not None:
         turns = _turns(row["messages"], "messages", where)
         if turns[-1].role == "assistant":
@@ -224,6 +228,15 @@ def _split_shared(row: Mapping[str, Any], where: str) -> tuple[Prompt, str, str]
     if prompt != other:
         raise UserError(f'{where}: "chosen" and "rejected" differ before their last turn (expected one shared prompt)')
     return prompt, chosen, rejected
+
+
+def _chosen(row: Mapping[str, Any], where: str) -> tuple[Prompt, str]:
+    """Prompt and chosen response of a pair; `rejected` matters only where the two have to share their prompt."""
+    if row.get("prompt") is not None:
+        prompt = _prompt(row["prompt"], "prompt", where)
+        return prompt, _response(row["chosen"], "chosen", where, prompt)
+    _require(row, ("rejected",), where)
+    return _split_shared(row, where)[:2]
 
 
 def _transcript(text: str) -> Prompt | None:

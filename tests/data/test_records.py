@@ -107,11 +107,24 @@ def test_forms_of_pairs(row: dict[str, Any], prompt: list[tuple[str, str]]) -> N
         {"prompt": "q", "completion": "a"},
         {"prompt": [USER], "completion": [ASSISTANT]},
         {"messages": [USER, ASSISTANT]},
+        {"prompt": "q", "prompt_id": "0", "messages": [USER, ASSISTANT]},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "chosen": [USER, ASSISTANT]},
+        {"chosen": [USER, ASSISTANT], "rejected": [USER, {**ASSISTANT, "content": "b"}]},
     ],
 )
 def test_forms_of_demonstrations(row: dict[str, Any]) -> None:
     assert parse_sft(row, WHERE) == SFTRecord(WHERE, (Turn("user", "q"),), "a")
     assert parse_prompt(row, WHERE) == PromptRecord(WHERE, (Turn("user", "q"),), "a")
+
+
+def test_the_prompt_beside_messages_is_only_the_first_turn() -> None:
+    row = {"prompt": "q", "messages": [USER, ASSISTANT, {**USER, "content": "r"}, {**ASSISTANT, "content": "z"}]}
+    record = parse_sft(row, WHERE)
+    assert [turn.content for turn in record.prompt] == ["q", "a", "r"] and record.response == "z"
+    assert parse_sft({**row, "chosen": "c", "rejected": "d"}, WHERE) == record
+    assert parse_sft({**row, "response": "w"}, WHERE).response == "w"
+    assert "expected the other response" in told(parse_sft, {"chosen": [USER, ASSISTANT]})
 
 
 def test_forms_of_prompts() -> None:
@@ -142,7 +155,7 @@ def test_forms_of_prompts() -> None:
     ],
 )
 def test_missing_fields(parse: Any, dropped: str, message: str) -> None:
-    row = {**PAIR, "response": "a"}
+    row = {"prompt": "q", "response": "a"} if parse is parse_sft else PAIR
     assert told(parse, {k: v for k, v in row.items() if k != dropped}) == f"{WHERE}: {message}"
     assert told(parse, {**row, dropped: None}) == f"{WHERE}: {message}"
 

@@ -36,8 +36,12 @@ class JsonLines(Sequence):
         return len(self._numbers)
 
     def __getitem__(self, index: int) -> Row:
-        where = f"{self._path}:{self._numbers[index] + 1}"
+        where = self.place(index)
         return where, _parse(self._data[self._starts[index] : self._ends[index]], where)
+
+    def place(self, index: int) -> str:
+        """Where a row stands: "file.jsonl:12"."""
+        return f"{self._path}:{self._numbers[index] + 1}"
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

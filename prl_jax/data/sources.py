@@ -51,22 +51,32 @@ class Records(Sequence):
     Args:
       read: gives the record of a row of the source; `UserError` where the row is malformed.
       rows: which rows, in this order.
+      place: says where a row of the source stands, such as "file.jsonl:12".
     """
 
-    def __init__(self, read: Callable[[int], Record], rows: Sequence[int] | np.ndarray):
-        self._read, self._rows = read, rows
+    def __init__(
+        self,
+        read: Callable[[int], Record],
+        rows: Sequence[int] | np.ndarray,
+        place: Callable[[int], str] = lambda row: f"row {row + 1}",
+    ):
+        self._read, self._rows, self._place = read, rows, place
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return Records(self._read, self._rows[index])
+            return Records(self._read, self._rows[index], self._place)
         return self._read(int(self._rows[index]))
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Records":
         """The records of these numbers."""
-        return Records(self._read, np.asarray(self._rows)[indices])
+        return Records(self._read, np.asarray(self._rows)[indices], self._place)
+
+    def place(self, index: int) -> str:
+        """Where the record of this number stands in its source."""
+        return self._place(int(self._rows[index]))
 
 
 def load_records(spec: SourceSpec, what: str, *, data_dir: Path) -> Records:
@@ -124,7 +134,7 @@ def _jsonl(spec: SourceSpec, what: str) -> Records:
         where, row = lines[i]
         return parse(row, where)
 
-    return Records(read, range(len(lines)))
+    return Records(read, range(len(lines)), lines.place)
 
 
 def _gold(spec: SourceSpec, what: str, data_dir: Path) -> Records:
@@ -157,7 +167,8 @@ def _tfds(spec: SourceSpec, what: str, data_dir: Path) -> Records:
     except Exception as error:
         raise UserError(f"{path}: cannot read split {spec.split}: {_first_line(error)}") from error
     parse = _PARSERS[what]
-    return Records(lambda i: parse(_plain(source[i]), f"{path}/{spec.split}:{i + 1}"), range(len(source)))
+    place = lambda i: f"{path}/{spec.split}:{i + 1}"  # noqa: E731
+    return Records(lambda i: parse(_plain(source[i]), place(i)), range(len(source)), place)
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,88 @@
+"""Lengths of records are those of the encoders that the stages use."""
+
+import chat_families
+import numpy as np
+import pytest
+
+from prl_jax.data.records import PreferenceRecord, PromptRecord, SFTRecord
+from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, encode_sft
+from prl_jax.data.sources import Records
+from prl_jax.errors import UserError
+from prl_jax.stages.measuring import measure
+from prl_jax.text.chat import Turn
+from prl_jax.text.judging import JudgeTemplate
+from prl_jax.text.tokenizer import ByteTokenizer, load_tokenizer
+
+PROMPT = (Turn("user", "hi"), Turn("assistant", "hello there"), Turn("user", "bye\nbye"))
+PAIRS = [
+    PreferenceRecord("0", PROMPT, "hello ciao", "bye"),
+    PreferenceRecord("1", (Turn("user", ""),), "", "hello Assistant: user"),
+    PreferenceRecord("2", (Turn("user", "brief " * 7),), "hi", "hi"),
+]
+
+
+@pytest.fixture(scope="module", params=["byte", "llama3", "mistral", "qwen3", "base"])
+def tokenizer(request, tmp_path_factory):
+    if request.param == "byte":
+        return ByteTokenizer()
+    folder = tmp_path_factory.mktemp(request.param)
+    return load_tokenizer(chat_families.write_tokenizer(folder, chat_families.FAMILIES[request.param]))
+
+
+def source(*records) -> Records:
+    return Records(records.__getitem__, range(len(records)))
+
+
+def fits(encode, record, **lengths: int) -> bool:
+    """Whether an encoder cuts nothing."""
+    return not encode(record, **lengths)[1]
+
+
+def test_what_is_measured_is_just_what_fits(tokenizer):
+    template = JudgeTemplate("compact-v1" if isinstance(tokenizer, ByteTokenizer) else "question-v1")
+    measured = measure(source(*PAIRS), tokenizer, template=template)
+    assert len(measured) == 3 and not measured.problems
+    judge = lambda r, **lengths: encode_generative_pair(tokenizer, template, r, **lengths)  # noqa: E731
+    scalar = lambda r, **lengths: encode_scalar_pair(tokenizer, r, **lengths)  # noqa: E731
+    for i, record in enumerate(PAIRS):
+        row = int(measured.judged[i])
+        assert fits(judge, record, max_length=row) and not fits(judge, record, max_length=row - 1)
+        prompt = int(measured.lengths["prompt"][i])
+        response = int(max(measured.lengths["response"][i], measured.lengths["rejected"][i]))
+        assert fits(scalar, record, max_prompt=prompt, max_response=response)
+        assert not fits(scalar, record, max_prompt=prompt - 1, max_response=response)
+        assert not fits(scalar, record, max_prompt=prompt, max_response=response - 1)
+
+
+def test_demonstrations_and_prompts(tokenizer):
+    rows = [SFTRecord(r.id, r.prompt, r.chosen) for r in PAIRS]
+    measured = measure(source(*rows), tokenizer)
+    assert measured.longest("rejected") == measured.longest("frame") == 0
+    for i, record in enumerate(rows):
+        prompt, response = (int(measured.lengths[name][i]) for name in ("prompt", "response"))
+        sft = lambda r, **lengths: encode_sft(tokenizer, r, **lengths)  # noqa: E731
+        assert fits(sft, record, max_prompt=prompt, max_response=response)
+        assert not fits(sft, record, max_prompt=prompt - 1, max_response=response)
+        assert not fits(sft, record, max_prompt=prompt, max_response=response - 1)
+    prompts = measure(source(PromptRecord("0", PROMPT), PromptRecord("1", PROMPT, "hello ciao")), tokenizer)
+    assert prompts.lengths["response"].tolist() == [0, measured.lengths["response"][0]]
+    assert np.all(prompts.lengths["prompt"] == measured.lengths["prompt"][0])
+    assert measure(source(), tokenizer).longest("prompt") == 0
+
+
+def test_problems_are_told_with_their_place(tmp_path):
+    tokenizer = load_tokenizer(chat_families.write_tokenizer(tmp_path, chat_families.FAMILIES["gemma"]))
+    system = (Turn("system", "brief"), Turn("user", "hi"))
+    rows = {0: PromptRecord("a", PROMPT), 1: PromptRecord("b", system)}
+
+    def read(row: int) -> PromptRecord:
+        if row not in rows:
+            raise UserError(f"f.jsonl:{row + 1}: malformed")
+        return rows[row]
+
+    done = []
+    records = Records(read, [2, 1, 0], lambda row: f"f.jsonl:{row + 1}")
+    measured = measure(records, tokenizer, shown=done.append)
+    assert measured.problems[0] == "f.jsonl:3: malformed" and done == [1, 2, 3]
+    assert measured.problems[1].startswith("f.jsonl:2: ") and "System role not supported" in measured.problems[1]
+    assert sorted(measured.problems) == [0, 1] and measured.lengths["prompt"][:2].tolist() == [0, 0]

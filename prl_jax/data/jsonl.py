@@ -1,6 +1,7 @@
 """JSON Lines files, plain or gzipped. Imports no jax."""
 
 import gzip
+import hashlib
 import json
 import os
 import zlib
@@ -19,13 +20,18 @@ class JsonLines(Sequence):
     """The rows of a `.jsonl` or `.jsonl.gz` file, each with the place it came from ("file.jsonl:12"); a row is parsed
     when it is asked for. Blank lines are skipped.
 
+    Attributes:
+      size: of the file, in bytes, as it is on the disk.
+      sha256: its checksum, in hexadecimal.
+
     Errors: `UserError` for a missing or unreadable file or a `.gz` that is not gzip; of a row, when it is no JSON
     object.
     """
 
     def __init__(self, path: Path):
         self._path = Path(path)
-        self._data = _read(self._path)
+        self._data, stored = _read(self._path)
+        self.size, self.sha256 = len(stored), hashlib.sha256(stored).hexdigest()
         ends = np.append(np.flatnonzero(np.frombuffer(self._data, np.uint8) == ord("\n")), len(self._data))
         starts = np.concatenate([[0], ends[:-1] + 1])
         filled = [bool(self._data[start:end].strip()) for start, end in zip(starts, ends, strict=True)]
@@ -66,18 +72,19 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         raise UserError(f"{path}: cannot write: {error.strerror or error}") from error
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> tuple[bytes, bytes]:
+    """The lines, and the file as it is stored."""
     try:
-        data = path.read_bytes()
+        stored = data = path.read_bytes()
         if path.suffix == ".gz":
-            data = gzip.decompress(data)
+            data = gzip.decompress(stored)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file ({error}): drop the .gz ending or fetch it again") from error
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror or error}") from error
-    return data
+    return data, stored
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:

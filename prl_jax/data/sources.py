@@ -45,6 +45,21 @@ class SourceSpec:
     limit: int = 0
 
 
+@dataclass(frozen=True)
+class Fingerprint:
+    """Tells a file from what it may become.
+
+    Attributes:
+      size: in bytes, as it is on the disk.
+      sha256: checksum of these, in hexadecimal.
+      rows: how many it holds, malformed ones included.
+    """
+
+    size: int
+    sha256: str
+    rows: int
+
+
 class Records(Sequence):
     """Records by their number, read when they are asked for; slices too are of this kind.
 
@@ -52,6 +67,7 @@ class Records(Sequence):
       read: gives the record of a row of the source; `UserError` where the row is malformed.
       rows: which rows, in this order.
       place: says where a row of the source stands, such as "file.jsonl:12".
+      fingerprint: of the whole file, where the source is one.
     """
 
     def __init__(
@@ -59,20 +75,21 @@ class Records(Sequence):
         read: Callable[[int], Record],
         rows: Sequence[int] | np.ndarray,
         place: Callable[[int], str] = lambda row: f"row {row + 1}",
+        fingerprint: Fingerprint | None = None,
     ):
-        self._read, self._rows, self._place = read, rows, place
+        self._read, self._rows, self._place, self.fingerprint = read, rows, place, fingerprint
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return Records(self._read, self._rows[index], self._place)
+            return Records(self._read, self._rows[index], self._place, self.fingerprint)
         return self._read(int(self._rows[index]))
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Records":
         """The records of these numbers."""
-        return Records(self._read, np.asarray(self._rows)[indices], self._place)
+        return Records(self._read, np.asarray(self._rows)[indices], self._place, self.fingerprint)
 
     def place(self, index: int) -> str:
         """Where the record of this number stands in its source."""
@@ -110,6 +127,11 @@ def load_records(spec: SourceSpec, what: str, *, data_dir: Path) -> Records:
     return records[: spec.limit] if spec.limit else records
 
 
+def file_path(spec: SourceSpec) -> Path:
+    """The file of a source of kind "jsonl"."""
+    return Path(expand_path(spec.path.replace("{split}", spec.split)))
+
+
 def expand_path(path: str) -> str:
     """`path` with `$NAME` and `${NAME}` replaced from the environment, and `~`.
 
@@ -128,13 +150,13 @@ def expand_path(path: str) -> str:
 
 
 def _jsonl(spec: SourceSpec, what: str) -> Records:
-    lines, parse = JsonLines(Path(expand_path(spec.path.replace("{split}", spec.split)))), _PARSERS[what]
+    lines, parse = JsonLines(file_path(spec)), _PARSERS[what]
 
     def read(i: int) -> Record:
         where, row = lines[i]
         return parse(row, where)
 
-    return Records(read, range(len(lines)), lines.place)
+    return Records(read, range(len(lines)), lines.place, Fingerprint(lines.size, lines.sha256, len(lines)))
 
 
 def _gold(spec: SourceSpec, what: str, data_dir: Path) -> Records:

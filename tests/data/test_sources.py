@@ -1,5 +1,7 @@
 """Sources: where records come from, and what a bad one says."""
 
+import gzip
+import hashlib
 import json
 import sys
 import types
@@ -11,7 +13,7 @@ import pytest
 
 from prl_jax.data.jsonl import write_jsonl
 from prl_jax.data.records import PreferenceRecord, PromptRecord, SFTRecord
-from prl_jax.data.sources import SourceSpec, load_records
+from prl_jax.data.sources import Fingerprint, SourceSpec, load_records
 from prl_jax.errors import UserError
 from prl_jax.text.chat import Turn
 
@@ -149,3 +151,12 @@ def test_tfds_that_is_unknown(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^no_such_set: cannot open the TFDS data set: ") as caught:
         load_records(SourceSpec("tfds", "no_such_set"), "preference", data_dir=tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_known_by_size_checksum_and_rows(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.gz"
+    rows = b'{"prompt": "a"}\n\n{"prompt"\n'
+    path.write_bytes(gzip.compress(rows, mtime=0))
+    spec = SourceSpec("jsonl", path=str(path), limit=1)
+    found = load_records(spec, "prompt", data_dir=tmp_path)[:1].take([0]).fingerprint
+    assert found == Fingerprint(path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest(), 2)

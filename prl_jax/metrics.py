@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import math
 import os
 import socket
 import time
@@ -17,6 +15,7 @@ from tensorboardX.proto import event_pb2, summary_pb2
 from tensorboardX.record_writer import RecordWriter
 
 from prl_jax.errors import UserError
+from prl_jax.files import parse_json, target_of, to_json, write_bytes
 
 METRICS_FILE = "metrics.jsonl"
 _EVENTS_FLUSH_SECONDS = 5.0
@@ -46,7 +45,7 @@ class JsonlLog:
             elif path.exists():
                 _drop_steps(path, resume_step + 1)
             # Unbuffered: closing has nothing left that could fail.
-            self._file = open(path, "ab", buffering=0)
+            self._file = open(target_of(path), "ab", buffering=0)
         except OSError as error:
             raise _unwritable(path, error) from error
 
@@ -54,9 +53,9 @@ class JsonlLog:
         """Writes rows: a `step` (int) and whatever else JSON holds."""
         if self._file is None:
             return
-        lines = "".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
+        lines = b"".join(to_json(row) + b"\n" for row in rows)
         try:
-            _write_all(self._file, lines.encode())
+            _write_all(self._file, lines)
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
@@ -159,6 +158,7 @@ class _EventFile:
         # The running number keeps two openings within one second (the name's resolution) apart.
         number = sum(1 for _ in directory.glob("events.out.tfevents.*"))
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{number}"
+        open(directory / name, "xb").close()  # nothing is there that the writer, which knows no such mode, could follow
         self._writer: RecordWriter | None = RecordWriter(str(directory / name))
         self._flushed = time.monotonic()
         self._add(event_pb2.Event(file_version="brain.Event:2"))
@@ -224,7 +224,7 @@ def latest_metrics(path: Path, *, until: int | None = None) -> dict[str, float]:
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
@@ -233,23 +233,10 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
 def _drop_steps(path: Path, first_dropped: int) -> None:
     """Atomically rewrites the file without lines of `first_dropped` or a later step and without a half line."""
     kept = [row for row in read_metrics(path) if row["step"] < first_dropped]
-    text = "".join(json.dumps(row) + "\n" for row in kept).encode()
+    text = b"".join(to_json(row) + b"\n" for row in kept)
     if text == path.read_bytes():
         return
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+    write_bytes(path, text)
 
 
 def _write_all(file: Any, data: bytes) -> None:

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from prl_jax.errors import UserError
+from prl_jax.files import to_json, write_bytes
 
 Row = tuple[str, dict[str, Any]]
 
@@ -56,20 +56,8 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Raises:
       UserError: when the file cannot be written (no such folder, full disk).
     """
-    path = Path(path)
-    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "surrogatepass")
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        if path.suffix == ".gz":
-            data = gzip.compress(data, mtime=0)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot write: {error.strerror or error}") from error
+    data = b"".join(to_json(row) + b"\n" for row in rows)
+    write_bytes(path, gzip.compress(data, mtime=0) if Path(path).suffix == ".gz" else data)
 
 
 def _read(path: Path) -> tuple[bytes, bytes]:

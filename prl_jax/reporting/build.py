@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from prl_jax.errors import UserError
+from prl_jax.files import write_text
 from prl_jax.reporting import tables
 from prl_jax.reporting.figures import write_figures
 from prl_jax.reporting.headline import caveats, headline
@@ -44,7 +44,7 @@ def build_report(workdirs: Sequence[Path]) -> Path:
         context = {**_context(runs), "figures": _figures(figures)}
         environment = _environment()
         for name in ("report.md", "report.html"):
-            _write_text(directory / name, environment.get_template(f"{name}.jinja").render(context))
+            write_text(directory / name, environment.get_template(f"{name}.jinja").render(context))
     except OSError as error:
         raise UserError(f"{page}: cannot write the report ({error.strerror}); make room and try again") from error
     return page
@@ -140,10 +140,3 @@ def _markdown(text: str) -> Markup:
     """Text inside a Markdown line or table cell: nothing in it is markup, line breaks become `<br>`."""
     escaped = escape(_MARKDOWN_SPECIAL.sub(r"\\\1", text))
     return Markup("<br>").join(escaped.split("\n"))
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Atomic: a reader never sees half a page."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

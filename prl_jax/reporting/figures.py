@@ -15,6 +15,7 @@ import matplotlib  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+from prl_jax.files import replacing  # noqa: E402
 from prl_jax.reporting.inputs import RunFiles, StageFiles, number  # noqa: E402
 from prl_jax.reporting.tables import arms_of, is_trained, judges_of  # noqa: E402
 
@@ -97,7 +98,8 @@ def write_figures(runs: Sequence[RunFiles], directory: Path) -> dict[str, Path]:
             if figure is not None:
                 paths[name] = directory / f"{name}.png"
                 # No metadata: the same data gives the same bytes.
-                figure.savefig(paths[name], dpi=130, format="png", metadata={"Software": None})
+                with replacing(paths[name]) as file:
+                    figure.savefig(file, dpi=130, format="png", metadata={"Software": None})
     return paths
 
 

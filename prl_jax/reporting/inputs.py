@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prl_jax.errors import UserError
+from prl_jax.files import local_path, parse_json
 from prl_jax.metrics import METRICS_FILE, read_metrics
 
 _ALIASES = {"bradley_terry": "reward_model", "generative": "reward_model"}
@@ -58,7 +58,7 @@ def read_run(path: Path, *, label: str) -> RunFiles:
 
     Errors: `UserError` for a path that is no workdir, and for a malformed file.
     """
-    if not path.is_dir():
+    if not local_path(path).is_dir():
         raise UserError(f"{path}: no such workdir; expected a directory that `prl run` has written")
     config, summary = _read_object(path / "config.json"), _read_object(path / "summary.json")
     stages = [_read_stage(folder) for folder in sorted(path.iterdir()) if _is_stage(folder)]
@@ -179,6 +179,6 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _parse(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data)
+        return parse_json(data)
     except ValueError as error:
         raise UserError(f"{where}: malformed JSON ({visible(str(error))}); remove it or run `prl run` again") from error

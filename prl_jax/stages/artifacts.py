@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from jax.sharding import Mesh
 
 from prl_jax.checkpoint import Checkpoints
 from prl_jax.errors import UserError
+from prl_jax.files import parse_json, write_json
 from prl_jax.judges import GenerativeJudge, Judge, ScalarJudge
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel, from_hf, merge
 from prl_jax.models.config import DTYPES
@@ -21,7 +21,6 @@ from prl_jax.models.hf.config import CONFIG_FILE, decoder_config, is_reward_mode
 from prl_jax.models.hf.peft import adapter_base, load_adapters
 from prl_jax.processes import is_leader
 from prl_jax.sharding import tree_shardings
-from prl_jax.stages.workdir import write_json
 from prl_jax.text.judging import JudgeTemplate
 from prl_jax.text.tokenizer import Tokenizer, load_tokenizer
 from prl_jax.tree import flatten, unflatten
@@ -99,7 +98,7 @@ def read_card(directory: Path, defaults: Defaults = NO_DEFAULTS) -> ModelCard:
     if not path.is_file():
         raise UserError(f"{directory}: not a model directory (no {MODEL_FILE}, no {CONFIG_FILE}); give {_EXPECTED}")
     try:
-        card = ModelCard(**json.loads(path.read_text()))
+        card = ModelCard(**parse_json(path.read_text()))
         card.config  # noqa: B018  (checks its values)
         return card
     except (OSError, ValueError, TypeError, AttributeError, UserError) as error:
@@ -124,7 +123,7 @@ def _huggingface_card(directory: Path, defaults: Defaults) -> ModelCard:
     said |= {"max_prompt": min(defaults.max_prompt, half), "max_response": min(defaults.max_response, half)}
     ours = directory / EXPORT_FILE
     try:
-        said |= json.loads(ours.read_text()) if ours.is_file() else {}
+        said |= parse_json(ours.read_text()) if ours.is_file() else {}
         return ModelCard(decoder=dataclasses.asdict(config), source=values, **said)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{ours}: cannot be read ({error}); delete it to use the model as a plain policy") from error

@@ -13,6 +13,7 @@ from prl_jax.data.jsonl import write_jsonl
 from prl_jax.data.records import PreferenceRecord, PromptRecord
 from prl_jax.data.sources import SourceSpec, load_records
 from prl_jax.errors import UserError, naming
+from prl_jax.files import write_json
 from prl_jax.judges import GenerativeJudge, ScalarJudge
 from prl_jax.models import Decoder, ScalarModel, merge, to_hf, with_param_dtype
 from prl_jax.models.hf.peft import save_adapters
@@ -21,7 +22,6 @@ from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.sharding import make_mesh
 from prl_jax.stages.artifacts import EXPORT_FILE, export_card, load_judge, load_model, load_policy
 from prl_jax.stages.judging import judge_records, record_metrics
-from prl_jax.stages.workdir import write_json
 
 
 def judge_file(model: Path, data: Path, out: Path, *, batch_size: int) -> dict[str, Any]:

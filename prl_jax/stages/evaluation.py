@@ -14,6 +14,7 @@ from prl_jax.data.gold import attributes, bayes_accuracy, make_arguments, utilit
 from prl_jax.data.jsonl import write_jsonl
 from prl_jax.data.records import PreferenceRecord, PromptRecord
 from prl_jax.evaluation import reliability_bins, win_rate_summary
+from prl_jax.files import write_json
 from prl_jax.judges import Judge, Judged, judge_pairs
 from prl_jax.models import Decoder
 from prl_jax.processes import batch_rows, fetch, is_leader, put_batch
@@ -23,7 +24,6 @@ from prl_jax.stages.context import StageContext, gold_arguments
 from prl_jax.stages.judging import judge_records, record_metrics
 from prl_jax.stages.pieces import Pieces, batches, pieces
 from prl_jax.stages.win_rate import named_judge
-from prl_jax.stages.workdir import write_json
 from prl_jax.text.chat import Prompt, prompt_text
 from prl_jax.training.rollout import join_rows, response_logprobs
 from prl_jax.types import Rollout

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from prl_jax.errors import Stopped
+from prl_jax.files import parse_json, write_json
 from prl_jax.processes import agreed, is_leader
 from prl_jax.progress import Progress
 from prl_jax.stages.context import StageContext
-from prl_jax.stages.workdir import write_json
 
 Item = TypeVar("Item")
 
@@ -41,7 +40,7 @@ class Pieces:
             raise Stopped(f"{self._context.name} has kept {self._done} of its {self._total} parts")
         path, value = self._context.directory / PIECES_DIR / f"{name}.json", None
         with contextlib.suppress(OSError, ValueError):  # not there, or lost with the power
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = parse_json(path.read_text(encoding="utf-8"))
         if not agreed(value is not None):
             value = make()
             if is_leader():

@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from prl_jax.errors import Stopped, UserError
+from prl_jax.files import make_directory, open_lock
 from prl_jax.processes import is_leader, wait_for_all
 from prl_jax.sharding import make_mesh
 from prl_jax.stages import anchors, evaluation, ppo, reward_model, sft
@@ -22,7 +23,7 @@ from prl_jax.stages.context import StageContext, first_model, keep_tokenizer, ru
 from prl_jax.stages.inputs import check_inputs
 from prl_jax.stages.pieces import drop_pieces
 from prl_jax.stages.stopping import StopSignal
-from prl_jax.stages.workdir import Workdir, make_directory
+from prl_jax.stages.workdir import Workdir
 
 KINDS: Mapping[str, Callable[[StageContext], dict[str, float]]] = MappingProxyType(
     {
@@ -83,7 +84,11 @@ def _alone(path: Path) -> Iterator[None]:
     if not is_leader():  # the first process holds it for all
         yield
         return
-    with open(path / ".lock", "w") as file:
+    try:
+        file = open_lock(path / ".lock")
+    except OSError as error:
+        raise UserError(f"{path / '.lock'}: cannot be locked ({error.strerror}); remove it") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 
 import prl_jax
 from prl_jax.errors import UserError
+from prl_jax.files import is_leftover, local_path, parse_json, write_json
 
 CONFIG_FILE, RESULT_FILE = "config.json", "result.json"
 # Sections that may differ between the runs that share a workdir: where and how it runs, not what it computes.
@@ -28,7 +28,7 @@ class Workdir:
     """
 
     def __init__(self, path: Path, config: ConfigDict):
-        self.path = path
+        self.path = local_path(path)
         self._plain = json.loads(json.dumps(config.to_dict()))
         known = self._read_config()
         if known is not None:
@@ -58,11 +58,11 @@ class Workdir:
             raise UserError(f"{self.path}: is a file, expected a folder for --workdir")
         if not path.exists():
             # A run that was stopped before it wrote its config leaves these at most.
-            if self.path.is_dir() and any(p.name not in ("data", f"{CONFIG_FILE}.tmp") for p in self.path.iterdir()):
+            if self.path.is_dir() and any(p.name != "data" and not is_leftover(p) for p in self.path.iterdir()):
                 raise UserError(f"{self.path}: is not empty and holds no {CONFIG_FILE}; give an empty --workdir")
             return None
         try:
-            return json.loads(path.read_text())["config"]
+            return parse_json(path.read_text(encoding="utf-8"))["config"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: cannot be read ({error}); give another --workdir") from error
 
@@ -74,25 +74,6 @@ class Workdir:
             self.path / CONFIG_FILE,
             {"config": plain, "versions": versions, "git_revision": _git_revision(), "devices": devices},
         )
-
-
-def make_directory(path: Path) -> None:
-    """Makes a folder and its parents. Errors: `UserError` when it cannot."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot make this folder ({error.strerror}); choose another one") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes beside and renames, so that no reader ever sees half a file. Errors: `UserError` when it cannot."""
-    temporary = path.with_name(path.name + ".tmp")
-    make_directory(path.parent)
-    try:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write ({error.strerror}); free some space or choose another folder") from error
 
 
 def _check_same(path: Path, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """What the tokenizers share: text cleaning, their file, error texts."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
+
+from prl_jax import files
 
 FILE_NAME = "prl_tokenizer.json"
 
@@ -24,7 +24,4 @@ def one_line(error: Exception) -> str:
 
 def write_json(directory: Path, data: dict[str, Any]) -> None:
     """Writes `directory/prl_tokenizer.json`, whole or not at all."""
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f"{FILE_NAME}.tmp"
-    temporary.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, directory / FILE_NAME)
+    files.write_json(directory / FILE_NAME, data, indent=None)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from prl_jax.files import write_json, write_text
 
 # Template `chat-v1` of `prl_jax.text.chat`, with the structural tokens that `save_pretrained` names so.
 CHAT_TEMPLATE = (
@@ -34,12 +35,10 @@ def save_pretrained(directory: Path, backend: Any, specials: Mapping[str, int]) 
     """
     from tokenizers import AddedToken, Tokenizer
 
-    directory.mkdir(parents=True, exist_ok=True)
     backend = Tokenizer.from_str(backend.to_str())
     names = sorted(specials, key=specials.__getitem__)
     backend.add_special_tokens([AddedToken(f"<|{name}|>", special=True, normalized=False) for name in names])
     assert all(backend.token_to_id(f"<|{name}|>") == specials[name] for name in names)
-    backend.save(str(directory / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|eos|>",
@@ -47,7 +46,8 @@ def save_pretrained(directory: Path, backend: Any, specials: Mapping[str, int]) 
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     }
-    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    write_json(directory / "tokenizer_config.json", config, indent=2)
+    write_text(directory / "tokenizer.json", backend.to_str(pretty=True))
 
 
 def _alphabet() -> list[str]:

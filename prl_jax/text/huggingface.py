@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prl_jax.errors import UserError
+from prl_jax.files import moving_into
 from prl_jax.text.common import one_line, valid_text, write_json
 
 _HF_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -75,8 +76,8 @@ class HFTokenizer:
 
     def save_pretrained(self, directory: Path) -> None:
         """Writes the tokenizer and its chat template in Hugging Face's format."""
-        with _quiet():
-            self._hf.save_pretrained(str(directory))
+        with _quiet(), moving_into(directory) as folder:
+            self._hf.save_pretrained(str(folder))
 
     def save(self, directory: Path) -> None:
         self.save_pretrained(directory)

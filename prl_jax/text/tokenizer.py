@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from prl_jax.errors import UserError
+from prl_jax.files import parse_json
 from prl_jax.text import export
 from prl_jax.text.common import FILE_NAME, one_line, valid_text, write_json
 from prl_jax.text.huggingface import HFTokenizer
@@ -146,7 +147,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     if not path.is_file():
         return HFTokenizer(directory)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
         kind = data["kind"]
         if kind == "bpe":
             from tokenizers import Tokenizer as Backend

@@ -81,14 +81,5 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_jsonl(path, [{"a": 1}, {"a": object()}])
     assert path.read_bytes() == before
-    with pytest.raises(UserError, match="cannot write: No such file or directory"):
+    with pytest.raises(UserError, match=r"cannot write \(No such file or directory"):
         write_jsonl(tmp_path / "none" / "a.jsonl", ROWS)
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_full_disk(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    (tmp_path / ".a.jsonl.tmp").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="cannot write: No space left on device"):
-        write_jsonl(path, ROWS)
-    assert not path.exists()

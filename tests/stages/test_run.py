@@ -84,7 +84,7 @@ def test_an_interrupt_says_how_to_continue(tmp_path, monkeypatch):
 
 def test_a_run_stopped_before_its_config_was_written_starts_anew(tmp_path):
     (tmp_path / "run" / "data").mkdir(parents=True)
-    (tmp_path / "run" / "config.json.tmp").write_text('{"config": {"se')
+    (tmp_path / "run" / ".config.json.0123456789abcdef.tmp").write_text('{"config": {"se')
     done = prl(*start(tmp_path, "sft.duration=1 steps"))
     assert done.code == 0, done.err
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]

@@ -21,6 +21,7 @@ from prl_jax.data.gold.arguments import KINDS, SPLITS, GoldArguments, make_argum
 from prl_jax.data.gold.families import GoldTask
 from prl_jax.data.records import PreferenceRecord, PromptRecord, SFTRecord
 from prl_jax.errors import UserError
+from prl_jax.files import open_lock
 from prl_jax.text.chat import Turn
 
 SOURCE = "gold"
@@ -152,7 +153,7 @@ def _quiet() -> Iterator[None]:
 def _locked(directory: Path) -> Iterator[None]:
     """One process at a time; the lock goes with the process, however it ends."""
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".prl_gold.lock", "w") as lock:
+    with open_lock(directory / ".prl_gold.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prl_jax.errors import UserError
+from prl_jax.files import parse_json
 from prl_jax.models.config import DecoderConfig
 from prl_jax.models.hf.families import ACTIVATIONS, FAMILIES, FIELDS, FIXED, FULL, INERT, SLIDING, Family
 from prl_jax.models.hf.rope import read_rope
@@ -40,7 +41,7 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{directory}: no {CONFIG_FILE}; give a directory with a Hugging Face checkpoint")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     if not isinstance(values, dict):

@@ -8,7 +8,6 @@ Format: 8 bytes, the length of the header; the header, JSON; the tensors' bytes.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prl_jax.errors import UserError
+from prl_jax.files import parse_json
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -89,7 +89,7 @@ def _paths(directory: Path) -> list[Path]:
     index, single = directory / INDEX_FILE, directory / SINGLE_FILE
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
             if not all(isinstance(name, str) and Path(name).name == name for name in names):
                 raise ValueError("file names expected in weight_map")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -115,7 +115,7 @@ def _read_header(path: Path, file: BinaryIO) -> dict[str, Tensor]:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(size - 8, _MAX_HEADER):
             raise ValueError("no header")
-        entries = json.loads(file.read(length))
+        entries = parse_json(file.read(length))
         entries.pop("__metadata__", None)
         found = {}
         for name, entry in entries.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from prl_jax.errors import UserError
+from prl_jax.files import appearing, parse_json, write_json
 from prl_jax.models.config import LoraConfig
 from prl_jax.models.decoder import LOGICAL_AXES, Decoder
 from prl_jax.models.hf.tensors import LINEAR
@@ -59,8 +59,6 @@ def save_adapters(decoder: Decoder, path: Path | str, *, base: str) -> None:
             tensors[key] = np.ascontiguousarray(matrix.T)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory}: is there already; delete it or name another directory")
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     names = {name.rpartition(".")[2]: path.rpartition(".")[2] for name, path in LINEAR.items()}
     values = {
         "peft_type": "LORA",
@@ -74,7 +72,9 @@ def save_adapters(decoder: Decoder, path: Path | str, *, base: str) -> None:
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    (directory / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+    with appearing(directory) as folder:
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        write_json(folder / CONFIG, values, indent=2)
 
 
 def load_adapters(decoder: Decoder, path: Path | str, mesh: Mesh) -> Decoder:
@@ -121,7 +121,7 @@ def adapter_base(path: Path | str) -> Path | None:
     if not (directory / CONFIG).is_file():
         return None
     try:
-        name = json.loads((directory / CONFIG).read_text())["base_model_name_or_path"]
+        name = parse_json((directory / CONFIG).read_text())["base_model_name_or_path"]
         base = directory / name
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{directory / CONFIG}: cannot be read ({type(error).__name__}: {error})") from error
@@ -135,7 +135,7 @@ def adapter_base(path: Path | str) -> Path | None:
 def _read_config(directory: Path) -> LoraConfig:
     path = directory / CONFIG
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
         targets = values["target_modules"]
         unknown = [t for t in targets if t not in _MODULES] if isinstance(targets, list) else [targets]
         lora = dict(rank=int(values["r"]), alpha=float(values["lora_alpha"]))

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
 from prl_jax.errors import UserError
+from prl_jax.files import appearing, write_json
 from prl_jax.models.decoder import Decoder
 from prl_jax.models.heads import ScalarModel
 from prl_jax.models.hf.config import CONFIG_FILE
@@ -88,11 +86,12 @@ def to_hf(
     tokens = _token_ids(values, tokenizer)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: is there already; delete it or name another directory")
-    with _appearing(path) as folder:
+    with appearing(path) if jax.process_index() == 0 else contextlib.nullcontext() as folder:
         _write_weights(model, folder, max_shard_bytes)
         if folder is not None:
-            _write_json(folder / CONFIG_FILE, {**values, **{k: v for k, v in tokens.items() if values.get(k) is None}})
-            _write_json(folder / "generation_config.json", tokens)
+            added = {key: value for key, value in tokens.items() if values.get(key) is None}
+            write_json(folder / CONFIG_FILE, {**values, **added}, indent=2)
+            write_json(folder / "generation_config.json", tokens, indent=2)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
 
@@ -108,23 +107,6 @@ def _token_ids(values: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
         bos = tokenizer.special("bos")
         tokens.update({} if bos is None else {"bos_token_id": bos})
     return tokens
-
-
-@contextlib.contextmanager
-def _appearing(path: Path) -> Iterator[Path | None]:
-    """A folder beside `path` that is renamed to it at the end; None on processes that do not write."""
-    if jax.process_index() != 0:
-        yield None
-        return
-    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-        folder.rename(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_weights(model: Decoder | ScalarModel, folder: Path | None, max_shard_bytes: int) -> None:
@@ -156,7 +138,7 @@ def _write_weights(model: Decoder | ScalarModel, folder: Path | None, max_shard_
             save_file(tensors, folder / file, metadata={"format": "pt"})
     if folder is not None and len(files) > 1:
         total = {"total_size": sum(sizes)}
-        _write_json(folder / INDEX_FILE, {"metadata": total, "weight_map": dict(sorted(weight_map.items()))})
+        write_json(folder / INDEX_FILE, {"metadata": total, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
 
 
 def _gather(place: Parameter, leaf: jax.Array, layer: int) -> np.ndarray:
@@ -179,7 +161,3 @@ def _head(weight: np.ndarray, dtype: str) -> np.ndarray:
     """A reward model's head in the dtype of its trunk, where no digit is lost: it is kept in float32."""
     narrow = weight.astype(dtype)
     return narrow if np.array_equal(narrow.astype(weight.dtype), weight) else weight
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ Records are read and parsed one by one when they are asked for, so that each of 
 rows of a batch that are its own.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from prl_jax.data.jsonl import JsonLines
+from prl_jax.data.lines import Limits
 from prl_jax.data.records import Record, parse_preference, parse_prompt, parse_sft
 from prl_jax.errors import UserError
+from prl_jax.files import local_path
 
 KINDS = ("gold", "jsonl", "tfds")
 _PARSERS: Mapping[str, Callable[[Mapping[str, Any], str], Record]] = {
@@ -36,6 +39,7 @@ class SourceSpec:
       split: "train", "validation" or "test"; a JSONL file has just one, which `{split}` may name.
       builder_args: keywords of the builder of gold tasks or of the TFDS builder.
       limit: at most so many records, the first ones; 0 means all.
+      limits: bounds on a JSONL file.
     """
 
     kind: str
@@ -43,15 +47,16 @@ class SourceSpec:
     split: str = "train"
     builder_args: Mapping[str, Any] = field(default_factory=dict)
     limit: int = 0
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Tells a file from what it may become.
+    """Tells a file, or a prepared TFDS data set, from what it may become.
 
     Attributes:
       size: in bytes, as it is on the disk.
-      sha256: checksum of these, in hexadecimal.
+      sha256: checksum of these, in hexadecimal; of a TFDS data set, of its description and its files' sizes.
       rows: how many it holds, malformed ones included.
     """
 
@@ -129,7 +134,7 @@ def load_records(spec: SourceSpec, what: str, *, data_dir: Path) -> Records:
 
 def file_path(spec: SourceSpec) -> Path:
     """The file of a source of kind "jsonl"."""
-    return Path(expand_path(spec.path.replace("{split}", spec.split)))
+    return local_path(expand_path(spec.path.replace("{split}", spec.split)))
 
 
 def expand_path(path: str) -> str:
@@ -150,13 +155,13 @@ def expand_path(path: str) -> str:
 
 
 def _jsonl(spec: SourceSpec, what: str) -> Records:
-    lines, parse = JsonLines(file_path(spec)), _PARSERS[what]
+    rows, parse = JsonLines(file_path(spec), spec.limits), _PARSERS[what]
 
     def read(i: int) -> Record:
-        where, row = lines[i]
+        where, row = rows[i]
         return parse(row, where)
 
-    return Records(read, range(len(lines)), lines.place, Fingerprint(lines.size, lines.sha256, len(lines)))
+    return Records(read, range(len(rows)), rows.place, Fingerprint(rows.lines.size, rows.lines.sha256, len(rows)))
 
 
 def _gold(spec: SourceSpec, what: str, data_dir: Path) -> Records:
@@ -168,9 +173,25 @@ def _gold(spec: SourceSpec, what: str, data_dir: Path) -> Records:
 
 def _tfds(spec: SourceSpec, what: str, data_dir: Path) -> Records:
     """Rows of a prepared TFDS data set, read through `as_data_source` (array_record, no TensorFlow)."""
+    path, parse = str(local_path(expand_path(spec.path))), _PARSERS[what]
+    builder = _builder(spec, path, data_dir)
+    try:
+        source = builder.as_data_source(split=spec.split)
+    except Exception as error:
+        raise UserError(f"{path}: cannot read split {spec.split}: {_first_line(error)}") from error
+
+    def place(i: int) -> str:
+        return f"{path}/{spec.split}:{i + 1}"
+
+    return Records(
+        lambda i: parse(_plain(source[i]), place(i)), range(len(source)), place, _tfds_fingerprint(builder, len(source))
+    )
+
+
+def _builder(spec: SourceSpec, path: str, data_dir: Path) -> Any:
+    """The builder of a prepared data set that has the split."""
     import tensorflow_datasets as tfds
 
-    path = expand_path(spec.path)
     try:
         if Path(path).is_dir():
             builder = tfds.builder_from_directory(path)
@@ -184,13 +205,18 @@ def _tfds(spec: SourceSpec, what: str, data_dir: Path) -> Records:
     name = spec.split.split("[")[0]
     if name not in splits:
         raise UserError(f'{path}: no split "{name}" (expected one of {", ".join(splits)})')
-    try:
-        source = builder.as_data_source(split=spec.split)
-    except Exception as error:
-        raise UserError(f"{path}: cannot read split {spec.split}: {_first_line(error)}") from error
-    parse = _PARSERS[what]
-    place = lambda i: f"{path}/{spec.split}:{i + 1}"  # noqa: E731
-    return Records(lambda i: parse(_plain(source[i]), place(i)), range(len(source)), place)
+    return builder
+
+
+def _tfds_fingerprint(builder: Any, rows: int) -> Fingerprint:
+    """By the names and sizes of all files, and what those say that describe the rest (version, shards, features)."""
+    digest, size = hashlib.sha256(), 0
+    for path in sorted(Path(builder.data_path).iterdir()):
+        length = path.stat().st_size
+        digest.update(f"{path.name} {length}\n".encode())
+        digest.update(path.read_bytes() if path.suffix == ".json" else b"")
+        size += length
+    return Fingerprint(size, digest.hexdigest(), rows)
 
 
 def _plain(value: Any) -> Any:

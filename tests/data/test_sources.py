@@ -91,6 +91,12 @@ def test_rows_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
     assert [r.id for r in limited] == ["0", "1"]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "tfds"])
+def test_paths_with_a_scheme_are_refused(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(UserError, match="^gs://bucket/a.jsonl: paths with a scheme "):
+        load_records(SourceSpec(kind, "gs://bucket/a.jsonl"), "sft", data_dir=tmp_path)
+
+
 def test_gold_is_asked_for_the_split_and_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
@@ -143,6 +149,12 @@ def test_tfds(tiny_tfds: Path, tmp_path: Path) -> None:
         expected = PreferenceRecord(record.id, (Turn("user", f"é{record.id}"),), "a", "b", tie=record.id == "1", slot=2)
         assert record == expected
     assert len(load_records(SourceSpec("tfds", str(tiny_tfds), limit=1), "prompt", data_dir=tmp_path)) == 1
+    found = records.fingerprint
+    assert found == records[:1].fingerprint and found is not None and found.rows == 3
+    assert found.size == sum(file.stat().st_size for file in tiny_tfds.iterdir())
+    (tiny_tfds / "dataset_info.json").write_text((tiny_tfds / "dataset_info.json").read_text() + " ")
+    again = load_records(SourceSpec("tfds", str(tiny_tfds)), "preference", data_dir=tmp_path).fingerprint
+    assert again is not None and again.sha256 != found.sha256
     with pytest.raises(UserError, match=r'no split "test" \(expected one of train\)$'):
         load_records(SourceSpec("tfds", str(tiny_tfds), "test"), "preference", data_dir=tmp_path)
 

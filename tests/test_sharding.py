@@ -116,9 +116,10 @@ def test_nothing_is_laid_out_without_a_mesh():
 def test_the_platform_is_that_of_the_mesh_in_use():
     """Also while a function is traced: what is planned for TPUs here is what they would run."""
     tpu = AbstractDevice(device_kind="TPU v5e", num_cores=1, platform="tpu")
+    auto = (AxisType.Auto,) * len(AXES)  # as `make_mesh` has them; what is the default depends on the release of JAX
     seen = []
     assert platform() == jax.default_backend()
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1, 1, 1, 1), AXES, abstract_device=tpu)):
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1, 1, 1, 1), AXES, axis_types=auto, abstract_device=tpu)):
         jax.eval_shape(jax.jit(lambda x: seen.append(platform()) or x), jnp.ones(()))
         assert platform() == "tpu"
     assert seen == ["tpu"]

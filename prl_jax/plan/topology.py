@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,10 @@ _NO_MACHINE = {
     "TPU_MIN_LOG_LEVEL": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+
+
+# libtpu's allocator counts the CPUs there when it is loaded, and ends the process where it cannot.
+_CPU_LIST = Path("/sys/devices/system/cpu/possible")
 
 
 class Topology(NamedTuple):
@@ -62,6 +67,8 @@ def find_topology(name: str) -> Topology:
         raise UserError(f"--topology {name!r}: a {kind} slice is {largest} at most; {EXPECTED}")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("the TPU compiler is not installed; it runs on any machine: pip install 'prl_jax[tpu]'")
+    if not _CPU_LIST.exists():
+        raise UserError(f"the TPU compiler reads {_CPU_LIST}, which is missing; run: mount -t sysfs sysfs /sys")
     with _without_a_machine(), said_to_stderr():
         try:
             options = {"chip_config_name": chip.config} if chip.config else {}

@@ -8,6 +8,7 @@ import pytest
 from running import says
 
 from prl_jax.errors import UserError
+from prl_jax.plan import topology
 from prl_jax.plan.chips import TPUS
 from prl_jax.plan.quiet import said_to_stderr
 from prl_jax.plan.topology import find_topology
@@ -63,4 +64,10 @@ def test_no_such_slice(name, words):
 def test_the_compiler_may_be_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'prl_jax\[tpu\]'"):
+        find_topology("v5e:8x8")
+
+
+def test_a_machine_without_sysfs_is_told_before_the_compiler_ends_the_process(monkeypatch, tmp_path):
+    monkeypatch.setattr(topology, "_CPU_LIST", tmp_path / "possible")
+    with pytest.raises(UserError, match="mount -t sysfs sysfs /sys"):
         find_topology("v5e:8x8")

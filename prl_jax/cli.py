@@ -17,7 +17,7 @@ from absl import flags
 
 from prl_jax.command_line import check_overrides, define_config, parse
 from prl_jax.errors import Stopped, UserError
-from prl_jax.process_setup import keep_heap, quiet
+from prl_jax.process_setup import check_versions, keep_heap, quiet
 from prl_jax.stages.stopping import StopSignal
 
 USAGE = """Usage: prl COMMAND [flags]
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet()
     keep_heap()
     try:
+        check_versions()
         if argv[0] not in COMMANDS:
             near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"

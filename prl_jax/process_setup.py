@@ -1,15 +1,39 @@
-"""What a command tells its own process before anything else: quiet libraries, and a heap that keeps its pages."""
+"""What a command does with its own process before anything else.
+
+It checks that flax and JAX go together, quiets libraries, and has the heap keep its pages.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 import warnings
+from importlib import metadata
 
 from absl import logging
 
+from prl_jax.errors import UserError
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
+
+
+def check_versions() -> None:
+    """Refuses releases of flax and JAX that cannot be imported together, before anything imports them.
+
+    An installation of prl_jax never ends with such a pair (pyproject.toml); a later one of something else may.
+
+    Raises:
+      UserError: flax is older than 0.12.9 and jax is 0.11.1 or newer.
+    """
+    flax, jax = metadata.version("flax"), metadata.version("jax")
+    if _release(flax) < (0, 12, 9) and _release(jax) >= (0, 11, 1):
+        raise UserError(f"flax {flax} cannot be imported with jax {jax}; run: pip install --upgrade flax")
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:3]))
 
 
 def quiet() -> None:

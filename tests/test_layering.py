@@ -20,7 +20,8 @@ LAYERS = {
     "stages": 4, "plan": 4, "cli": 4, "command_line": 4, "reporting": 4, "__main__": 4,
 }  # fmt: skip
 SIDEWAYS = {
-    ("types", "errors"), ("masked", "errors"), ("files", "errors"),  # user-facing messages exist in every room
+    # User-facing messages exist in every room.
+    ("types", "errors"), ("masked", "errors"), ("files", "errors"), ("process_setup", "errors"),
     ("models", "sharding"), ("processes", "sharding"),  # arrays are born on the mesh
     ("losses", "sharding"),  # chunks of the vocabulary are cut like it
     ("cli", "stages"), ("cli", "reporting"),  # commands call stages and rebuild reports

@@ -1,6 +1,7 @@
 """Names of slices, and what they are refused with."""
 
 import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,9 @@ def test_the_table_has_the_memory_that_the_compiler_knows(name):
     huge = jax.ShapeDtypeStruct((2**20, 2**20), jnp.float32, sharding=sharding)
     with said_to_stderr(), pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED") as error:
         jax.jit(lambda x: x * 2).lower(huge).compile()
-    says(str(error.value), f"exceeds available HBM ({found.chip.hbm / 2**30:.2f}G)")
+    (limit,) = re.findall(r"exceeds available HBM \(([\d.]+)G\)", str(error.value))
+    # Releases of the compiler keep a few MiB more or less for themselves; the table has the least that they leave.
+    assert 0 <= float(limit) - round(found.chip.hbm / 2**30, 2) < 0.015
 
 
 def test_cpus():

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart smoke test test-slow mutants parity lint format clean
+.PHONY: quickstart smoke test test-slow test-newest test-nightly mutants parity lint format clean
 
 quickstart: .venv/.installed
 	$(BIN)/prl run --config experiments/quickstart.py --workdir runs/quickstart
@@ -16,6 +16,13 @@ test: .venv/.installed-dev
 # What takes minutes a test: runs that are killed at many moments, compilation for whole pods.
 test-slow: .venv/.installed-dev
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 15 -m long
+
+# The tests of `make test` on Python 3.13 with the newest releases that pyproject.toml allows; tests/newest.sh says how.
+test-newest: .venv-newest/.installed
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} sh tests/newest.sh .venv-newest/bin/python -m pytest -q -n 2 --dist loadfile --durations 15 -m "not long"
+
+# What takes an hour or more.
+test-nightly: test-slow test-newest mutants
 
 # Compares the losses with TRL's trainers, in an environment with torch (docs/parity.md).
 parity: .venv-parity/.installed
@@ -34,7 +41,7 @@ format: .venv/.installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-parity runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-parity .venv-newest .newest runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find prl_jax tests experiments parity -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -58,4 +65,10 @@ $(BIN)/python:
 	@echo "Installing torch, TRL and prl_jax into .venv-parity (a few minutes the first time)"
 	@$(BIN)/python -m venv .venv-parity
 	@.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -r parity/requirements.txt --editable .
+	@touch $@
+
+.venv-newest/.installed: pyproject.toml setup.py tests/newest.sh
+	@sh tests/newest.sh python3.13 -m venv --clear .venv-newest
+	@echo "Installing prl_jax and its newest requirements into .venv-newest (a few minutes)"
+	@sh tests/newest.sh .venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@

@@ -33,8 +33,8 @@ class Chip(NamedTuple):
 
 
 # HBM: asked of libtpu 0.0.42 and 0.0.50, which differ by a few MiB; the lesser. The other columns:
-# docs.cloud.google.com/tpu/docs/v5e, v5p and v6e (the bandwidth between chips is given for both directions there, half of
-# it is one device's sending), and for v4 table 4 of arXiv 2304.01433.
+# docs.cloud.google.com/tpu/docs/v5e, v5p and v6e (the bandwidth between chips is given for both directions there, half
+# of it is one device's sending), and for v4 table 4 of arXiv 2304.01433.
 # The two cores of a v4 or v5p chip work as one device ("megacore"), as they do on Cloud TPU.
 TPUS: Mapping[str, Chip] = MappingProxyType(
     {

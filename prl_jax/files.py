@@ -22,6 +22,7 @@ from prl_jax.errors import UserError
 
 AnyPath = str | os.PathLike[str]
 MAX_NESTING = 100  # of JSON that the package reads; nothing that it writes comes near
+MAX_OBJECT = 256 * 1024**2  # bytes of a JSON file that is read at once; the index of a large model has some millions
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:/|$)")
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)
 _SPECIAL = {
@@ -235,6 +236,27 @@ def parse_json(data: str | bytes) -> Any:
         if not level:
             return value
     raise ValueError(too_deep)
+
+
+def read_object(path: AnyPath) -> dict[str, Any]:
+    """The object that a small JSON file holds, such as a `config.json`.
+
+    Raises:
+      UserError: the file cannot be read, is larger than `MAX_OBJECT`, or holds something else.
+    """
+    path = local_path(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_OBJECT:
+            raise UserError(f"{path}: has {size} bytes, expected at most {MAX_OBJECT}")
+        value = parse_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # of what is no UTF-8 too
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return value
 
 
 def _unwritable(path: AnyPath, error: OSError) -> UserError:

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel, split
 from prl_jax.sharding import batch_sharding, replicated, tree_shardings
-from prl_jax.stages.artifacts import Defaults, ModelCard, abstract_model, read_card
+from prl_jax.stages.artifacts import abstract_model
+from prl_jax.stages.cards import Defaults, ModelCard, read_card
 from prl_jax.stages.context import is_directory, lora_config
 from prl_jax.text.judging import JudgeTemplate, verdict_ids
 from prl_jax.text.tokenizer import ByteTokenizer, HFTokenizer

@@ -13,8 +13,9 @@ from prl_jax.data.records import PromptRecord
 from prl_jax.errors import UserError
 from prl_jax.judges import Judge, ScalarJudge, judge_pairs
 from prl_jax.processes import is_leader
-from prl_jax.sampling import SamplingConfig, respond
+from prl_jax.sampling import respond
 from prl_jax.stages.artifacts import load_judge, load_policy
+from prl_jax.stages.cards import sampling_config
 from prl_jax.stages.context import StageContext
 from prl_jax.stages.pieces import Pieces, batches, pieces
 from prl_jax.text.chat import Prompt
@@ -66,7 +67,7 @@ def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> list[l
     count, size = section.samples, section.batch_size
     card, policy, tokenizer = load_policy(context.stage(section.policy), context.mesh, defaults=context.defaults)
     judge = load_judge(context.stage(section.judge), context.mesh, batch_size=size, defaults=context.defaults)
-    sampling = SamplingConfig(card.max_response, (tokenizer.eos_id,), tokenizer.pad_id, temperature=section.temperature)
+    sampling = sampling_config(card, tokenizer, temperature=section.temperature)
     prompts = [record.prompt for record in records]
 
     def sample(i: int, first: int, part: Sequence[Prompt]) -> list[str]:

@@ -17,7 +17,7 @@ from prl_jax.errors import UserError, naming
 from prl_jax.models import DecoderConfig
 from prl_jax.optim import make_optimizer
 from prl_jax.sampling import SamplingConfig
-from prl_jax.stages.artifacts import read_card
+from prl_jax.stages.cards import read_card
 from prl_jax.stages.config import build
 from prl_jax.stages.context import gold_arguments, is_directory, lora_config
 from prl_jax.stages.durations import to_steps

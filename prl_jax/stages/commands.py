@@ -18,9 +18,17 @@ from prl_jax.judges import GenerativeJudge, ScalarJudge
 from prl_jax.models import Decoder, ScalarModel, merge, to_hf, with_param_dtype
 from prl_jax.models.hf.peft import save_adapters
 from prl_jax.processes import whole_batch
-from prl_jax.sampling import SamplingConfig, respond
+from prl_jax.sampling import respond
 from prl_jax.sharding import make_mesh
-from prl_jax.stages.artifacts import EXPORT_FILE, export_card, load_judge, load_model, load_policy
+from prl_jax.stages.artifacts import load_judge, load_model, load_policy
+from prl_jax.stages.cards import (
+    EXPORT_FILE,
+    command_length,
+    export_card,
+    generation_lengths,
+    read_card,
+    sampling_config,
+)
 from prl_jax.stages.judging import judge_records, record_metrics
 
 
@@ -28,7 +36,9 @@ def judge_file(model: Path, data: Path, out: Path, *, batch_size: int) -> dict[s
     """Judges every pair of a file, writes `id, p_12, p_21, p_chosen` rows and returns the metrics."""
     _check_writable(out)
     records = list(load_records(SourceSpec("jsonl", path=str(data)), "preference", data_dir=data.parent))
-    judge = load_judge(model, make_mesh(), batch_size=batch_size, on_long="error")
+    judge = load_judge(
+        model, make_mesh(), batch_size=batch_size, on_long="error", max_length=command_length(read_card(model))
+    )
     assert isinstance(judge, ScalarJudge | GenerativeJudge)
     for record in records:
         assert isinstance(record, PreferenceRecord)
@@ -57,14 +67,8 @@ def generate_file(
     records = list(load_records(SourceSpec("jsonl", path=str(prompts)), "prompt", data_dir=prompts.parent))
     mesh = make_mesh()
     card, policy, tokenizer = load_policy(model, mesh)
-    config = SamplingConfig(
-        max_new_tokens or card.max_response,
-        (tokenizer.eos_id,),
-        tokenizer.pad_id,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-    )
+    max_prompt, room = generation_lengths(card, max_new_tokens=max_new_tokens)
+    config = sampling_config(card, tokenizer, max_new_tokens=room, temperature=temperature, top_k=top_k, top_p=top_p)
     with naming(str(prompts)):
         texts, rollout = respond(
             policy,
@@ -72,7 +76,7 @@ def generate_file(
             [record.prompt for record in records],
             config=config,
             key=jax.random.key(seed),
-            max_prompt=card.max_prompt,
+            max_prompt=max_prompt,
             batch_size=whole_batch(min(batch_size, len(records)), mesh),
             mesh=mesh,
             on_long="error",

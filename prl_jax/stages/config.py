@@ -39,9 +39,10 @@ def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
                 "dtype": "float32",
                 "remat": False,
             },
-            # Tokens that Hugging Face models are used with, whose directories do not say; their activations have the
+            # Tokens that Hugging Face models are used with, whose directories do not say, and what their chat templates
+            # are given beside the conversation, such as dict(enable_thinking=False); their activations have the
             # `dtype` of `model`, and its `remat`.
-            huggingface=dict(max_prompt=1024, max_response=1024),
+            huggingface=dict(max_prompt=1024, max_response=1024, template_args={}),
             # The built-in tasks, for sources of kind "gold" (`GoldArguments`); () and 0 rows keep its defaults.
             gold=dict(
                 seed=0,

@@ -7,7 +7,7 @@ import os
 import sys
 import zlib
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from prl_jax.optim import make_optimizer
 from prl_jax.processes import is_leader
 from prl_jax.progress import Progress
 from prl_jax.sharding import sharded_init
-from prl_jax.stages.artifacts import Defaults, load_decoder, model_tokenizer, read_card
+from prl_jax.stages.artifacts import load_decoder, model_tokenizer
+from prl_jax.stages.cards import Defaults, read_card
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.stopping import StopSignal
 from prl_jax.stages.workdir import Workdir
@@ -136,7 +137,7 @@ def stage_tokenizer(context: StageContext, of_run: Tokenizer | None = None) -> T
     """The tokenizer of a stage that trains from text: of the model directory that it starts from, else the run's."""
     origin = first_model(context)
     if origin:
-        return model_tokenizer(Path(origin))
+        return model_tokenizer(Path(origin), context.defaults)
     return run_tokenizer(context) if of_run is None else of_run
 
 
@@ -149,7 +150,7 @@ def run_tokenizer(context: StageContext) -> Tokenizer:
     if section.kind == "byte":
         return ByteTokenizer()
     if section.kind == "huggingface":
-        return HFTokenizer(Path(section.path))
+        return HFTokenizer(Path(section.path), context.defaults.template_args)
     if section.kind != "bpe":
         raise UserError(f"tokenizer.kind={section.kind!r}, expected 'byte', 'bpe' or 'huggingface'")
     if (directory / FILE_NAME).is_file():
@@ -176,15 +177,9 @@ def keep_tokenizer(context: StageContext, tokenizer: Tokenizer) -> None:
         tokenizer.save(directory)
 
 
-class Origin(TypedDict):
-    """Where a model comes from, as a `ModelCard` says it."""
-
-    base: str | None
-    source: dict[str, Any] | None
-
-
-def initial_decoder(context: StageContext, tokenizer: Tokenizer) -> tuple[Decoder, Origin]:
-    """The decoder that a stage starts from, with adapters if it trains these, and where it comes from.
+def initial_decoder(context: StageContext, tokenizer: Tokenizer) -> tuple[Decoder, dict[str, Any]]:
+    """The decoder that a stage starts from, with adapters if it trains these, and what its card says of where it comes
+    from.
 
     It is that of `init_from`, or a new one of the config's size.
     """
@@ -192,13 +187,13 @@ def initial_decoder(context: StageContext, tokenizer: Tokenizer) -> tuple[Decode
     if not section.init_from:
         config = DecoderConfig.from_dict(context.config.model.to_dict(), vocab_size=tokenizer.vocab_size)
         decoder = sharded_init(lambda: Decoder(config, key=context.key), context.mesh, LOGICAL_AXES)
-        return decoder, Origin(base=None, source=None)
+        return decoder, {}
     base = context.stage(section.init_from)
-    source = read_card(base, context.defaults).source
+    origin = read_card(base, context.defaults).origin
     decoder = load_decoder(base, context.mesh, defaults=context.defaults)
     if not section.lora.rank:
-        return _with_structure(trainable(decoder), tokenizer), Origin(base=None, source=source)
-    return adapted(context, decoder, stream=0), Origin(base=base_name(context, base), source=source)
+        return _with_structure(trainable(decoder), tokenizer), origin
+    return adapted(context, decoder, stream=0), {**origin, "base": base_name(context, base)}
 
 
 def trainable(decoder: Decoder) -> Decoder:

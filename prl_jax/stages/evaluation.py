@@ -18,8 +18,9 @@ from prl_jax.files import write_json
 from prl_jax.judges import Judge, Judged, judge_pairs
 from prl_jax.models import Decoder
 from prl_jax.processes import batch_rows, fetch, is_leader, put_batch
-from prl_jax.sampling import SamplingConfig, respond
-from prl_jax.stages.artifacts import SAMPLES_FILE, load_policy, model_tokenizer, read_card
+from prl_jax.sampling import respond
+from prl_jax.stages.artifacts import SAMPLES_FILE, load_policy, model_tokenizer
+from prl_jax.stages.cards import read_card, sampling_config
 from prl_jax.stages.context import StageContext, gold_arguments
 from prl_jax.stages.judging import judge_records, record_metrics
 from prl_jax.stages.pieces import Pieces, batches, pieces
@@ -207,9 +208,9 @@ def _sample(
 ) -> Sampled:
     section = context.section
     directory = context.stage(section.baseline)
-    card, tokenizer = read_card(directory, context.defaults), model_tokenizer(directory)
+    card, tokenizer = read_card(directory, context.defaults), model_tokenizer(directory, context.defaults)
     temperature = section.temperature if temperature is None else temperature
-    sampling = SamplingConfig(card.max_response, (tokenizer.eos_id,), tokenizer.pad_id, temperature=temperature)
+    sampling = sampling_config(card, tokenizer, temperature=temperature)
     prompts, size = [record.prompt for record in records], section.batch_size
 
     def sample(k: int, first: int, part: Sequence[Prompt]) -> list[tuple[str, float, int]]:

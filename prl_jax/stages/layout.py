@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from prl_jax.errors import UserError
 from prl_jax.models import DecoderConfig
-from prl_jax.stages.artifacts import read_card
+from prl_jax.stages.cards import read_card
 from prl_jax.stages.context import is_directory
 
 

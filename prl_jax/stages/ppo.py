@@ -14,11 +14,11 @@ from prl_jax.checkpoint import Checkpoints
 from prl_jax.data.pipeline import batch_iterator
 from prl_jax.models import LOGICAL_AXES, Decoder, ScalarModel
 from prl_jax.processes import is_leader
-from prl_jax.sampling import SamplingConfig
 from prl_jax.sharding import replicated
 from prl_jax.stages.anchors import read_anchors
 from prl_jax.stages.artifacts import CHECKPOINTS_DIR, Trunks, load_policy, save_card
 from prl_jax.stages.best import BestSoFar
+from prl_jax.stages.cards import sampling_config
 from prl_jax.stages.context import StageContext, adapted, base_name, trainable
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.ppo_step import Setup, iteration, sample_rows
@@ -95,13 +95,8 @@ def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:
     trunks: Trunks = {}
     card, reference, tokenizer = load_policy(context.stage(section.policy), context.mesh, trunks, context.defaults)
     config = PPOConfig(**section.algorithm.to_dict(), temperature=section.temperature)
-    sampling = SamplingConfig(
-        card.max_response,
-        (tokenizer.eos_id,),
-        tokenizer.pad_id,
-        temperature=section.temperature,
-        top_k=section.top_k,
-        top_p=section.top_p,
+    sampling = sampling_config(
+        card, tokenizer, temperature=section.temperature, top_k=section.top_k, top_p=section.top_p
     )
     names = {section.judge, section.evaluation.judge}
     load = functools.partial(named_judge, context, batch_size=section.judge_batch_size, trunks=trunks)

@@ -16,7 +16,7 @@ from prl_jax.losses import pairwise_rl_reward
 from prl_jax.models import Decoder
 from prl_jax.processes import fetch, local_rows, put_batch
 from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, row_keys
-from prl_jax.stages.artifacts import ModelCard
+from prl_jax.stages.cards import ModelCard
 from prl_jax.stages.context import StageContext
 from prl_jax.text.chat import Prompt, encode_prompt, prompt_text, truncate_left
 from prl_jax.text.padding import pad_rows

@@ -19,7 +19,8 @@ from prl_jax.models import ScalarModel
 from prl_jax.processes import shared
 from prl_jax.sharding import replicated
 from prl_jax.stages import supervised
-from prl_jax.stages.artifacts import SAMPLES_SHOWN, ModelCard, make_judge
+from prl_jax.stages.artifacts import SAMPLES_SHOWN, make_judge
+from prl_jax.stages.cards import ModelCard
 from prl_jax.stages.context import StageContext, initial_decoder, stage_tokenizer
 from prl_jax.stages.judging import judge_records
 from prl_jax.text.chat import prompt_text

@@ -9,9 +9,10 @@ from typing import Any
 from prl_jax.data.rows import encode_sft
 from prl_jax.models import Decoder
 from prl_jax.processes import whole_batch
-from prl_jax.sampling import SamplingConfig, respond
+from prl_jax.sampling import respond
 from prl_jax.stages import supervised
-from prl_jax.stages.artifacts import SAMPLES_SHOWN, ModelCard
+from prl_jax.stages.artifacts import SAMPLES_SHOWN
+from prl_jax.stages.cards import ModelCard, sampling_config
 from prl_jax.stages.context import StageContext, initial_decoder, stage_tokenizer
 from prl_jax.text.chat import prompt_text
 from prl_jax.training.sft import SFT
@@ -26,7 +27,7 @@ def run(context: StageContext) -> dict[str, float]:
     card = ModelCard("policy", fields, section.max_prompt, section.max_response, **origin)
     validation = context.records(section.validation, "sft")
     shown = [record.prompt for record in validation[:SAMPLES_SHOWN]]
-    sampling = SamplingConfig(section.max_response, (tokenizer.eos_id,), tokenizer.pad_id)
+    sampling = sampling_config(card, tokenizer)
 
     def sample(model: Decoder) -> list[dict[str, Any]]:
         texts, rollout = respond(

@@ -16,8 +16,9 @@ from prl_jax.data.pipeline import batch_iterator
 from prl_jax.data.rows import stack_rows
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.processes import batch_rows, fetch, is_leader, local_rows, put_batch
-from prl_jax.stages.artifacts import CHECKPOINTS_DIR, ModelCard, save_card
+from prl_jax.stages.artifacts import CHECKPOINTS_DIR, save_card
 from prl_jax.stages.best import BestSoFar
+from prl_jax.stages.cards import ModelCard
 from prl_jax.stages.context import StageContext
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.telemetry import telemetry

@@ -2,9 +2,11 @@
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from prl_jax.errors import UserError
 from prl_jax.files import moving_into
@@ -30,6 +32,9 @@ _HELD = re.compile("\ue0f0([0-9]+)\ue0f1")
 _HOLD_MARKS = re.compile("[\ue0f0\ue0f1]")
 
 
+NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
+
+
 class HFTokenizer:
     """A tokenizer directory in Hugging Face's format, read from local files only, without remote code.
 
@@ -38,12 +43,13 @@ class HFTokenizer:
 
     Args:
       directory: holds the tokenizer files.
+      template_args: what the chat template is given beside the conversation, such as `enable_thinking`.
 
     Raises:
       UserError: when the directory holds no tokenizer that can be read, or one without an end-of-sequence token.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, template_args: Mapping[str, Any] = NO_ARGUMENTS) -> None:
         if not any((directory / name).is_file() for name in _HF_FILES):
             raise UserError(f"{directory}: no tokenizer files (expected one of {', '.join(_HF_FILES)})")
         with _quiet():
@@ -55,7 +61,7 @@ class HFTokenizer:
                 )
             except Exception as error:  # the library raises many kinds for broken files
                 raise UserError(f"{directory}: cannot read the tokenizer: {one_line(error)}") from error
-        self._where = str(directory)
+        self._where, self._arguments = str(directory), dict(template_args)
         if not self._hf.chat_template:
             self._hf.chat_template = DEFAULT_CHAT_TEMPLATE
         self._source = str(self._hf.chat_template)
@@ -126,7 +132,10 @@ class HFTokenizer:
     def _render(self, messages: list[dict[str, str]], *, generate: bool) -> str:
         try:
             return self._hf.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generate, date_string=_DATE
+                messages,
+                tokenize=False,
+                add_generation_prompt=generate,
+                **{"date_string": _DATE, **self._arguments},
             )
         except Exception as error:  # templates raise their own kinds, e.g. for a role that they do not know
             raise UserError(f"{self._where}: the chat template refuses this conversation: {one_line(error)}") from error

@@ -5,7 +5,7 @@ only templates write those.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ from prl_jax.errors import UserError
 from prl_jax.files import parse_json
 from prl_jax.text import export
 from prl_jax.text.common import FILE_NAME, one_line, valid_text, write_json
-from prl_jax.text.huggingface import HFTokenizer
+from prl_jax.text.huggingface import NO_ARGUMENTS, HFTokenizer
 
 SPECIALS = ("pad", "eos", "system", "user", "assistant", "first", "second", "verdict", "reference")
 _VOCAB_MULTIPLE = 16  # embedding rows come in multiples of this, so that matrix shapes suit accelerators
@@ -134,8 +134,12 @@ class BPETokenizer:
         export.save_pretrained(directory, self._backend, self._specials)
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
+def load_tokenizer(directory: Path, template_args: Mapping[str, Any] = NO_ARGUMENTS) -> Tokenizer:
     """Reads what `save` wrote, or a Hugging Face tokenizer directory.
+
+    Args:
+      directory: holds the tokenizer.
+      template_args: what the chat template is given beside the conversation; only Hugging Face tokenizers take any.
 
     Raises:
       UserError: when the directory is missing or holds neither.
@@ -145,7 +149,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory (expected one with {FILE_NAME} or Hugging Face files)")
     if not path.is_file():
-        return HFTokenizer(directory)
+        return HFTokenizer(directory, template_args)
     try:
         data = parse_json(path.read_text(encoding="utf-8"))
         kind = data["kind"]
@@ -155,10 +159,10 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             return BPETokenizer(Backend.from_str(json.dumps(data["tokenizer"])))
     except Exception as error:  # `tokenizers` raises plain Exception
         raise UserError(f"{path}: not a tokenizer file: {one_line(error)}") from error
+    if kind == "huggingface":
+        return HFTokenizer(directory, template_args)
     if kind == "bytes":
         return ByteTokenizer()
-    if kind == "huggingface":
-        return HFTokenizer(directory)
     raise UserError(f'{path}: unknown tokenizer kind "{kind}": expected bytes, bpe or huggingface')
 
 

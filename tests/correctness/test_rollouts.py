@@ -13,7 +13,7 @@ from prl_jax.errors import UserError
 from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, respond, row_keys
 from prl_jax.stages import config as c
 from prl_jax.stages import ppo as ppo_stage
-from prl_jax.stages.artifacts import ModelCard
+from prl_jax.stages.cards import ModelCard
 from prl_jax.stages.checks import check_config
 from prl_jax.types import Rollout
 

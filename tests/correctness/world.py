@@ -15,7 +15,7 @@ from prl_jax.data.records import PromptRecord
 from prl_jax.models import Decoder, ScalarModel
 from prl_jax.sampling import SamplingConfig
 from prl_jax.stages import config as stage_config
-from prl_jax.stages.artifacts import ModelCard
+from prl_jax.stages.cards import ModelCard
 from prl_jax.stages.context import StageContext
 from prl_jax.stages.ppo_step import Setup
 from prl_jax.stages.workdir import Workdir

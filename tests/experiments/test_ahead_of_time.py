@@ -12,7 +12,7 @@ import pytest
 from running import ROOT, on_virtual_devices
 
 from prl_jax.models import Decoder
-from prl_jax.stages.artifacts import read_card
+from prl_jax.stages.cards import read_card
 from prl_jax.stages.checks import check_config
 
 pytestmark = pytest.mark.slow

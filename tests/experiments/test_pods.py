@@ -11,7 +11,7 @@ from running import ROOT
 from prl_jax.plan import Plan, plan_config
 from prl_jax.plan.plan import _compile
 from prl_jax.plan.topology import find_topology
-from prl_jax.stages.artifacts import read_card
+from prl_jax.stages.cards import read_card
 
 pytestmark = pytest.mark.slow
 MODELS = ROOT / "tests" / "configs" / "models"  # the config.json alone

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prl_jax.errors import UserError
-from prl_jax.files import parse_json
+from prl_jax.files import read_object
 from prl_jax.models.config import DecoderConfig
 from prl_jax.models.hf.families import ACTIVATIONS, FAMILIES, FIELDS, FIXED, FULL, INERT, SLIDING, Family
 from prl_jax.models.hf.rope import read_rope
@@ -40,13 +40,7 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     path = Path(directory) / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{directory}: no {CONFIG_FILE}; give a directory with a Hugging Face checkpoint")
-    try:
-        values = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return values
+    return read_object(path)
 
 
 def family_of(hf: Mapping[str, Any], where: str) -> Family:
@@ -118,6 +112,19 @@ def decoder_config(hf: Mapping[str, Any], where: str) -> DecoderConfig:
         window=window,
         windowed=windowed,
     )
+
+
+def context_length(hf: Mapping[str, Any], where: str) -> int:
+    """Tokens that the model can read: the positions that `config.json` names, as many times as RoPE is stretched.
+
+    Llama 3 and Gemma 3 name the positions after stretching; yarn stretches those of pre-training, where it names them.
+    """
+    family = family_of(hf, where)
+    values = _values(hf, family, where)
+    positions, scaling = values["max_position_embeddings"], read_rope(hf, values, family, where)["rope_scaling"]
+    if scaling is None or scaling.kind == "llama3" or "rope_local_base_freq" in family.defaults:
+        return positions
+    return max(positions, int((scaling.original_positions or positions) * scaling.factor))
 
 
 def _values(hf: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:

@@ -1,0 +1,216 @@
+"""What a model directory says of its model, without the model: `model.json` of a stage, or Hugging Face's files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from prl_jax.errors import UserError, naming
+from prl_jax.files import read_object
+from prl_jax.models import DecoderConfig
+from prl_jax.models.config import DTYPES
+from prl_jax.models.hf.config import CONFIG_FILE, context_length, decoder_config, is_reward_model, read_config
+from prl_jax.models.hf.generation import end_tokens, read_generation
+from prl_jax.models.hf.peft import adapter_base
+from prl_jax.sampling import SamplingConfig
+from prl_jax.text.tokenizer import Tokenizer
+
+_EXPECTED = "a stage of a workdir, such as WORKDIR/sft, or a Hugging Face checkpoint"
+EXPORT_FILE = "prl_model.json"  # beside an exported checkpoint: what its config.json cannot say of a judge
+MODEL_FILE = "model.json"
+_MOST_NEW_TOKENS = 1024  # of a response where nobody says how long it may be
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """What a stage directory says of its model.
+
+    Attributes:
+      kind: "policy", "scalar_judge" or "generative_judge".
+      decoder: fields of `DecoderConfig`.
+      max_prompt, max_response: tokens that the model was trained for; a judge that reads pairs has `max_prompt` for
+        the whole row.
+      template: fields of `JudgeTemplate`, of a generative judge.
+      base: the model directory that holds the frozen parameters of a model with adapters; relative paths start at this
+        directory.
+      source: the config.json of the Hugging Face checkpoint that the model descends from.
+      generation: the generation_config.json of that checkpoint, if it has one.
+      context: tokens that the model can read, the scaling of RoPE counted; 0 for a model made from scratch, which has
+        no other limit than what it was trained for.
+      stop_ids: tokens beside the tokenizer's that end a response.
+      template_args: what the tokenizer's chat template is given beside the conversation.
+    """
+
+    kind: str
+    decoder: dict[str, Any]
+    max_prompt: int
+    max_response: int
+    template: dict[str, Any] | None = None
+    base: str | None = None
+    source: dict[str, Any] | None = None
+    generation: dict[str, Any] | None = None
+    context: int = 0
+    stop_ids: tuple[int, ...] = ()
+    template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def config(self) -> DecoderConfig:
+        return DecoderConfig.from_dict(self.decoder)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The fields that a model which is trained from this one takes over."""
+        names = ("source", "generation", "context", "stop_ids", "template_args")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """What a directory in Hugging Face's format does not say of its model.
+
+    Attributes:
+      max_prompt, max_response: tokens to use it with; 0 for what its context leaves.
+      dtype: of its activations; "" for that of its parameters.
+      remat: see `DecoderConfig`.
+      template_args: what chat templates are given beside the conversation, in place of what a card says; empty leaves
+        that.
+    """
+
+    max_prompt: int = 0
+    max_response: int = 0
+    dtype: str = ""
+    remat: bool = False
+    template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+NO_DEFAULTS = Defaults()
+
+
+def stop_ids(card: ModelCard, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """All tokens that end a response: the one that the chat template writes, and those that the directory names."""
+    return tuple(dict.fromkeys([tokenizer.eos_id, *card.stop_ids]))
+
+
+def sampling_config(card: ModelCard, tokenizer: Tokenizer, *, max_new_tokens: int = 0, **values: Any) -> SamplingConfig:
+    """How responses of a model are sampled; by default as long as it was trained for. `values` as of
+    `SamplingConfig`."""
+    return SamplingConfig(max_new_tokens or card.max_response, stop_ids(card, tokenizer), tokenizer.pad_id, **values)
+
+
+def generation_lengths(card: ModelCard, *, max_new_tokens: int = 0, max_length: int = 0) -> tuple[int, int]:
+    """Tokens of a prompt, at most, and of a response, for a command that generates.
+
+    Args:
+      card: of the policy.
+      max_new_tokens: of a response; 0 for what the card says.
+      max_length: of prompt and response together; 0 for the model's own context.
+
+    Raises:
+      UserError: they do not fit into the model's context, or leave no room for a prompt.
+    """
+    response = max_new_tokens or card.max_response
+    if not (card.context or max_length):
+        return card.max_prompt, response
+    length = command_length(card, max_length)
+    if response >= length:
+        raise UserError(
+            f"max_new_tokens={response} leaves no room for a prompt: prompt and response together have {length} "
+            "tokens; give fewer"
+        )
+    return length - response, response
+
+
+def command_length(card: ModelCard, max_length: int = 0) -> int:
+    """Tokens of a row, at most, for a command: those asked for, else the model's own context.
+
+    Raises:
+      UserError: more are asked for than the model can read.
+    """
+    if max_length and card.context and max_length > card.context:
+        raise UserError(f"max_length={max_length} is more than the model's context of {card.context} tokens; give less")
+    return max_length or card.context or trained_length(card)
+
+
+def trained_length(card: ModelCard) -> int:
+    """Tokens of a row as the model was trained, or as its card says that it is used."""
+    return card.max_prompt + (0 if card.kind == "generative_judge" else card.max_response)
+
+
+def read_card(directory: Path, defaults: Defaults = NO_DEFAULTS) -> ModelCard:
+    """What a model directory says of its model; a directory that holds none is a `UserError`."""
+    path = directory / MODEL_FILE
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory; give {_EXPECTED}")
+    base = adapter_base(directory)
+    if base is not None:
+        return read_card(base, defaults)
+    if is_huggingface(directory):
+        return _huggingface_card(directory, defaults)
+    if not path.is_file():
+        raise UserError(f"{directory}: not a model directory (no {MODEL_FILE}, no {CONFIG_FILE}); give {_EXPECTED}")
+    try:
+        values = read_object(path)
+        card = ModelCard(**{**values, "stop_ids": tuple(values.get("stop_ids", ()))})
+        card.config  # noqa: B018  (checks its values)
+    except (ValueError, TypeError, AttributeError, UserError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); train the stage anew") from error
+    return _with_arguments(card, defaults)
+
+
+def is_huggingface(directory: Path) -> bool:
+    """Whether a model directory is one in Hugging Face's format. (A workdir has a config.json too, of another kind.)"""
+    if (directory / MODEL_FILE).is_file() or not (directory / CONFIG_FILE).is_file():
+        return False
+    return bool({"model_type", "architectures"} & set(read_config(directory)))
+
+
+def _huggingface_card(directory: Path, defaults: Defaults) -> ModelCard:
+    values, where = read_config(directory), str(directory / CONFIG_FILE)
+    config, context = decoder_config(values, where), context_length(values, where)
+    stored = values.get("torch_dtype", values.get("dtype"))
+    stored = stored if stored in DTYPES else "float32"
+    config = dataclasses.replace(config, param_dtype=stored, dtype=defaults.dtype or stored, remat=defaults.remat)
+    generation = read_generation(directory)
+    said: dict[str, Any] = {"kind": "scalar_judge" if is_reward_model(values, where) else "policy"}
+    ours = directory / EXPORT_FILE
+    if ours.is_file():
+        said |= read_object(ours)
+    else:
+        with naming(where):
+            prompt, response = _lengths(defaults, context)
+        said |= {"max_prompt": prompt, "max_response": response}
+    try:
+        card = ModelCard(
+            decoder=dataclasses.asdict(config),
+            source=values,
+            generation=generation,
+            context=context,
+            stop_ids=end_tokens(values, generation, config.vocab_size, str(directory)),
+            **said,
+        )
+    except TypeError as error:
+        raise UserError(f"{ours}: cannot be read ({error}); delete it to use the model as a plain policy") from error
+    return _with_arguments(card, defaults)
+
+
+def _lengths(defaults: Defaults, context: int) -> tuple[int, int]:
+    """Tokens of prompts and responses of a Hugging Face model: what is asked for, where its context holds it."""
+    prompt, response = defaults.max_prompt, defaults.max_response
+    if prompt + response > context:
+        raise UserError(
+            f"huggingface.max_prompt={prompt} and huggingface.max_response={response} take {prompt + response} "
+            f"tokens, the model's context holds {context}; set less"
+        )
+    response = response or min(_MOST_NEW_TOKENS, (context - prompt + 1) // 2)
+    return prompt or context - response, response
+
+
+def _with_arguments(card: ModelCard, defaults: Defaults) -> ModelCard:
+    return dataclasses.replace(card, template_args=defaults.template_args) if defaults.template_args else card
+
+
+def export_card(card: ModelCard) -> dict[str, Any]:
+    """What `EXPORT_FILE` says of an exported model beside its config.json."""
+    fields = dataclasses.asdict(card)
+    return {key: fields[key] for key in ("kind", "max_prompt", "max_response", "template", "template_args")}

@@ -59,8 +59,8 @@ def measure(difficulty: int, fraction: float, workdir: Path) -> dict:
     return {
         "difficulty": difficulty,
         "fraction": fraction,
-        "sft_utility_sampled": arms["SFT, sampled"]["utility"],
-        "sft_utility_greedy": arms["SFT, greedy"]["utility"],
+        "sft_utility_sampled": arms["sft, sampled"]["utility"],
+        "sft_utility_greedy": arms["sft, greedy"]["utility"],
         "judges": judges,
         "seconds": round(time.monotonic() - start, 1),
     }

@@ -152,7 +152,7 @@ def check_equal(whole: Run, other: Run, history: Sequence[object]) -> None:
 
     told = "".join(f"\n  {moment}" for moment in history)
     names = [f"{stage}/{file}.jsonl" for stage in TRAINED for file in ("metrics", "samples")]
-    for name in (*names, "evaluation/samples.jsonl", "anchors/anchors.jsonl", "summary.json"):
+    for name in (*names, "evaluation/samples.jsonl", "evaluation/wins.jsonl", "anchors/anchors.jsonl", "summary.json"):
         one, two = ((run.workdir / name).read_bytes() for run in (whole, other))
         assert len(one) > 100 and one == two, f"{name} differs after{told}"
         if name.endswith("metrics.jsonl"):

@@ -121,6 +121,22 @@ def test_metrics_have_what_they_are_read_for(workdir):
     np.testing.assert_allclose([row["reward"] for row in peers], 0.5, atol=1e-6)  # what one wins the other loses
 
 
+def test_curves_of_policies_begin_at_the_same_point(workdir):
+    """Before its first step a policy is the baseline, and these stages measure on the same prompts."""
+    starts = [read_rows(workdir / name / "metrics.jsonl")[0] for name in ("ppo", "peer_ppo", "group_ppo")]
+    assert starts[0] == starts[1] == starts[2]
+    assert starts[0]["step"] == 0 and starts[0]["kl"] == 0 and 0 <= starts[0]["win_rate"] <= 1
+
+
+def test_wins_are_kept_prompt_by_prompt(workdir):
+    rows = read_rows(workdir / "evaluation" / "wins.jsonl")
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert [row["prompt"] for row in rows] == list(range(16)) and len({row["id"] for row in rows}) == 16
+    for arm in summary["arms"]:
+        wins = [row["wins"][arm["name"]] for row in rows]
+        assert np.shape(wins) == (16, 2) and math.isclose(np.mean(wins), arm["win_rate"], abs_tol=1e-9)
+
+
 def test_samples_of_ppo_add_up(workdir):
     for name in PPO:
         rows = read_rows(workdir / name / "samples.jsonl")
@@ -144,8 +160,10 @@ def test_summary_is_the_final_table_as_data(workdir):
     summary = json.loads((workdir / "summary.json").read_text())
     assert set(summary["judges"]) == {"bt", "genrm"} and summary["prompts"] == 16
     assert [arm["stage"] for arm in summary["arms"]] == ["sft", "sft", "pairwise_ppo", "ppo"]
+    assert [arm["name"] for arm in summary["arms"]] == ["sft, sampled", "sft, greedy", "Pairwise-RL", "BT + PPO"]
+    assert summary["baseline"] == "sft" and len(summary["paired"]) == 6
     for arm in summary["arms"]:
-        assert 0 <= arm["win_rate_vs_sft_low"] <= arm["win_rate_vs_sft"] <= arm["win_rate_vs_sft_high"] <= 1
+        assert 0 <= arm["win_rate_low"] <= arm["win_rate"] <= arm["win_rate_high"] <= 1
         assert arm["response_length"] > 0 and "kl" in arm and "utility" in arm
         judged = (arm["judge_accuracy"], arm["judge_ece"], arm["judge_order_consistency"])
         assert all(v is None for v in judged) if arm["judge"] is None else all(0 <= v <= 1 for v in judged)
@@ -224,8 +242,10 @@ def test_judge_writes_both_orders_of_every_pair(workdir, pairs, tmp_path, name):
 @pytest.mark.parametrize("name", JUDGES)
 def test_judge_prints_its_metrics(workdir, pairs, tmp_path, name):
     rows, metrics = judge(workdir / name, pairs, tmp_path / "out.jsonl")
-    keys = ["n", "accuracy", "longer_wins", "ece", "brier", "log_loss", "order_consistency", "ties"]
-    assert list(metrics) == keys and (metrics["n"], metrics["ties"]) == (6, 1)
+    keys = ["n", "not_finite", "accuracy", "accuracy_low", "accuracy_high", "longer_wins", "ece", "brier", "log_loss"]
+    assert list(metrics) == [*keys, "order_consistency", "position_bias", "ties"]
+    assert (metrics["n"], metrics["ties"], metrics["not_finite"]) == (6, 1, 0)
+    assert 0 <= metrics["accuracy_low"] <= metrics["accuracy"] <= metrics["accuracy_high"] <= 1
     p = [row["p_chosen"] for row in rows]
     right = [0.5 if q == 0.5 else float(q > 0.5) for q, row in zip(p, PAIRS, strict=True) if not row.get("tie")]
     assert metrics["accuracy"] == pytest.approx(sum(right) / 5)

@@ -8,8 +8,9 @@ from prl_jax.evaluation.judging import (
     position_bias,
     reliability_bins,
     symmetric_probability,
+    wilson_interval,
 )
-from prl_jax.evaluation.win_rate import bootstrap_interval, win_rate_summary
+from prl_jax.evaluation.win_rate import bootstrap_interval, paired_interval, win_rate_summary
 
 __all__ = [
     "bootstrap_interval",
@@ -17,8 +18,10 @@ __all__ = [
     "judge_metrics",
     "longer_first",
     "order_consistency",
+    "paired_interval",
     "position_bias",
     "reliability_bins",
     "symmetric_probability",
+    "wilson_interval",
     "win_rate_summary",
 ]

@@ -7,6 +7,7 @@ that response 1 is better. A label is the probability that response 1 is better:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -58,32 +59,58 @@ def judge_metrics(
 
     Returns:
       n: number of pairs.
+      not_finite: pairs for which the judge gave no finite number; every metric leaves them out.
       accuracy: share of pairs, ties left out, whose better response gets more than 0.5; exactly 0.5 counts 0.5.
+      accuracy_low, accuracy_high: its 95 % interval over pairs (`wilson_interval`).
       longer_wins: the accuracy, ties left out, of always picking the longer response; None without `longer`.
       ece: expected calibration error over 10 equal bins of `max(p, 1 - p)` on [0.5, 1], against the (soft) label
         probability of the predicted side; all pairs.
       brier: mean of `(p - soft)^2`; all pairs.
       log_loss: mean cross-entropy in nats of `p` against the soft label; all pairs.
       order_consistency: share of pairs where both orders name the same winner (see `order_consistency`).
+      position_bias: see `position_bias`.
       ties: number of ties.
       A metric with nothing to count (no pairs, or only ties) is None.
     """
-    p = symmetric_probability(p_12, p_21)
-    label = label.astype(np.float64)
     tie = label == 0.5 if tie is None else tie
+    finite = np.isfinite(p_12) & np.isfinite(p_21)
+    n, ties = len(label), int(tie.sum())
+    p_12, p_21, label, tie = p_12[finite], p_21[finite], label[finite].astype(np.float64), tie[finite]
+    soft, longer = (None if column is None else column[finite] for column in (soft, longer))
+    p = symmetric_probability(p_12, p_21)
     target = _soft_target(label, soft, tie)
     decided = ~tie
     cross_entropy = -(target * np.log(np.maximum(p, _TINY)) + (1.0 - target) * np.log(np.maximum(1.0 - p, _TINY)))
+    accuracy = _mean(_agreement(p, label)[decided])
+    low, high = wilson_interval(accuracy, int(decided.sum()))
     return {
-        "n": len(p),
-        "accuracy": _mean(_agreement(p, label)[decided]),
+        "n": n,
+        "not_finite": n - len(p),
+        "accuracy": accuracy,
+        "accuracy_low": low,
+        "accuracy_high": high,
         "longer_wins": None if longer is None else _mean(_agreement(longer.astype(np.float64), label)[decided]),
         "ece": expected_calibration_error(p, target) if len(p) else None,
         "brier": _mean((p - target) ** 2),
         "log_loss": _mean(cross_entropy),
         "order_consistency": order_consistency(p_12, p_21) if len(p) else None,
-        "ties": int(tie.sum()),
+        "position_bias": position_bias(p_12, p_21) if len(p) else None,
+        "ties": ties,
     }
+
+
+def wilson_interval(share: float | None, count: int) -> tuple[float | None, float | None]:
+    """The 95 % score interval of a share of `count` pairs (Wilson 1927), None where there is no share.
+
+    Unlike a bootstrap it has a width where all pairs agree. Halves count as half of a success, which makes it a little
+    too wide.
+    """
+    if share is None:
+        return None, None
+    z2 = 1.959964**2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
+    return min(max(middle - half, 0.0), share), max(min(middle + half, 1.0), share)  # rounding apart
 
 
 def reliability_bins(

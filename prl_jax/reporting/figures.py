@@ -189,7 +189,7 @@ def arms_figure(runs: Sequence[RunFiles]) -> Figure | None:
         (names.index(str(arm.get("name"))), index, arm)
         for index, run in enumerate(runs)
         for arm in arms_of(run.summary)
-        if number(arm, "win_rate_vs_sft") is not None
+        if number(arm, "win_rate") is not None
     ]
     if not marks:
         return None
@@ -198,9 +198,9 @@ def arms_figure(runs: Sequence[RunFiles]) -> Figure | None:
     axes.axvline(0.5, color=_FAINT, linewidth=1.0, linestyle="--")
     for row, index, arm in marks:
         offset = 0.0 if len(runs) == 1 else 0.5 * (index / (len(runs) - 1) - 0.5)
-        value = number(arm, "win_rate_vs_sft") or 0.0
+        value = number(arm, "win_rate") or 0.0
         color = COLORS[0] if is_trained(arm) else COLORS[7]
-        axes.errorbar(value, row + offset, xerr=_spread(arm, "win_rate_vs_sft", value), fmt="o", color=color, capsize=3)
+        axes.errorbar(value, row + offset, xerr=_spread(arm, "win_rate", value), fmt="o", color=color, capsize=3)
     axes.set_yticks(range(len(names)), [label(name) for name in names])
     axes.set(ylim=(len(names) - 0.4, -0.6), xlabel="win rate against the SFT policy, 95 % interval over prompts")
     axes.grid(axis="y", visible=False)

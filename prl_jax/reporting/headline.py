@@ -8,7 +8,7 @@ from typing import Any
 from prl_jax.reporting.inputs import RunFiles, number
 from prl_jax.reporting.tables import across_seeds, arms_of, is_trained, judges_of
 
-_KEY = "win_rate_vs_sft"
+_KEY = "win_rate"
 
 
 def headline(runs: Sequence[RunFiles]) -> list[str]:

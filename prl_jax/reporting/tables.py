@@ -60,7 +60,7 @@ _ARM_COLUMNS = (
     Column("judge accuracy", decimal("judge_accuracy")),
     Column("judge ECE", decimal("judge_ece")),
     Column("order consistency", decimal("judge_order_consistency")),
-    Column("win rate vs SFT [95%]", lambda row: interval(row, "win_rate_vs_sft")),
+    Column("win rate vs SFT [95%]", lambda row: interval(row, "win_rate")),
     Column("vs anchor", decimal("win_rate_vs_anchor")),
     Column("utility", decimal("utility")),
     Column("KL", decimal("kl")),
@@ -180,11 +180,11 @@ def combined_table(runs: Sequence[RunFiles]) -> Table:
 
 
 def across_seeds(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means over rows of every numeric key that all rows have; intervals of `win_rate_vs_sft` are over the rows."""
+    """Means over rows of every numeric key that all rows have; intervals of `win_rate` are over the rows."""
     keys = [key for key in rows[0] if all(number(row, key) is not None for row in rows)]
     values = {key: np.array([number(row, key) for row in rows], np.float64) for key in keys}
     means = {key: float(column.mean()) for key, column in values.items()}
-    key = "win_rate_vs_sft"
+    key = "win_rate"
     if key in means:
         mean, low, high = t_interval(values[key].tolist())
         means.pop(f"{key}_low", None), means.pop(f"{key}_high", None)

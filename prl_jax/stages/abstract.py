@@ -20,8 +20,8 @@ from prl_jax.processes import whole_batch
 from prl_jax.sampling import SamplingConfig, decode, prefill
 from prl_jax.stages.abstract_models import AbstractJudge, AbstractModels
 from prl_jax.stages.durations import to_steps
-from prl_jax.stages.evaluation import log_ratio
 from prl_jax.stages.reward_model import stage_objective
+from prl_jax.stages.win_rate import log_ratio
 from prl_jax.training.ppo import CriticContext, PPOConfig, PPOState, make_update, prepare
 from prl_jax.training.rollout import Experience
 from prl_jax.training.sft import SFT
@@ -146,8 +146,9 @@ class _Steps:
         # Evaluations, where they ask more than training did, or somebody else.
         limit, prefix = section.evaluation.prompts.limit, "evaluation_"
         tested = whole_batch(min(limit or section.evaluation.batch_size, section.evaluation.batch_size), models.mesh)
-        if tested > size:
-            yield from self.generate(name, section.policy, policy.model, tested, sampling, held, prefix)
+        asks = self.sampling(section.policy, temperature=section.evaluation.temperature)
+        if tested > size or asks != sampling:
+            yield from self.generate(name, section.policy, policy.model, tested, asks, held, prefix)
         if section.evaluation.judge != section.judge or not scored >= 2 * limit > 0:
             judge, pairs = judges[section.evaluation.judge], 2 * limit or None
             yield from self.judge(name, judge, section.judge_batch_size, pairs, held, prefix)

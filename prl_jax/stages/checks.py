@@ -17,6 +17,7 @@ from prl_jax.errors import UserError, naming
 from prl_jax.models import DecoderConfig
 from prl_jax.optim import make_optimizer
 from prl_jax.sampling import SamplingConfig
+from prl_jax.stages.arms import arm_rows
 from prl_jax.stages.cards import read_card
 from prl_jax.stages.config import build
 from prl_jax.stages.context import gold_arguments, is_directory, lora_config
@@ -225,6 +226,11 @@ def _check_evaluation(config: ConfigDict, name: str) -> None:
             raise UserError(f"{name}.arms.{stage}.judge={arm.judge!r}, expected one of {name}.judges, 'gold' or ''")
     if section.arms and not section.baseline:
         raise UserError(f"{name}.baseline: empty, expected the policy that the arms are compared with")
+    if section.baseline:
+        rows = arm_rows(section)
+        for i, (title, stage, *_) in enumerate(rows):
+            if title in [row[0] for row in rows[:i]]:
+                raise UserError(f"{name}.arms.{stage}.title: another row is called {title!r} too; choose another title")
 
 
 _FURTHER: Mapping[str, Sequence[Callable[[ConfigDict, str], None]]] = {

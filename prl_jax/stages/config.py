@@ -216,8 +216,15 @@ def ppo(**values: Any) -> dict[str, Any]:
             mask_truncated=False,
             bootstrap_truncated=False,
         ),
-        # Samples against the reference's; batch_size: rows that are sampled at once.
-        evaluation=dict(every="20%", prompts=source(split="validation", limit=256), judge="gold", batch_size=256),
+        # One sample a prompt against one of `policy`, which is the same for every arm and step; batch_size: rows that
+        # are sampled at once.
+        evaluation=dict(
+            every="20%",
+            prompts=source(split="validation", limit=256),
+            judge="gold",
+            temperature=1.0,
+            batch_size=256,
+        ),
         log_every="1 steps",
         save_every="20%",
         result="last",  # the parameters of the last step, or of that with the "best" evaluation: the largest win rate
@@ -226,13 +233,14 @@ def ppo(**values: Any) -> dict[str, Any]:
 
 
 def evaluation(**values: Any) -> dict[str, Any]:
-    """Judges on labelled pairs, policies against SFT and anchors, and the final table."""
+    """Judges on labelled pairs, policies against a baseline and anchors, and the final table."""
     defaults = dict(
         kind="evaluation",
         judges=(),
         pairs=source(split="test"),
         baseline="sft",  # the policy that the arms are compared with; "" evaluates judges only
-        arms={},  # stage of a trained policy -> dict(title=, judge=)
+        # Stage of a trained policy -> dict(title=, judge=): its one name in every table, and whom it learned from.
+        arms={},
         prompts=source(split="test", limit=512),
         samples=4,  # a prompt
         judge="gold",  # tells the win rates

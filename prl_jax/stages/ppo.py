@@ -49,7 +49,8 @@ def run(context: StageContext) -> dict[str, float]:
         context,
         setup.reference,
         setup.tokenizer,
-        setup.sampling,
+        # Not as this stage samples to train: the same for every arm, and as in the final table.
+        dataclasses.replace(setup.sampling, temperature=section.evaluation.temperature, top_k=0, top_p=1.0),
         judge=setup.win_rate_judge,
         max_prompt=setup.card.max_prompt,
         section=section.evaluation,
@@ -80,7 +81,8 @@ def run(context: StageContext) -> dict[str, float]:
                 on_step=lambda n, values: shown.progress.update(n, _shown(values)),
                 write=shown.metrics.write,
                 save=save,
-                evaluate=lambda state, n: evaluate(state.policy.model),
+                # Before its first step the policy is the reference.
+                evaluate=lambda state, n: evaluate(state.policy.model) | ({} if n else {"kl": 0.0}),
                 improved=best.improved,
                 timed=shown.timed,
                 stop=lambda n: context.stop(),

@@ -128,6 +128,7 @@ RULES: Mapping[str, Rules] = MappingProxyType(
                 "judge_batch_size": 1,
                 "prompts_per_step": 1,
                 "evaluation.batch_size": 1,
+                "evaluation.temperature": 0,
                 "algorithm.kl_coef": 0,
                 "algorithm.kl_horizon": 1,
             },

@@ -1,22 +1,48 @@
-"""Win rates of policies: who judges, against what, with which interval."""
+"""Win rates of policies: who judges, against what, with which random numbers.
+
+Every policy that an evaluation measures, in the curves of PPO and in the final table alike, meets the same samples of
+the baseline and draws its own with the same random numbers as every other policy (`sample_key`). What then differs
+between two policies is the policies: equal ones have equal numbers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import zlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from prl_jax.data.gold import make_arguments, preference
-from prl_jax.evaluation import bootstrap_interval
+from prl_jax.data.records import PromptRecord
+from prl_jax.evaluation import symmetric_probability, win_rate_summary
 from prl_jax.judges import GoldJudge, Judge, judge_pairs
 from prl_jax.models import Decoder
-from prl_jax.processes import whole_batch
+from prl_jax.processes import batch_rows, fetch, put_batch, whole_batch
 from prl_jax.sampling import SamplingConfig, respond
-from prl_jax.stages.artifacts import Trunks, load_judge
+from prl_jax.stages.artifacts import Trunks, load_judge, model_tokenizer
+from prl_jax.stages.cards import read_card, sampling_config
 from prl_jax.stages.context import StageContext, gold_arguments
+from prl_jax.stages.pieces import Pieces
+from prl_jax.text.chat import Prompt
 from prl_jax.text.tokenizer import Tokenizer
+from prl_jax.training.rollout import join_rows, response_logprobs
+from prl_jax.types import Rollout
+
+_MEASURED = ("win_rate", "win_rate_low", "win_rate_high")
+
+
+class Sampled(NamedTuple):
+    """`K` responses to each of `N` prompts: `texts[k][n]`, KL to the baseline in nats, tokens. Greedy ones have numbers
+    for one of the `K` alone, which are all the same."""
+
+    texts: list[list[str]]
+    kl: Float[np.ndarray, "N K"]
+    tokens: Float[np.ndarray, "N K"]
 
 
 def named_judge(context: StageContext, name: str, *, batch_size: int, trunks: Trunks | None = None) -> Judge:
@@ -26,6 +52,21 @@ def named_judge(context: StageContext, name: str, *, batch_size: int, trunks: Tr
         return load_judge(directory, context.mesh, batch_size=batch_size, trunks=trunks, defaults=context.defaults)
     strength = make_arguments(gold_arguments(context.config)).intransitivity
     return GoldJudge(lambda prompt, first, second: preference(prompt, first, second, intransitivity=strength))
+
+
+def sample_key(seed: int, *, opponent: bool, sample: int) -> jax.Array:
+    """The key of the samples that an evaluation draws, to which row i of the data adds its number.
+
+    It depends on the run's seed alone, not on the stage or the policy. The opponent's samples have another key than
+    those of the policies, or a policy that equals the baseline would only tie with itself.
+
+    Args:
+      seed: of the run.
+      opponent: whether the samples are those that policies are compared with.
+      sample: number of the sample among those of one prompt.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"samples of evaluations"))
+    return jax.random.fold_in(jax.random.fold_in(key, int(opponent)), sample)
 
 
 def policy_win_rate(
@@ -38,28 +79,99 @@ def policy_win_rate(
     max_prompt: int,
     section: ConfigDict,
 ) -> Callable[[Decoder], dict[str, float]]:
-    """A function that measures a policy against the baseline's samples, one response each to the same prompts."""
-    prompts = [record.prompt for record in context.records(section.prompts, "prompt")]
-    key = jax.random.fold_in(context.key, 2**31 - 1)
+    """A function that measures a policy against the baseline's samples, one response each to the same prompts.
 
-    def sample(model: Decoder, stream: int) -> list[str]:
+    What is not finite among its numbers, or has no value, is NaN, which the metrics write as null.
+    """
+    prompts = [record.prompt for record in context.records(section.prompts, "prompt")]
+
+    def sample(model: Decoder, opponent: bool) -> list[str]:
         texts, _ = respond(
             model,
             tokenizer,
             prompts,
             config=sampling,
-            key=jax.random.fold_in(key, stream),
+            key=sample_key(context.config.seed, opponent=opponent, sample=0),
             max_prompt=max_prompt,
             batch_size=whole_batch(min(len(prompts), section.batch_size), context.mesh),
             mesh=context.mesh,
+            first_row=section.prompts.skip,
         )
         return texts
 
-    opponents = sample(baseline, 0)
+    opponents = sample(baseline, True)
 
     def measure(model: Decoder) -> dict[str, float]:
-        wins = judge_pairs(judge, prompts, sample(model, 1), opponents).p_first
-        mean, low, high = bootstrap_interval(wins.astype(np.float64))
-        return {"win_rate": mean, "win_rate_low": low, "win_rate_high": high}
+        judged = judge_pairs(judge, prompts, sample(model, False), opponents)
+        found = win_rate_summary(symmetric_probability(judged.p_12, judged.p_21))
+        values = {key: np.nan if found[key] is None else found[key] for key in _MEASURED}
+        left_out = found["prompts_left_out"]
+        return values | ({"prompts_left_out": float(left_out)} if left_out else {})
 
     return measure
+
+
+def sample_policy(
+    context: StageContext,
+    records: Sequence[PromptRecord],
+    piece: Pieces,
+    baseline: Decoder,
+    policy: Decoder,
+    name: str,
+    *,
+    temperature: float,
+    opponent: bool = False,
+) -> Sampled:
+    """Responses of a policy to the prompts of an evaluation stage, as pieces that are called `name`."""
+    section = context.section
+    directory = context.stage(section.baseline)
+    card, tokenizer = read_card(directory, context.defaults), model_tokenizer(directory, context.defaults)
+    sampling = sampling_config(card, tokenizer, temperature=temperature)
+    prompts, size = [record.prompt for record in records], section.batch_size
+
+    def sample(k: int, first: int, part: Sequence[Prompt]) -> list[tuple[str, float | None, int]]:
+        texts, rollout = respond(
+            policy,
+            tokenizer,
+            part,
+            config=sampling,
+            key=sample_key(context.config.seed, opponent=opponent, sample=k),
+            max_prompt=card.max_prompt,
+            batch_size=size,
+            mesh=context.mesh,
+            first_row=section.prompts.skip + first,
+        )
+        kl = map(finite, _kl(context, policy, baseline, rollout, temperature or 1.0))
+        return list(zip(texts, kl, rollout.mask.sum(1).tolist(), strict=True))
+
+    columns = []
+    # Greedy responses are all the same: one is enough, against each of the opponent's samples.
+    for k in range(section.samples if temperature else 1):
+        columns.append(piece.each(f"{name}_{k}", prompts, size, functools.partial(sample, k)))
+    texts = [[text for text, _, _ in column] for column in columns]
+    numbers = np.array([[row[1:] for row in column] for column in columns], np.float64)
+    return Sampled(texts if temperature else texts * section.samples, *numbers.transpose(2, 1, 0))
+
+
+def _kl(
+    context: StageContext, policy: Decoder, baseline: Decoder, rollout: Rollout, temperature: float
+) -> Float[np.ndarray, "N"]:
+    """`log pi - log pi_baseline` of each response, in nats."""
+    count, totals = len(rollout.response), []
+    for index in batch_rows(count, context.section.batch_size, context.mesh):
+        part = Rollout(*put_batch(tuple(x[index] for x in rollout), context.mesh))
+        totals.append(fetch(log_ratio(policy, baseline, part, temperature), context.mesh))
+    return np.concatenate(totals)[:count]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def log_ratio(policy: Decoder, baseline: Decoder, rollout: Rollout, temperature: float):
+    rows = join_rows(rollout.prompt, rollout.prompt_mask, rollout.response, rollout.mask)
+    logp, _ = response_logprobs(policy, rows, rollout.response, rollout.mask, temperature)
+    base, _ = response_logprobs(baseline, rows, rollout.response, rollout.mask, temperature)
+    return (logp - base).sum(1)
+
+
+def finite(value: float | np.floating) -> float | None:
+    """A number as JSON holds it."""
+    return float(value) if np.isfinite(value) else None

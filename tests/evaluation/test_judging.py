@@ -9,7 +9,8 @@ from hypothesis.extra import numpy as hnp
 
 from prl_jax.evaluation import judging
 
-KEYS = ["n", "accuracy", "longer_wins", "ece", "brier", "log_loss", "order_consistency", "ties"]
+KEYS = ["n", "not_finite", "accuracy", "accuracy_low", "accuracy_high", "longer_wins", "ece", "brier", "log_loss"]
+KEYS += ["order_consistency", "position_bias", "ties"]
 PROBABILITY = st.floats(0, 1, width=32)
 
 
@@ -58,7 +59,9 @@ def test_metrics_equal_the_definitions_pair_by_pair(data, n):
     tie = label == 0.5
     got = judging.judge_metrics(p_12, p_21, label, soft=soft, longer=longer)
     want = plain(p_12, p_21, label, soft, tie, longer)
-    assert list(got) == KEYS
+    assert list(got) == KEYS and got["not_finite"] == 0
+    if got["accuracy"] is not None:
+        assert 0 <= got["accuracy_low"] <= got["accuracy"] <= got["accuracy_high"] <= 1
     for key, value in want.items():
         assert got[key] == (None if value is None else pytest.approx(value, abs=1e-9)), key
     json.dumps(got, allow_nan=False)
@@ -74,7 +77,9 @@ def test_naming_the_responses_the_other_way_round_changes_nothing(data, n):
     # 1 - p is exact on [0.5, 1] only: the bin of a probability at an edge may differ, so ECE is compared elsewhere.
     other = judging.judge_metrics(p_21, p_12, 1 - label, soft=1 - soft, longer=1 - longer)
     for key in KEYS:
-        if key != "ece":
+        if key == "position_bias":
+            assert one[key] == pytest.approx(other[key], abs=1e-6)
+        elif key != "ece":
             assert one[key] == (None if one[key] is None else pytest.approx(other[key], abs=1e-6)), key
 
 
@@ -123,10 +128,34 @@ def test_soft_labels_replace_the_label_only_where_there_are_any():
 
 def test_nothing_to_count_is_none():
     empty = np.zeros(0)
-    assert judging.judge_metrics(empty, empty, empty) == dict.fromkeys(KEYS, None) | {"n": 0, "ties": 0}
+    assert judging.judge_metrics(empty, empty, empty) == dict.fromkeys(KEYS, None) | dict(n=0, not_finite=0, ties=0)
     ties = judging.judge_metrics(np.array([0.7]), np.array([0.3]), np.array([0.5]), longer=np.array([1.0]))
     assert ties["accuracy"] is None and ties["longer_wins"] is None and ties["ties"] == 1
     assert ties["brier"] == pytest.approx(0.04)
+
+
+def test_pairs_without_a_finite_number_are_left_out_and_counted():
+    p_12, p_21 = np.array([0.9, np.nan, 0.2, 0.6]), np.array([0.1, 0.5, 0.9, np.inf])
+    label, columns = np.ones(4), dict(soft=np.full(4, np.nan), longer=np.array([1.0, 1.0, 0.0, 1.0]))
+    got = judging.judge_metrics(p_12, p_21, label, **columns)
+    kept = judging.judge_metrics(p_12[::2], p_21[::2], label[::2], **{k: v[::2] for k, v in columns.items()})
+    assert got == kept | {"n": 4, "not_finite": 2}
+    json.dumps(got, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "low", "high"),
+    [(0.5, 10, 0.2366, 0.7634), (1.0, 3, 0.4385, 1.0), (0.0, 10, 0.0, 0.2775), (0.739, 1000, 0.7109, 0.7653)],
+)
+def test_the_score_interval_of_a_share(share, count, low, high):
+    assert judging.wilson_interval(share, count) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+def test_the_score_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    for truth, count in ((0.75, 40), (0.95, 30), (0.5, 200)):
+        found = [judging.wilson_interval(rng.binomial(count, truth) / count, count) for _ in range(2000)]
+        assert 0.92 <= np.mean([low <= truth <= high for low, high in found]) <= 0.98
 
 
 def test_the_bins_cover_everything_once():

@@ -143,7 +143,7 @@ def fake_summary(seed=0):
 
 
 def win(value, half):
-    return {"win_rate_vs_sft": value, "win_rate_vs_sft_low": value - half, "win_rate_vs_sft_high": value + half}
+    return {"win_rate": value, "win_rate_low": value - half, "win_rate_high": value + half}
 
 
 class Page(html.parser.HTMLParser):

@@ -49,7 +49,7 @@ def test_other_runs_are_drawn_beside_the_first():
     first, second = stage("sft", "sft", [{"loss": 3.0}]), stage("sft", "sft", [{"loss": 2.0}])
     lines = figures.learning_figure([first, second]).axes[0].lines
     assert sorted((line.get_ydata()[0], line.get_alpha()) for line in lines) == [(2.0, 0.3), (3.0, None)]
-    arms = [{"name": "P", "judge": "j", "win_rate_vs_sft": value} for value in (0.6, 0.7)]
+    arms = [{"name": "P", "judge": "j", "win_rate": value} for value in (0.6, 0.7)]
     axes = figures.arms_figure([run(arms=arms[:1]), run(arms=arms[1:])]).axes[0]
     heights = {line.get_xdata()[0]: line.get_ydata()[0] for line in axes.lines if line.get_marker() == "o"}
     assert heights[0.6] != heights[0.7]
@@ -89,9 +89,7 @@ def test_the_reliability_diagram_skips_empty_bins():
 
 @pytest.mark.parametrize("name", ["BT + PPO $x", "_日本", "<b>&"])
 def test_files_are_pictures_whatever_the_names(tmp_path, name):
-    arms = [
-        {"name": name, "judge": "j", "win_rate_vs_sft": 0.6, "win_rate_vs_sft_low": 0.5, "win_rate_vs_sft_high": 0.7}
-    ]
+    arms = [{"name": name, "judge": "j", "win_rate": 0.6, "win_rate_low": 0.5, "win_rate_high": 0.7}]
     paths = figures.write_figures([run(arms=arms)], tmp_path)
     assert list(paths) == ["arms"]
     with Image.open(paths["arms"]) as picture:

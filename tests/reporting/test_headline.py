@@ -11,8 +11,8 @@ def run(arms, label="x", **summary):
 
 
 def arm(name, low, value, high, judge="bt"):
-    bounds = {"win_rate_vs_sft_low": low, "win_rate_vs_sft_high": high}
-    return {"name": name, "judge": judge, "win_rate_vs_sft": value, **bounds}
+    bounds = {"win_rate_low": low, "win_rate_high": high}
+    return {"name": name, "judge": judge, "win_rate": value, **bounds}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_greedy_decoding_stands_beside_it():
 
 def test_no_result_and_no_interval_are_said():
     assert "has not reached its evaluation" in headline.headline([run([])])[0]
-    assert "no interval" in headline.headline([run([{"name": "P", "judge": "j", "win_rate_vs_sft": 0.6}])])[0]
+    assert "no interval" in headline.headline([run([{"name": "P", "judge": "j", "win_rate": 0.6}])])[0]
 
 
 def test_caveats_name_seed_judge_and_weak_judges():

@@ -7,9 +7,9 @@ from prl_jax.reporting import tables
 from prl_jax.reporting.inputs import RunFiles, StageFiles
 
 ARMS = [
-    {"name": "SFT, greedy", "judge": None, "win_rate_vs_sft": 0.56, "kl": 0.0},
-    {"name": "Pairwise-RL", "judge": "pairwise", "win_rate_vs_sft": 0.634, "win_rate_vs_sft_low": 0.619}
-    | {"win_rate_vs_sft_high": 0.65, "kl": 2.5},
+    {"name": "SFT, greedy", "judge": None, "win_rate": 0.56, "kl": 0.0},
+    {"name": "Pairwise-RL", "judge": "pairwise", "win_rate": 0.634, "win_rate_low": 0.619}
+    | {"win_rate_high": 0.65, "kl": 2.5},
 ]
 
 
@@ -34,7 +34,7 @@ def test_the_terminal_table_is_aligned():
 
 
 def test_the_terminal_gets_no_control_characters():
-    text = tables.terminal_table({"arms": [{"name": "\x1b[2Jx\x07", "win_rate_vs_sft": 0.5}]})
+    text = tables.terminal_table({"arms": [{"name": "\x1b[2Jx\x07", "win_rate": 0.5}]})
     assert "\x1b" not in text and "\x07" not in text and "␛[2Jx␇" in text
 
 

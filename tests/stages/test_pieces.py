@@ -12,9 +12,10 @@ from fakes import LetterTokenizer, UtilityJudge, make_decoder, one_device, user
 
 from prl_jax.data.records import PromptRecord
 from prl_jax.errors import Stopped
-from prl_jax.stages import anchors, evaluation
+from prl_jax.stages import anchors, win_rate
 from prl_jax.stages import config as c
 from prl_jax.stages import pieces as module
+from prl_jax.stages.cards import ModelCard
 from prl_jax.stages.context import StageContext
 from prl_jax.stages.pieces import batches, drop_pieces, pieces
 from prl_jax.stages.stopping import StopSignal
@@ -142,14 +143,14 @@ def test_a_part_of_a_stage_draws_as_its_rows_of_the_whole(tmp_path, monkeypatch)
         seen.append((str(jax.random.key_data(key)), first_row, [prompt[0].content for prompt in prompts]))
         return ["text"] * len(prompts), SimpleNamespace(mask=np.ones((len(prompts), 4), bool))
 
-    card, tokenizer = SimpleNamespace(max_prompt=5, max_response=4), LetterTokenizer()
-    for stage in (anchors, evaluation):
+    card, tokenizer = ModelCard("policy", {}, 5, 4), LetterTokenizer()
+    for stage in (anchors, win_rate):
         monkeypatch.setattr(stage, "respond", respond)
-        monkeypatch.setattr(stage, "load_policy", lambda *_, **__: (card, None, tokenizer))
+    monkeypatch.setattr(anchors, "load_policy", lambda *_, **__: (card, None, tokenizer))
     monkeypatch.setattr(anchors, "load_judge", lambda *_, **__: UtilityJudge(lambda prompt, text: 0.0))
-    monkeypatch.setattr(evaluation, "read_card", lambda *_: card)
-    monkeypatch.setattr(evaluation, "model_tokenizer", lambda _: tokenizer)
-    monkeypatch.setattr(evaluation, "_kl", lambda _, __, ___, rollout, ____: np.zeros(len(rollout.mask)))
+    monkeypatch.setattr(win_rate, "read_card", lambda *_: card)
+    monkeypatch.setattr(win_rate, "model_tokenizer", lambda *_: tokenizer)
+    monkeypatch.setattr(win_rate, "_kl", lambda _, __, ___, rollout, ____: np.zeros(len(rollout.mask)))
 
     def check(count):
         for key in {key for key, _, _ in seen}:
@@ -165,5 +166,5 @@ def test_a_part_of_a_stage_draws_as_its_rows_of_the_whole(tmp_path, monkeypatch)
     context = StageContext("evaluation", config, workdir, one_device())
     with pieces(context, 6) as piece:
         model = make_decoder(layers=1)
-        evaluation._sample(context, records, piece, model, model, stream=0)
+        win_rate.sample_policy(context, records, piece, model, model, "x", temperature=1.0)
     check(2)

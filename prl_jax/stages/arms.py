@@ -1,0 +1,232 @@
+"""Policies side by side: the same prompts, opponents and random numbers for all, every win kept."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from prl_jax.data.gold import attributes, utility
+from prl_jax.data.records import PromptRecord
+from prl_jax.evaluation import (
+    order_consistency,
+    paired_interval,
+    position_bias,
+    symmetric_probability,
+    win_rate_summary,
+)
+from prl_jax.judges import Judge, judge_pairs
+from prl_jax.stages.artifacts import load_policy
+from prl_jax.stages.context import StageContext, is_directory
+from prl_jax.stages.pieces import Pieces, batches
+from prl_jax.stages.win_rate import Sampled, finite, named_judge, sample_policy
+from prl_jax.text.chat import Prompt, prompt_text
+
+
+class Arm(NamedTuple):
+    """A row of the final table; `judge` is the one that a trained policy learned from."""
+
+    name: str
+    stage: str
+    judge: str | None
+    sampled: Sampled
+
+
+class Table(NamedTuple):
+    """What becomes of the arms: parts of `summary.json`, and the rows of `wins.jsonl` and `samples.jsonl`."""
+
+    summary: dict[str, Any]
+    wins: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+
+
+def called(name: str) -> str:
+    """What a stage or model directory is called for readers."""
+    return Path(name).resolve().name if is_directory(name) else name
+
+
+def arm_rows(section: ConfigDict) -> list[tuple[str, str, str, float]]:
+    """The rows of the final table: name, stage, the judge that it learned from or "", temperature.
+
+    The first ones are the baseline's own, sampled and greedy.
+    """
+    baseline = called(section.baseline)
+    rows = [(f"{baseline}, sampled", section.baseline, "", section.temperature)] if section.temperature else []
+    rows += [(f"{baseline}, greedy", section.baseline, "", 0.0)]
+    arms = section.arms.items()
+    return rows + [(arm.title or called(stage), stage, arm.judge, section.temperature) for stage, arm in arms]
+
+
+def arms_pieces(section: ConfigDict, records: Sequence[PromptRecord]) -> int:
+    """In how many pieces `compare_arms` comes."""
+    if not section.baseline:
+        return 0
+    columns = [section.samples if temperature else 1 for *_, temperature in arm_rows(section)]
+    opponents = section.samples if section.temperature else 1
+    judged = len(columns) * section.samples * (1 + has_anchors(section, records))
+    return (opponents + sum(columns) + judged) * batches(len(records), section.batch_size)
+
+
+def has_anchors(section: ConfigDict, records: Sequence[PromptRecord]) -> bool:
+    return section.anchors == "reference" and all(record.reference is not None for record in records)
+
+
+def compare_arms(
+    context: StageContext,
+    records: Sequence[PromptRecord],
+    judges: Mapping[str, Mapping[str, Any]],
+    piece: Pieces,
+) -> Table:
+    """Samples, judges and compares all arms; `judges` holds what is known of judges that arms learned from."""
+    section = context.section
+    judge = named_judge(context, section.judge, batch_size=section.batch_size)
+    _, baseline, _ = load_policy(context.stage(section.baseline), context.mesh, defaults=context.defaults)
+    draw = functools.partial(sample_policy, context, records, piece, baseline)
+    opponents = draw(baseline, "opponents", temperature=section.temperature, opponent=True).texts
+    arms = []
+    for i, (name, stage, learned, temperature) in enumerate(arm_rows(section)):
+        policy = baseline
+        if stage != section.baseline:
+            _, policy, _ = load_policy(context.stage(stage), context.mesh, defaults=context.defaults)
+        arms.append(Arm(name, stage, learned or None, draw(policy, f"arm_{i}", temperature=temperature)))
+    ask = functools.partial(_judged, piece, judge, [record.prompt for record in records], section.batch_size)
+    both = [ask(f"orders_{i}", arm.sampled.texts, opponents) for i, arm in enumerate(arms)]
+    wins = [_wins(orders) for orders in both]
+    anchored = [None] * len(arms)
+    if has_anchors(section, records):
+        anchors = [[record.reference for record in records]] * section.samples
+        anchored = [_wins(ask(f"anchor_orders_{i}", arm.sampled.texts, anchors)) for i, arm in enumerate(arms)]
+    gold = section.judge == "gold"
+    rows = [_row(*row, records, judges, section.bootstrap, gold) for row in zip(arms, wins, anchored, strict=True)]
+    pairs = [
+        {"arm": arms[i].name, "other": arms[j].name, **paired_interval(wins[i], wins[j], samples=section.bootstrap)}
+        for j, i in itertools.combinations(range(len(arms)), 2)
+    ]
+    summary = {
+        "baseline": called(section.baseline),
+        "arms": rows,
+        "paired": pairs,
+        "win_rate_judge": section.judge,
+        "win_rate_judge_orders": _orders(both, arms, opponents),
+        "prompts": len(records),
+        "samples_per_prompt": section.samples,
+        "notes": [
+            f"Win rates are those of judge '{section.judge}', {section.samples} samples a prompt at temperature "
+            f"{section.temperature:g}, each against an independent sample of {called(section.baseline)}: the same "
+            "prompts, the same samples of the opponent and the same random numbers for every arm."
+        ],
+    }
+    first = section.prompts.skip
+    return Table(summary, _win_rows(records, arms, wins, first), _side_by_side(records, arms, gold))
+
+
+def _row(
+    arm: Arm,
+    wins: Float[np.ndarray, "N K"],
+    anchored: Float[np.ndarray, "N K"] | None,
+    records: Sequence[PromptRecord],
+    judges: Mapping[str, Mapping[str, Any]],
+    resamples: int,
+    gold: bool,
+) -> dict[str, Any]:
+    """A row of the final table."""
+    of_judge = judges.get(arm.judge or "", {})
+    return {
+        "name": arm.name,
+        "stage": arm.stage,
+        "judge": arm.judge,
+        **{f"judge_{key}": of_judge.get(key) for key in _OF_JUDGE},
+        **win_rate_summary(wins, samples=resamples),
+        "win_rate_vs_anchor": None if anchored is None else win_rate_summary(anchored, samples=1)["win_rate"],
+        "kl": finite(arm.sampled.kl.mean()),
+        "response_length": float(arm.sampled.tokens.mean()),
+        **(_utilities(records, arm.sampled.texts) if gold else {}),
+    }
+
+
+_OF_JUDGE = ("accuracy", "accuracy_low", "accuracy_high", "ece", "order_consistency")
+
+
+def _win_rows(
+    records: Sequence[PromptRecord], arms: Sequence[Arm], wins: Sequence[Float[np.ndarray, "N K"]], first: int
+) -> list[dict[str, Any]]:
+    """For each prompt, how often each arm's samples win, and how long they are."""
+    return [
+        {
+            "prompt": first + n,
+            "id": record.id,
+            "wins": {arm.name: [finite(x) for x in won[n]] for arm, won in zip(arms, wins, strict=True)},
+            "tokens": {arm.name: arm.sampled.tokens[n].astype(int).tolist() for arm in arms},
+        }
+        for n, record in enumerate(records)
+    ]
+
+
+def _judged(
+    piece: Pieces,
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    size: int,
+    name: str,
+    texts: Sequence[Sequence[str]],
+    others: Sequence[Sequence[str]],
+) -> Float[np.ndarray, "N K 2"]:
+    """`p_12` and `p_21` of sample k against the other's sample k; NaN where they are not finite."""
+
+    def compare(_: int, part: Sequence[tuple[Prompt, str, str]]) -> list[list[float | None]]:
+        judged = judge_pairs(judge, *map(list, zip(*part, strict=True)))
+        return [[finite(a), finite(b)] for a, b in zip(judged.p_12, judged.p_21, strict=True)]
+
+    columns = [list(zip(prompts, a, b, strict=True)) for a, b in zip(texts, others, strict=False)]
+    found = [piece.each(f"{name}_{k}", column, size, compare) for k, column in enumerate(columns)]
+    return np.array(found, np.float64).swapaxes(0, 1)
+
+
+def _wins(orders: Float[np.ndarray, "N K 2"]) -> Float[np.ndarray, "N K"]:
+    return symmetric_probability(orders[..., 0].ravel(), orders[..., 1].ravel()).reshape(orders.shape[:2])
+
+
+def _orders(
+    both: Sequence[Float[np.ndarray, "N K 2"]], arms: Sequence[Arm], opponents: Sequence[Sequence[str]]
+) -> dict[str, float | int | None]:
+    """How the judge dealt with the two orders of the very comparisons that gave the win rates; identical responses,
+    which it is not asked about, left out."""
+    asked = [
+        orders[n, k]
+        for orders, arm in zip(both, arms, strict=True)
+        for k, (texts, others) in enumerate(zip(arm.sampled.texts, opponents, strict=False))
+        for n, (text, other) in enumerate(zip(texts, others, strict=True))
+        if text != other and np.isfinite(orders[n, k]).all()
+    ]
+    p_12, p_21 = np.array(asked, np.float64).reshape(-1, 2).T
+    if not asked:
+        return {"n": 0, "order_consistency": None, "position_bias": None}
+    consistency, bias = order_consistency(p_12, p_21), position_bias(p_12, p_21)
+    return {"n": len(asked), "order_consistency": consistency, "position_bias": bias}
+
+
+def _utilities(records: Sequence[PromptRecord], texts: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Mean exact utility and attributes over all samples."""
+    pairs = [(prompt_text(r.prompt), text) for column in texts for r, text in zip(records, column, strict=True)]
+    parts = [attributes(prompt, text) for prompt, text in pairs]
+    means = {name: float(np.mean([getattr(part, name) for part in parts])) for name in parts[0]._fields}
+    return {"utility": float(np.mean([utility(prompt, text) for prompt, text in pairs])), "attributes": means}
+
+
+def _side_by_side(records: Sequence[PromptRecord], arms: Sequence[Arm], gold: bool) -> list[dict[str, Any]]:
+    """For each prompt, the first sample of every arm."""
+    out = []
+    for i, record in enumerate(records):
+        prompt = prompt_text(record.prompt)
+        responses = {arm.name: arm.sampled.texts[0][i] for arm in arms}
+        row = {"prompt": prompt, "anchor": record.reference, "responses": responses}
+        if gold:
+            row["utilities"] = {name: utility(prompt, text) for name, text in responses.items()}
+        out.append(row)
+    return out

@@ -89,8 +89,10 @@ def _check_section(config: ConfigDict, name: str) -> None:
         if value_at(section, key) not in words:
             raise UserError(f"{name}.{key}={value_at(section, key)!r}, expected one of {', '.join(map(repr, words))}")
     for key, least in rules.at_least.items():
-        if not value_at(section, key) >= least:
-            raise UserError(f"{name}.{key}={value_at(section, key)!r}, expected at least {least}")
+        value, open_ = value_at(section, key), key in rules.from_data
+        if not (value >= least or (open_ and value == 0)):
+            more = ", or 0: as long as the data need" if open_ else ""
+            raise UserError(f"{name}.{key}={value!r}, expected at least {least}{more}")
     for key, kinds in rules.stages.items():
         if key not in unused:
             _check_reference(config, name, key, value_at(section, key), kinds)

@@ -40,6 +40,7 @@ class Rules:
       durations: durations that are parts of the stage.
       optimizers: keys of optimizers.
       at_least: key -> its smallest value.
+      from_data: lengths that may be 0: as long as the data need.
       unused: a section -> keys that it does not look at, as it stands.
     """
 
@@ -51,6 +52,7 @@ class Rules:
     durations: Sequence[str] = ()
     optimizers: Sequence[str] = ()
     at_least: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    from_data: Sequence[str] = ()
     unused: Callable[[ConfigDict], Sequence[str]] = lambda section: ()
 
 
@@ -63,6 +65,7 @@ _SUPERVISED: Mapping[str, Any] = dict(
 _RESULT = {"result": RESULTS}
 _SIZES = {"batch_size": 1, "accumulate": 1}
 _ROOM = {"max_prompt": 2, "max_response": 2}
+_FROM_DATA = tuple(_ROOM)
 
 RULES: Mapping[str, Rules] = MappingProxyType(
     {
@@ -71,6 +74,7 @@ RULES: Mapping[str, Rules] = MappingProxyType(
             sources={"data": "sft", "validation": "sft"},
             choices={"train_on": TRAIN_ON, **_RESULT},
             at_least={**_SIZES, **_ROOM},
+            from_data=_FROM_DATA,
             **_SUPERVISED,
         ),
         "bradley_terry": Rules(
@@ -78,6 +82,7 @@ RULES: Mapping[str, Rules] = MappingProxyType(
             sources={"data": "preference", "validation": "preference"},
             choices=_RESULT,
             at_least={**_SIZES, **_ROOM, "label_smoothing": 0, "center": 0},
+            from_data=_FROM_DATA,
             **_SUPERVISED,
         ),
         "generative": Rules(
@@ -85,6 +90,7 @@ RULES: Mapping[str, Rules] = MappingProxyType(
             sources={"data": "preference", "validation": "preference"},
             choices={"template": JUDGE_TEMPLATES, "form": FORMS, **_RESULT},
             at_least={**_SIZES, "max_length": 1, "w_ce": 0, "w_cons": 0},
+            from_data=("max_length",),
             **_SUPERVISED,
         ),
         "anchors": Rules(

@@ -1,0 +1,122 @@
+"""Every shipped config runs to its end, on the data that its docstring asks for, with a tiny checkpoint of its family."""
+
+import gzip
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chat_families
+import hf_checkpoints
+import pytest
+from running import ROOT, prl, says, unoptimised
+
+FILES = sorted((ROOT / "experiments").glob("*.py"))
+WORDS = ("hi", "hello", "bye", "ciao", "brief", "user", "model")
+
+
+class Run(NamedTuple):
+    """How a config is run small.
+
+    Attributes:
+      checkpoint: a case of `hf_checkpoints`, of the family that the docstring names; "" where it asks for no model.
+      tokenizer: its name in `chat_families`.
+      overrides: what makes it small.
+    """
+
+    checkpoint: str
+    tokenizer: str
+    overrides: tuple[str, ...]
+
+
+_JUDGED = ("evaluation.pairs.limit=4", "evaluation.prompts.limit=4", "evaluation.samples=1", "evaluation.bootstrap=20")
+_PPO = ("prompts_per_step=4", "duration=2 steps", "critic_warmup=1 steps", "evaluation.every=2 steps",
+        "evaluation.prompts.limit=4", "algorithm.accumulate=2", "judge_batch_size=8")  # fmt: skip
+_ADAPTERS = (
+    "genrm.duration=2 steps",
+    "genrm.batch_size=4",
+    "genrm.accumulate=2",
+    "genrm.validation.limit=4",
+    "anchors.prompts.limit=24",
+    "pairwise_ppo.prompts.limit=24",
+    *(f"pairwise_ppo.{value}" for value in _PPO),
+    *_JUDGED,
+    "evaluation.batch_size=4",
+)
+_WHOLE = (
+    *_ADAPTERS,
+    "sft.duration=2 steps",
+    "sft.batch_size=4",
+    "sft.accumulate=2",
+    "sft.validation.limit=4",
+    "sft.max_prompt=32",
+    "sft.max_response=8",
+    "genrm.max_length=256",
+    "huggingface.max_prompt=32",
+    "huggingface.max_response=8",
+)
+_TASKS = ("model.width=16", "model.layers=1", "model.heads=2", "model.kv_heads=1", "model.head_dim=8",
+          "model.mlp_width=32")  # fmt: skip
+RUNS = {
+    "own_model": Run("mistral", "mistral", _ADAPTERS),
+    "qwen3_0_6b_lora_gpu": Run("qwen3", "qwen3", _ADAPTERS),
+    "gemma3_4b_h100x8": Run("gemma3", "gemma", _WHOLE),
+    "gemma3_4b_v6e_4x4": Run("gemma3", "gemma", _WHOLE),
+    "llama3_2_1b_v5e_4x4": Run("llama-llama3", "llama3", _WHOLE),
+    "llama3_8b_v5e_8x8": Run("llama", "llama3", _WHOLE),
+    "llama3_8b_v5p_4x4x4": Run("llama", "llama3", _WHOLE),
+    "quickstart": Run("", "", (*_TASKS, *(f"{name}.duration=2 steps" for name in ("sft", "bt", "genrm")), *_JUDGED)),
+    "ukp_judges": Run("", "", (*_TASKS, "tokenizer.vocab_size=300", "bt.batch_size=4", "genrm.batch_size=4", *_JUDGED)),
+    "hh_pairwise_ppo": Run("", "", (*_TASKS, "tokenizer.vocab_size=300", *_JUDGED)),
+}
+QUICK = ("own_model", "llama3_8b_v5e_8x8")  # adapters, and everything trained
+
+
+def text(words: int, start: int) -> str:
+    return " ".join(WORDS[(start + 3 * i) % len(WORDS)] for i in range(words))
+
+
+def pairs(number: int) -> list[dict[str, Any]]:
+    """Rows of the schema of preference data, a few of which have several turns or a tie."""
+    rows: list[dict[str, Any]] = []
+    for i in range(number):
+        row = {"id": f"pair:{i}", "prompt": text(2 + i % 3, i), "chosen": text(3, i + 1), "rejected": text(4, i + 2)}
+        rows.append(row | {"label_source": "human", "source": "made_up"})
+    return rows
+
+
+def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def write_model(folder: Path, run: Run) -> Path:
+    """A tiny checkpoint with its family's kind of tokenizer."""
+    tokenizer = chat_families.write_tokenizer(folder, chat_families.FAMILIES[run.tokenizer])
+    words = len(json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"]) + 16
+    config = {**hf_checkpoints.CASES[run.checkpoint], "vocab_size": words, "max_position_embeddings": 1024}
+    return hf_checkpoints.write(folder, config, "bfloat16")
+
+
+def test_each_config_has_an_entry():
+    assert set(RUNS) == {path.stem for path in FILES}
+    assert set(QUICK) < set(RUNS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in RUNS]
+)
+def test_it_runs_to_its_end(name, tmp_path, monkeypatch):
+    run, argument = RUNS[name], ""
+    if run.checkpoint:
+        model = write_model(tmp_path / "model", run)
+        argument = f":{model},{write(tmp_path / 'pairs.jsonl.gz', pairs(600))}"
+    overrides = [f"--config.{value}" for value in run.overrides]
+    with unoptimised():
+        done = prl("run", "--config", f"{ROOT / 'experiments' / name}.py{argument}", "--workdir", tmp_path / "run",
+                   *overrides)  # fmt: skip
+    assert done.code == 0, done.err
+    report = tmp_path / "run" / "report.html"
+    assert report.is_file() and says(done.out, f"Report: {report}")

@@ -31,7 +31,6 @@ def get_config(arguments: str = "./model,pairs.jsonl") -> ConfigDict:
         holdout=100,
         generative=dict(
             lora=adapters,
-            max_length=3072,
             duration="1 epochs",
             batch_size=32,
             accumulate=8,
@@ -48,5 +47,4 @@ def get_config(arguments: str = "./model,pairs.jsonl") -> ConfigDict:
             algorithm=dict(accumulate=8, kl_coef=0.05),
         ),
         evaluation_batch=32,
-        huggingface=dict(max_prompt=1024, max_response=1024),
     )

@@ -27,7 +27,6 @@ def get_config(arguments: str = "./model,pairs.jsonl") -> ConfigDict:
         holdout=500,
         generative=dict(
             lora=adapters,
-            max_length=1536,
             duration="1 epochs",
             batch_size=64,
             accumulate=16,
@@ -44,5 +43,4 @@ def get_config(arguments: str = "./model,pairs.jsonl") -> ConfigDict:
             algorithm=dict(accumulate=8, kl_coef=0.03),
         ),
         evaluation_batch=64,
-        huggingface=dict(max_prompt=512, max_response=512),
     )

@@ -150,13 +150,11 @@ def _plan(argv: Sequence[str]) -> int:
     import jax
 
     from prl_jax.plan import as_json, as_text, plan_config
-    from prl_jax.stages.checks import check_config
 
     jax.config.update("jax_platforms", "cpu")
-    check_config(values.config)
     tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     plan = plan_config(values.config, values.topology, functions=values.functions or None, tell=tell)
-    print(json.dumps(as_json(plan, values.config)) if values.json else as_text(plan, values.config))
+    print(json.dumps(as_json(plan, plan.config)) if values.json else as_text(plan, plan.config))
     return 0 if plan.fits else EXIT_DOES_NOT_FIT
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +24,11 @@ from prl_jax.plan.quiet import said_to_stderr
 from prl_jax.plan.topology import find_topology
 from prl_jax.sharding import make_mesh
 from prl_jax.stages.abstract import Step, abstract_steps
+from prl_jax.stages.checks import check_config
+from prl_jax.stages.context import StageContext
 from prl_jax.stages.layout import check_layout
+from prl_jax.stages.lengths import with_lengths
+from prl_jax.stages.workdir import Workdir
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -79,6 +85,7 @@ class Plan(NamedTuple):
       mesh: sizes of its axes.
       chip: limits of a device; None for CPUs.
       functions: in the order in which a run calls them first.
+      config: with the lengths that were taken from the data.
     """
 
     topology: str
@@ -86,6 +93,7 @@ class Plan(NamedTuple):
     mesh: Mapping[str, int]
     chip: Chip | None
     functions: tuple[Function, ...]
+    config: ConfigDict
 
     @property
     def fits(self) -> bool:
@@ -107,7 +115,8 @@ def plan_config(
     """Traces every function of a config and compiles it for the topology.
 
     Args:
-      config: as a run takes it; model directories need no more than their config.json.
+      config: as a run takes it; model directories need no more than their config.json. Data are read only where lengths
+        are left to them, and so is the tokenizer.
       topology: `v5e:8x8`, `cpu:8`.
       functions: names of those to compile, `sft/train_step`; the others are only traced and lowered. None compiles all.
       tell: takes lines about the progress.
@@ -115,8 +124,13 @@ def plan_config(
     Raises:
       UserError: there is no such topology, or the config cannot be cut over its devices.
     """
+    check_config(config)
     found = find_topology(topology)
     mesh = make_mesh(**config.mesh.to_dict(), devices=found.devices)
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Workdir(Path(folder) / "run", config)
+        surroundings = lambda config: StageContext(config.stages[0], config, workdir, mesh)  # noqa: E731
+        config = with_lengths(config, surroundings, tell=tell)
     for name in config.stages:
         check_layout(config, name, mesh)
     devices, compiled = len(found.devices), dict[str, _Compiled]()
@@ -133,7 +147,7 @@ def plan_config(
             if key not in compiled:
                 compiled[key] = _compile(step.name, lowered, tell)
             planned.append(_function(step, devices, found.chip, compiled[key]))
-    return Plan(topology, devices, dict(mesh.shape), found.chip, tuple(planned))
+    return Plan(topology, devices, dict(mesh.shape), found.chip, tuple(planned), config)
 
 
 def _check_names(names: Collection[str], steps: Sequence[Step]) -> None:

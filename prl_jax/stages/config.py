@@ -1,6 +1,7 @@
 """Every key that a config can set, with its default. Experiments call `build` with their stages.
 
-Durations are strings: "300 steps", "2 epochs", "20000 examples", "10%" (of the stage).
+Durations are strings: "300 steps", "2 epochs", "20000 examples", "10%" (of the stage). Lengths (`max_prompt`,
+`max_response`, `max_length`) are in tokens; 0 is as long as the data need, at most the model's context.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
                 "dtype": "float32",
                 "remat": False,
             },
-            # Tokens that Hugging Face models are used with, whose directories do not say, and what their chat templates
-            # are given beside the conversation, such as dict(enable_thinking=False); their activations have the
-            # `dtype` of `model`, and its `remat`.
+            # Tokens that Hugging Face models are used with, whose directories do not say (0: as many as the data need),
+            # and what their chat templates are given beside the conversation, such as dict(enable_thinking=False);
+            # their activations have the `dtype` of `model`, and its `remat`.
             huggingface=dict(max_prompt=1024, max_response=1024, template_args={}),
             # The built-in tasks, for sources of kind "gold" (`GoldArguments`); () and 0 rows keep its defaults.
             gold=dict(

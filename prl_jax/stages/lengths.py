@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -84,17 +84,17 @@ def uses(config: ConfigDict) -> Iterator[Use]:
 
 def with_lengths(
     config: ConfigDict,
-    surroundings: StageContext,
+    surroundings: Callable[[ConfigDict], StageContext],
     *,
-    known: Mapping[str, int] = MappingProxyType({}),
+    known: Mapping[str, Any] = MappingProxyType({}),
     tell: Callable[[str], None] = lambda line: None,
 ) -> ConfigDict:
     """The config with every length given; itself where it leaves none to the data.
 
     Args:
       config: checked by `check_config`.
-      surroundings: of any stage of this run: where its sources and tokenizers are.
-      known: lengths that were found before, by key: those of a run that continues.
+      surroundings: gives the context of any stage of a config: where sources and tokenizers are.
+      known: the config of the run that this one continues; its lengths stay.
       tell: takes a line about each length.
 
     Raises:
@@ -106,10 +106,10 @@ def with_lengths(
     found = ConfigDict(config.to_dict())
     for key in keys:
         name, _, what = key.partition(".")
-        found[name][what] = known.get(key, 0)
+        found[name][what] = known.get(name, {}).get(what, 0)
     if open_lengths(found):
         try:
-            _Lengths(found, surroundings, tell).find()
+            _Lengths(found, surroundings(found), tell).find()
         except UserError as error:
             flags = " ".join(f"--config.{key}=N" for key in open_lengths(found))
             raise UserError(f"{error} (lengths are taken from the data, unless they are given: {flags})") from error

@@ -70,6 +70,8 @@ def own_pairs(
       evaluation_batch: rows that are generated and judged at once in the evaluation.
       root: values of the config's root.
 
+    Lengths that are not given are as long as the data need.
+
     Raises:
       ValueError: other arguments.
     """
@@ -79,10 +81,10 @@ def own_pairs(
     model = model if is_directory(model) else f"./{model}"
     held_out, train = (c.source(kind="jsonl", path=pairs, **rows) for rows in (dict(limit=holdout), dict(skip=holdout)))
     data = dict(init_from=model, data=train, validation=held_out)
-    stages = {} if sft is None else {"sft": c.sft(**data, **sft)}
+    stages = {} if sft is None else {"sft": c.sft(**{"max_prompt": 0, "max_response": 0, **data, **sft})}
     policy = "sft" if stages else model
     stages |= dict(
-        genrm=c.generative(template="question-v1", w_cons=0.05, **data, **generative),
+        genrm=c.generative(**{"template": "question-v1", "w_cons": 0.05, "max_length": 0, **data, **generative}),
         anchors=c.anchors(prompts=train, choice="reference"),
         pairwise_ppo=c.ppo(
             policy=policy,
@@ -102,4 +104,5 @@ def own_pairs(
             arms=dict(pairwise_ppo=dict(title="Pairwise-RL", judge="genrm")),
         ),
     )
-    return c.build(stages, model=dict(dtype="bfloat16", remat=True), **root)
+    root["huggingface"] = dict(max_prompt=0, max_response=0) | root.get("huggingface", {})
+    return c.build(stages, **{"model": dict(dtype="bfloat16", remat=True), **root})

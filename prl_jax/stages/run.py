@@ -21,9 +21,10 @@ from prl_jax.stages import anchors, evaluation, ppo, reward_model, sft
 from prl_jax.stages.checks import check_config
 from prl_jax.stages.context import StageContext, first_model, keep_tokenizer, run_tokenizer
 from prl_jax.stages.inputs import check_inputs
+from prl_jax.stages.lengths import with_lengths
 from prl_jax.stages.pieces import drop_pieces
 from prl_jax.stages.stopping import StopSignal
-from prl_jax.stages.workdir import Workdir
+from prl_jax.stages.workdir import Workdir, kept_config
 
 KINDS: Mapping[str, Callable[[StageContext], dict[str, float]]] = MappingProxyType(
     {
@@ -49,6 +50,8 @@ def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -
     stop = StopSignal() if stop is None else stop
     check_config(config)
     mesh = make_mesh(**config.mesh.to_dict())
+    surroundings = lambda config: StageContext(config.stages[0], config, Workdir(path, config), mesh)  # noqa: E731
+    config = with_lengths(config, surroundings, known=kept_config(path), tell=_tell)
     workdir = Workdir(path, config)
     contexts = [StageContext(name, config, workdir, mesh, stop) for name in config.stages if not workdir.finished(name)]
     scratch = [context for context in contexts if context.section.kind in READERS and not first_model(context)]
@@ -76,6 +79,11 @@ def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -
                 drop_pieces(context.directory)
             wait_for_all(f"{context.name} is finished")
     return workdir
+
+
+def _tell(line: str) -> None:
+    if is_leader():
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -76,6 +76,14 @@ class Workdir:
         )
 
 
+def kept_config(path: Path) -> Mapping[str, Any]:
+    """The config that a workdir belongs to; empty where there is none that can be read, which `Workdir` tells."""
+    try:
+        return parse_json((local_path(path) / CONFIG_FILE).read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def _check_same(path: Path, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     before, now = dict(_flat(known)), dict(_flat(given))
     different = sorted(

@@ -23,6 +23,10 @@ CASES = [
     ("qwen3_0_6b_lora_gpu", "qwen3_0_6b", 596e6, 1, 24e9),
     ("gemma3_4b_h100x8", "gemma3_4b", 3.88e9, 8, 80e9),
 ]
+# Lengths that a config takes from its data, where there are no data.
+LENGTHS = {
+    "qwen3_0_6b_lora_gpu": ("genrm.max_length=1536", "huggingface.max_prompt=512", "huggingface.max_response=512")
+}
 # More of them, by name, and their sizes.
 SIZES = [case[:3] for case in CASES] + [
     ("llama3_2_1b_v5e_4x4", "llama3_2_1b", 1.236e9),
@@ -35,8 +39,9 @@ SIZES = [case[:3] for case in CASES] + [
 def test_it_compiles_ahead_of_time_and_fits(name, model, parameters, devices, room):
     path = ROOT / "experiments" / f"{name}.py"
     arguments = f"{MODELS / model},pairs.jsonl"
+    lengths = LENGTHS.get(name, ())
     script = Path(__file__).with_name("ahead_of_time.py")
-    printed = on_virtual_devices(script, path, arguments, TRAIN, UPDATE, devices=devices)
+    printed = on_virtual_devices(script, path, arguments, *lengths, TRAIN, UPDATE, devices=devices)
     rows = {row["function"]: row.get("bytes") for row in map(json.loads, printed.splitlines())}
     steps = {"prefill", "decode", "judge", "prepare", "update"}
     assert {f"pairwise_ppo/{step}" for step in steps} < set(rows) and TRAIN in rows

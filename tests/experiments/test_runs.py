@@ -1,4 +1,4 @@
-"""Every shipped config runs to its end, on the data that its docstring asks for, with a tiny checkpoint of its family."""
+"""Every shipped config runs to its end, on the data that its docstring asks for, with a tiny model of its family."""
 
 import gzip
 import json
@@ -105,9 +105,7 @@ def test_each_config_has_an_entry():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in RUNS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in RUNS])
 def test_it_runs_to_its_end(name, tmp_path, monkeypatch):
     run, argument = RUNS[name], ""
     if run.checkpoint:

@@ -93,7 +93,8 @@ def test_what_only_evaluations_ask_is_planned():
     assert many - plain == {"pairwise_ppo/evaluation_judge"}, "in batches of 8, as in a step"
     more = functions(**{"pairwise_ppo.evaluation.batch_size": 16})
     assert more - many == {"pairwise_ppo/evaluation_prefill", "pairwise_ppo/evaluation_decode"}
-    judged = functions(**{"evaluation.judge": "genrm", "evaluation.judges": ("bt",)})
+    told = {"evaluation.judge": "genrm", "evaluation.judges": ("bt",), "evaluation.arms.pairwise_ppo.judge": "bt"}
+    judged = functions(**told)
     assert judged - more == {"evaluation/judge"} and more - judged == {"evaluation/genrm_judge"}
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from prl_jax.errors import UserError, naming
-from prl_jax.stages.artifacts import model_tokenizer, read_card
+from prl_jax.stages.artifacts import model_tokenizer
+from prl_jax.stages.cards import read_card
 from prl_jax.stages.context import StageContext, is_directory, stage_tokenizer
 from prl_jax.stages.measuring import Measured, measure
 from prl_jax.stages.rules import GOLD, RULES, value_at
@@ -191,7 +192,9 @@ class _Lengths:
         return dataclasses.replace(self.surroundings, name=stage, config=self.config)
 
     def tokenizer(self, owner: str) -> Tokenizer:
-        return model_tokenizer(Path(owner)) if is_directory(owner) else stage_tokenizer(self.context(owner))
+        if is_directory(owner):
+            return model_tokenizer(Path(owner), self.context(self.config.stages[0]).defaults)
+        return stage_tokenizer(self.context(owner))
 
     def owner(self, model: str) -> str:
         """The stage that says with which lengths a model is used, or its directory."""
@@ -212,9 +215,7 @@ class _Lengths:
         while name and not is_directory(name):
             section = self.config[name]
             name = section.policy if section.kind == "ppo" else section.init_from
-        if not name:
-            return 0
-        return int((read_card(Path(name)).source or {}).get("max_position_embeddings", 0))
+        return read_card(Path(name)).context if name else 0
 
 
 def friendly(length: int) -> int:

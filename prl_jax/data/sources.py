@@ -16,16 +16,12 @@ import numpy as np
 
 from prl_jax.data.jsonl import JsonLines
 from prl_jax.data.lines import Limits
-from prl_jax.data.records import Record, parse_preference, parse_prompt, parse_sft
+from prl_jax.data.parsers import PARSERS
+from prl_jax.data.records import Record
 from prl_jax.errors import UserError
 from prl_jax.files import local_path
 
 KINDS = ("gold", "jsonl", "tfds")
-_PARSERS: Mapping[str, Callable[[Mapping[str, Any], str], Record]] = {
-    "preference": parse_preference,
-    "sft": parse_sft,
-    "prompt": parse_prompt,
-}
 
 
 @dataclass(frozen=True)
@@ -113,8 +109,8 @@ def load_records(spec: SourceSpec, what: str, *, data_dir: Path) -> Records:
       UserError: for an unknown kind, a missing file, an unset variable, or a data set without records. Malformed rows
         raise it when they are read.
     """
-    if what not in _PARSERS:
-        raise ValueError(f"what={what!r}, expected one of {', '.join(_PARSERS)}")
+    if what not in PARSERS:
+        raise ValueError(f"what={what!r}, expected one of {', '.join(PARSERS)}")
     if spec.kind not in KINDS:
         raise UserError(f'unknown data source kind "{spec.kind}": expected one of {", ".join(KINDS)}')
     if spec.limit < 0:
@@ -155,7 +151,7 @@ def expand_path(path: str) -> str:
 
 
 def _jsonl(spec: SourceSpec, what: str) -> Records:
-    rows, parse = JsonLines(file_path(spec), spec.limits), _PARSERS[what]
+    rows, parse = JsonLines(file_path(spec), spec.limits), PARSERS[what]
 
     def read(i: int) -> Record:
         where, row = rows[i]
@@ -173,7 +169,7 @@ def _gold(spec: SourceSpec, what: str, data_dir: Path) -> Records:
 
 def _tfds(spec: SourceSpec, what: str, data_dir: Path) -> Records:
     """Rows of a prepared TFDS data set, read through `as_data_source` (array_record, no TensorFlow)."""
-    path, parse = str(local_path(expand_path(spec.path))), _PARSERS[what]
+    path, parse = str(local_path(expand_path(spec.path))), PARSERS[what]
     builder = _builder(spec, path, data_dir)
     try:
         source = builder.as_data_source(split=spec.split)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from fakes import LetterTokenizer, UtilityJudge, make_decoder, make_scalar_model, one_device, token_rows, user
 
-from prl_jax.data.records import PreferenceRecord, parse_preference
+from prl_jax.data.parsers import parse_preference
+from prl_jax.data.records import PreferenceRecord
 from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, stack_rows
 from prl_jax.errors import UserError
 from prl_jax.judges import GenerativeJudge, ScalarJudge, judge_pairs

@@ -7,19 +7,17 @@ from typing import Any
 import pytest
 
 from prl_jax.data.jsonl import JsonLines
-from prl_jax.data.records import (
-    PreferenceRecord,
-    PromptRecord,
-    SFTRecord,
-    parse_preference,
-    parse_prompt,
-    parse_sft,
-)
+from prl_jax.data.parsers import parse_preference, parse_prompt, parse_sft
+from prl_jax.data.records import PreferenceRecord, PromptRecord, SFTRecord
 from prl_jax.errors import UserError
 from prl_jax.text.chat import Turn
 
 WHERE = "pairs.jsonl:7"
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+NO_RESPONSE = (
+    'is no response to "prompt" (expected a text, an assistant turn, or a conversation that holds the prompt and ends '
+    "in an assistant turn)"
+)
 PAIR: dict[str, Any] = {"id": "x", "prompt": "q", "chosen": "a", "rejected": "b"}
 
 
@@ -157,6 +155,8 @@ def test_forms_of_prompts() -> None:
 def test_missing_fields(parse: Any, dropped: str, message: str) -> None:
     row = {"prompt": "q", "response": "a"} if parse is parse_sft else PAIR
     assert told(parse, {k: v for k, v in row.items() if k != dropped}) == f"{WHERE}: {message}"
+    if dropped != "prompt" or parse is parse_sft:
+        message = message.replace(" is missing ", " is null ")
     assert told(parse, {**row, dropped: None}) == f"{WHERE}: {message}"
 
 
@@ -180,8 +180,9 @@ def test_empty_rows() -> None:
         ),
         ({"prompt": [USER, ASSISTANT]}, 'field "prompt" ends in a turn of role "assistant" (expected "user")'),
         ({"chosen": 1.5}, 'field "chosen" is 1.5 (expected a string or a list of {role, content})'),
-        ({"chosen": [USER]}, 'field "chosen" holds 0 turns after the prompt (expected one, "assistant")'),
-        ({"rejected": [ASSISTANT] * 2}, 'field "rejected" holds 2 turns after the prompt (expected one, "assistant")'),
+        ({"chosen": [USER]}, f'field "chosen" {NO_RESPONSE}'),
+        ({"chosen": [{**USER, "content": "r"}, ASSISTANT]}, f'field "chosen" {NO_RESPONSE}'),
+        ({"rejected": [ASSISTANT] * 2}, f'field "rejected" {NO_RESPONSE}'),
         ({"tie": "yes"}, 'field "tie" is a string (expected true or false)'),
         ({"p_chosen": 1.5}, 'field "p_chosen" is 1.5 (expected a number in [0, 1])'),
         ({"p_chosen": float("nan")}, 'field "p_chosen" is nan (expected a number in [0, 1])'),
@@ -205,6 +206,197 @@ def test_conversations_without_a_shared_prompt() -> None:
     row = {"chosen": [USER], "rejected": [USER]}
     assert told(parse_preference, row) == f'{WHERE}: field "chosen" does not end in a user and an assistant turn'
     assert "does not end in a user and an assistant turn" in told(parse_sft, {"messages": [USER]})
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    """A conversation that the user begins."""
+    return [{**(USER, ASSISTANT)[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"system": "s", "prompt": "q", "chosen": "a", "rejected": "b"}, [("system", "s"), ("user", "q")]),
+        ({"system_prompt": "s", "prompt": SHARED, "chosen": "a", "rejected": "b"}, [("system", "s"), ("user", "q")]),
+        ({"system": "", "prompt": "q", "chosen": "a", "rejected": "b"}, [("user", "q")]),
+        (  # the prompt is in the conversations as well, and these have more of it
+            {"prompt": "q", "chosen": [*SHARED, ASSISTANT], "rejected": [*SHARED, {**ASSISTANT, "content": "b"}]},
+            [("system", "s"), ("user", "q")],
+        ),
+        (
+            {"prompt": "q", "chosen": turns("q", "m", "r", "a"), "rejected": turns("q", "m", "r", "b")},
+            [("user", "q"), ("assistant", "m"), ("user", "r")],
+        ),
+        (
+            {"prompt": "r", "chosen": turns("q", "m", "r", "a"), "rejected": turns("q", "m", "r", "b")},
+            [("user", "q"), ("assistant", "m"), ("user", "r")],
+        ),
+        (
+            {"prompt": "q", "chosen": turns("q", "m", "r", "a")[1:], "rejected": turns("q", "m", "r", "b")[1:]},
+            [("user", "q"), ("assistant", "m"), ("user", "r")],
+        ),
+        ({"prompt": SHARED, "chosen": [USER, ASSISTANT], "rejected": "b"}, [("system", "s"), ("user", "q")]),
+        ({"prompt": "q", "chosen": ASSISTANT, "rejected": ["b"]}, [("user", "q")]),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "text", "text": "q"}]}], "chosen": "a", "rejected": "b"},
+            [("user", "q")],
+        ),
+        ({"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": "a", "rejected": "b"}, [("user", "q")]),
+        (
+            {"prompt": "Human: q\n\nAssistant: m\n\nHuman: r", "chosen": "a", "rejected": "b"},
+            [("user", "q"), ("assistant", "m"), ("user", "r")],
+        ),
+        (
+            {"prompt": TRANSCRIPT, "chosen": TRANSCRIPT + " a", "rejected": TRANSCRIPT + " b"},
+            [("user", "q"), ("assistant", "mm"), ("user", "r")],
+        ),
+        (
+            {
+                "conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}],
+                "chosen": {"from": "gpt", "value": "a"},
+                "rejected": {"from": "gpt", "value": "b"},
+            },
+            [("system", "s"), ("user", "q")],
+        ),
+        ({"instruction": "q", "input": "", "chosen": "a", "rejected": "b"}, [("user", "q")]),
+        ({"instruction": "q", "output_1": "b", "output_2": "a", "preference": 2}, [("user", "q")]),
+    ],
+)
+def test_other_forms_of_pairs(row: dict[str, Any], prompt: list[tuple[str, str]]) -> None:
+    record = parse_preference(row, WHERE)
+    assert record.prompt == tuple(Turn(*turn) for turn in prompt)
+    assert (record.chosen, record.rejected, record.tie, record.unused) == ("a", "b", False, ())
+    for parse in (parse_sft, parse_prompt):
+        other = parse(row, WHERE)
+        assert other.prompt == record.prompt
+        assert (other.response if isinstance(other, SFTRecord) else other.reference) == "a"
+
+
+@pytest.mark.parametrize(
+    ("row", "contents"),
+    [
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, ["q"]),
+        ({"instruction": "q", "output": "a"}, ["q"]),
+        ({"instruction": "q", "input": "x", "output": "a"}, ["q\n\nx"]),
+        ({"instruction": "q", "context": "x", "response": "a", "category": "c"}, ["q\n\nx"]),
+        ({"instruction": "q", "history": [["1", "2"], ["3", "4"]], "output": "a"}, ["1", "2", "3", "4", "q"]),
+        ({"prompt": "q", "completion": "a", "label": True}, ["q"]),
+        ({"prompt": "q", "completion": "a", "label": 1, "is_safe": True}, ["q"]),
+        ({"prompt": "q", "completion": "a", "tools": [], "tool_choice": None}, ["q"]),
+    ],
+)
+def test_other_forms_of_demonstrations(row: dict[str, Any], contents: list[str]) -> None:
+    record = parse_sft(row, WHERE)
+    assert [turn.content for turn in record.prompt] == contents and record.response == "a"
+    as_prompt = parse_prompt(row, WHERE)
+    assert (as_prompt.prompt, as_prompt.reference) == (record.prompt, "a")
+
+
+def test_outputs_of_which_one_is_preferred() -> None:
+    row = {"instruction": "q", "output_1": "a", "output_2": "b", "preference": 1}
+    assert parse_preference(row, WHERE).slot == 1
+    assert parse_preference({**row, "preference": 2}, WHERE).chosen == "b"
+    for draw in (0, 1.5):
+        assert parse_preference({**row, "preference": draw}, WHERE).tie
+    for wrong in ("1", True, 1.2, float("nan"), [1]):
+        assert 'field "preference" is ' in told(parse_preference, {**row, "preference": wrong})
+
+
+def test_identical_responses_are_a_tie() -> None:
+    record = parse_preference({**PAIR, "rejected": "a"}, WHERE)
+    assert record.tie and record.label == 0.5
+    assert not parse_preference({**PAIR, "rejected": "a "}, WHERE).tie
+
+
+NOT_A_TURN = 'holds "Human:" or "Assistant:" inside a text (expected a whole transcript'
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"prompt": "Be kind.\n\nHuman: q\n\nAssistant:"}, f'field "prompt" {NOT_A_TURN}'),
+        ({"prompt": "\n\nAssistant: q"}, f'field "prompt" {NOT_A_TURN}'),
+        ({"prompt": [{**USER, "content": "q\n\nAssistant: m\n\nHuman: r"}]}, f'field "prompt" {NOT_A_TURN}'),
+        ({"prompt": "Human: q\n\nAssistant: beg"}, 'field "prompt" ends in a turn of role "assistant"'),
+        ({"prompt": "<|im_start|>user\nq<|im_end|>"}, 'field "prompt" has been put into a chat template'),
+        ({"prompt": "<s>[INST] q [/INST]"}, 'field "prompt" has been put into a chat template'),
+        ({"prompt": "### Human: q ### Assistant:"}, 'field "prompt" has been put into a chat template'),
+        ({"prompt": "### Instruction:\nq\n\n### Response:\n"}, 'field "prompt" has been put into a chat template'),
+        ({"prompt": "\ud83dq"}, 'field "prompt" holds half of a surrogate pair, \\ud83d, at character 1'),
+        ({"chosen": "a\udc00"}, 'field "chosen" holds half of a surrogate pair, \\udc00, at character 2'),
+        ({"chosen": ["a", "c"]}, 'field "chosen" lists 2 responses (expected one: write a row for each pair)'),
+        ({"chosen": turns("q", "a", "r", "c")[1:]}, '"chosen" and "rejected" differ before their last turn'),
+        (
+            {"prompt": [{**USER, "content": [{"type": "image"}]}]},
+            'field "prompt[0].content[0]" is a part of type "image"',
+        ),
+        ({"prompt": [USER, {"role": "tool", "content": "3"}]}, 'field "prompt[1].role" is "tool"'),
+        ({"prompt": [USER, {**ASSISTANT, "content": None, "tool_calls": [{}]}]}, 'field "prompt[1].tool_calls" is not'),
+        ({"chosen": [{**ASSISTANT, "weight": 0}]}, 'field "chosen[0].weight" is not supported'),
+        ({"chosen": [{**ASSISTANT, "reasoning_content": "hm"}]}, 'field "chosen[0].reasoning_content" is not'),
+        (
+            {"system": "s", "prompt": [{"role": "system", "content": "z"}, USER]},
+            'key "system" gives another system turn',
+        ),
+        ({"system": "s", "system_prompt": "z"}, 'key "system_prompt" gives another system turn'),
+        ({"system": ["s"]}, 'field "system" is a list (expected a string)'),
+        ({"tools": [{"name": "f"}]}, 'key "tools" belongs to the prompt, but is not supported'),
+        ({"images": ["x.png"]}, 'key "images" belongs to the prompt'),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, 'key "chat_template_kwargs" belongs to the prompt'),
+        ({"margin": -1.0}, 'field "margin" is -1.0 (expected at least 0, since "chosen" is the better response)'),
+        ({"margin": float("nan")}, 'field "margin" is nan (expected a finite number)'),
+        ({"margin": "3"}, 'field "margin" is a string (expected a finite number)'),
+        ({"score_chosen": 1, "score_rejected": 2}, 'field "score_chosen" is 1 (expected at least "score_rejected"'),
+        ({"label": False}, 'key "label" may change which response is the better one'),
+        ({"label": 1}, 'key "label" may change which'),
+        ({"winner": "model_b"}, 'key "winner" may change which'),
+        ({"preference": 2}, 'key "preference" may change which'),
+        ({"is_response_0_safe": True}, 'key "is_response_0_safe" may change which'),
+        ({"weight": 0.5}, 'key "weight" may change which'),
+        ({"p_chosen": "0.9"}, 'field "p_chosen" is a string (expected a number in [0, 1])'),
+        ({"p_chosen": float("inf")}, 'field "p_chosen" is inf (expected'),
+        ({"id": float("nan")}, 'field "id" is nan (expected a string)'),
+        ({"id": float("inf")}, 'field "id" is inf (expected a string)'),
+        ({"id": [1]}, 'field "id" is a list (expected a string)'),
+        ({"id": True}, 'field "id" is True (expected a string)'),
+    ],
+)
+def test_what_a_row_says_is_used_or_refused(changed: dict[str, Any], message: str) -> None:
+    assert told(parse_preference, {**PAIR, **changed}).startswith(f"{WHERE}: {message}")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"label": False},
+        {"label": 0},
+        {"is_safe": False},
+        {"unsafe": True},
+        {"winner": "model_b"},
+        {"helpfulness": 1, "correctness": 0, "coherence": 4, "complexity": 1, "verbosity": 1},
+    ],
+)
+def test_responses_that_may_be_bad_are_not_imitated(said: dict[str, Any]) -> None:
+    row = {"prompt": "q", "completion": "a", **said}
+    message = told(parse_sft, row)
+    assert message.startswith(f"{WHERE}: the response may be none to imitate, since ") and next(iter(said)) in message
+    assert parse_prompt(row, WHERE).reference is None  # nor are they answers to compare with
+    assert parse_prompt({**row, "reference": "g"}, WHERE).reference == "g"
+    assert 'field "label" is ' in told(parse_sft, {**row, "label": "false"})
+
+
+def test_chosen_is_no_demonstration_where_the_label_contradicts_it() -> None:
+    for said in ({"margin": -1}, {"tie": "true"}, {"p_chosen": float("nan")}, {"label": False}):
+        told(parse_sft, {**PAIR, **said})
+    assert parse_sft({**PAIR, "tie": True}, WHERE).response == "a"
+    assert "label" not in parse_sft({**PAIR, "label": True}, WHERE).unused
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(1.0, "1"), (2.5, "2.5"), (10**30, str(10**30)), ("", WHERE), (0, "0")]
+)
+def test_ids(given: Any, expected: str) -> None:
+    assert parse_preference({**PAIR, "id": given}, WHERE).id == expected
 
 
 @pytest.mark.skipif(not os.environ.get("PRL_DATA_DIR"), reason="PRL_DATA_DIR is not set")

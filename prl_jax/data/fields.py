@@ -1,0 +1,291 @@
+"""The fields of a row, each read, or refused with its place. Imports no jax.
+
+A text is a string. A conversation is a list of turns, each `{role, content}` or ShareGPT's `{from, value}`, or a
+"Human: ... Assistant: ..." transcript. The content of a turn may be a list of text parts, which are joined.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prl_jax.errors import UserError
+from prl_jax.text.chat import ROLES, Prompt, Turn
+
+# `meta.votes` counts votes for (first, second, tie), but in these sources it lists what each annotator said:
+# 1 (first), 2 (second) or 0 (tie).
+_VOTES_ARE_VERDICTS = frozenset({"pandalm_test"})
+_SHAREGPT_ROLES = {
+    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
+    "model": "assistant", "assistant": "assistant", "system": "system",
+}  # fmt: skip
+# Keys of a turn that change what the model reads or learns, with a value at which they do not.
+_TURN_CHANGES = {
+    "tool_calls": [], "tool_call_id": "", "function_call": {}, "reasoning_content": "", "reasoning": "", "thinking": "",
+    "weight": 1, "loss": True, "train": True, "prefix": False, "images": [],
+}  # fmt: skip
+_MARKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_INNER_MARKER = re.compile(r"\n\n(Human|Assistant):")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+# How a prompt begins, or ends, that a chat template has been applied to already.
+_BEGINNING = re.compile(
+    r"\s*(<s>|<bos>|<\|begin_of_text\|>)?\s*(\[INST\]|<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>)"
+)
+_ENDING = re.compile(r"(###\s*(Assistant|Response):|\nASSISTANT:|<\|assistant\|>|<\|im_start\|>assistant)\s*\Z")
+
+
+def read_prompt(value: Any, name: str, where: str) -> Prompt:
+    """Turns that end in the user's: a text becomes one, and a transcript its own turns.
+
+    Raises:
+      UserError: for something else, or for role markers in a text that is no whole transcript: as part of a user's turn
+        they would have the user speak for the model.
+    """
+    if isinstance(value, str):
+        text = read_text(value, name, where)
+        if _BEGINNING.match(text) or _ENDING.search(text):
+            raise UserError(f'{where}: field "{name}" has been put into a chat template: give a list of its turns')
+        turns = read_transcript(text) if _MARKER.search(text) else (Turn("user", text),)
+    else:
+        turns = read_turns(value, name, where)
+    if not turns or any(turn.role == "user" and _INNER_MARKER.search(turn.content) for turn in turns):
+        raise UserError(
+            f'{where}: field "{name}" holds "Human:" or "Assistant:" inside a text (expected a whole transcript that '
+            "begins with Human:, or a list of turns)"
+        )
+    if turns[-1].role != "user":
+        raise UserError(f'{where}: field "{name}" ends in a turn of role "{turns[-1].role}" (expected "user")')
+    return turns
+
+
+def read_transcript(text: str) -> Prompt:
+    """Turns of a "Human: ... Assistant: ..." transcript, without an empty last turn of the assistant, which opens the
+    answer; no turns where the text is no transcript."""
+    pieces = _MARKER.split(text.lstrip() if text.lstrip().startswith("Human:") else text)
+    if len(pieces) < 3 or pieces[0].strip() or pieces[1] != "Human":
+        return ()
+    turns = [Turn(_SPEAKERS[who], said.strip()) for who, said in zip(pieces[1::2], pieces[2::2], strict=True)]
+    return tuple(turns[:-1] if turns[-1] == Turn("assistant", "") else turns)
+
+
+def read_conversation(value: Any, name: str, where: str) -> Prompt:
+    """Turns that end in the assistant's answer to the user, in any of the forms of a conversation."""
+    if isinstance(value, str):
+        text = read_text(value, name, where)
+        turns = read_transcript(text)
+        if turns and turns[-1].role == "user":  # its answer is there, and empty
+            turns = (*turns, Turn("assistant", "")) if text.rstrip().endswith("Assistant:") else ()
+        if not turns:
+            raise missing(where, "prompt")
+    else:
+        turns = read_turns(value, name, where)
+    if [turn.role for turn in turns[-2:]] != ["user", "assistant"]:
+        raise UserError(f'{where}: field "{name}" does not end in a user and an assistant turn')
+    return turns
+
+
+def read_answer(value: Any, name: str, where: str, prompt: Prompt) -> Prompt:
+    """The prompt and a response to it as one conversation.
+
+    The response is a text, the assistant's turn, or turns: what follows the prompt, or all of the conversation, in
+    which the prompt stands at the beginning or right before the response.
+    """
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        if len(value) > 1:
+            raise UserError(
+                f'{where}: field "{name}" lists {len(value)} responses (expected one: write a row for each pair)'
+            )
+        return read_answer(value[0], f"{name}[0]", where, prompt)
+    if isinstance(value, str):
+        turns = read_transcript(read_text(value, name, where))
+        if len(turns) <= len(prompt) or turns[: len(prompt)] != prompt:
+            return (*prompt, Turn("assistant", value))
+    else:
+        turns = read_turns([value] if isinstance(value, Mapping) else value, name, where)
+        if turns[0].role == "assistant":
+            turns = (*prompt, *turns)
+        elif turns[0].role == "user" and prompt[0].role == "system":
+            turns = (prompt[0], *turns)
+    holds = prompt in (turns[: len(prompt)], turns[:-1][-len(prompt) :])
+    if not holds or [turn.role for turn in turns[-2:]] != ["user", "assistant"]:
+        raise UserError(
+            f'{where}: field "{name}" is no response to "prompt" (expected a text, an assistant turn, or a '
+            "conversation that holds the prompt and ends in an assistant turn)"
+        )
+    return turns
+
+
+def read_turns(value: Any, name: str, where: str) -> Prompt:
+    """A list of turns."""
+    expected = "a list of {role, content} turns" if name == "messages" else "a string or a list of {role, content}"
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise wrong(where, name, expected, value)
+    if not value:
+        raise UserError(f'{where}: field "{name}" is an empty list (expected at least one turn)')
+    return tuple(_turn(item, f"{name}[{i}]", where) for i, item in enumerate(value))
+
+
+def _turn(item: Any, at: str, where: str) -> Turn:
+    if not isinstance(item, Mapping):
+        raise wrong(where, at, "an object with role and content", item)
+    for key, harmless in _TURN_CHANGES.items():
+        if item.get(key) is not None and item[key] != harmless:
+            raise UserError(
+                f'{where}: field "{at}.{key}" is not supported: drop the row, or the key if the turn can do without'
+            )
+    if "from" in item and "role" not in item:
+        who, said, roles = "from", "value", _SHAREGPT_ROLES
+    else:
+        who, said, roles = "role", "content", {role: role for role in ROLES}
+    for key in (who, said):
+        if item.get(key) is None:
+            raise missing(where, f"{at}.{key}")
+    if not isinstance(item[who], str):
+        raise wrong(where, f"{at}.{who}", "a string", item[who])
+    if item[who] not in roles:
+        raise UserError(f'{where}: field "{at}.{who}" is "{item[who]}" (expected one of {", ".join(roles)})')
+    return Turn(roles[item[who]], _content(item[said], f"{at}.{said}", where))
+
+
+def _content(value: Any, at: str, where: str) -> str:
+    """A text, or a list of text parts joined to one."""
+    if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+        for i, part in enumerate(value):
+            if part.get("type", "text") != "text" or part.get("text") is None:
+                raise UserError(f'{where}: field "{at}[{i}]" is a part of type "{part.get("type")}" (expected "text")')
+        return "".join(read_text(part["text"], f"{at}[{i}].text", where) for i, part in enumerate(value))
+    return read_text(value, at, where)
+
+
+def read_text(value: Any, name: str, where: str) -> str:
+    """A string of whole characters."""
+    if not isinstance(value, str):
+        raise wrong(where, name, "a string", value)
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f'{where}: field "{name}" holds half of a surrogate pair, \\u{ord(value[error.start]):04x}, at character '
+            f"{error.start + 1} (expected whole characters): drop it or put \\ufffd there"
+        ) from error
+    return value
+
+
+def with_system(prompt: Prompt, row: Mapping[str, Any], where: str) -> Prompt:
+    """The prompt with the turn of the row's system column in front."""
+    for key in ("system", "system_prompt"):
+        if row.get(key) not in (None, ""):
+            turn = Turn("system", read_text(row[key], key, where))
+            if prompt[0].role == "system" and prompt[0] != turn:
+                raise UserError(f'{where}: key "{key}" gives another system turn than the conversation (expected one)')
+            prompt = prompt if prompt[0] == turn else (turn, *prompt)
+    return prompt
+
+
+def read_slot(row: Mapping[str, Any], meta: Mapping[str, Any], where: str) -> int | None:
+    """1 or 2, where it is known in which place the annotator saw `chosen`."""
+    name, value = ("slot", row["slot"]) if row.get("slot") is not None else ("meta.pos", meta.get("pos"))
+    if value is None:
+        return None
+    if isinstance(value, bool) or value not in (1, 2):
+        raise wrong(where, name, "1 or 2", value)
+    return int(value)
+
+
+def read_p_chosen(
+    row: Mapping[str, Any], meta: Mapping[str, Any], slot: int | None, tie: bool, where: str
+) -> float | None:
+    """Told by the row, by its `meta`, or by the votes in it; a tie's `chosen` is the one presented first."""
+    for name, value in (("p_chosen", row.get("p_chosen")), ("meta.p_chosen", meta.get("p_chosen"))):
+        if value is not None:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise wrong(where, name, "a number in [0, 1]", value)
+            return float(value)
+    votes = meta.get("votes")
+    if votes is None:
+        return None
+    if (
+        not isinstance(votes, Sequence)
+        or len(votes) != 3
+        or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in votes)
+    ):
+        raise wrong(where, "meta.votes", "three counts [first, second, tie]", votes)
+    if row.get("source") in _VOTES_ARE_VERDICTS:
+        votes = [votes.count(1), votes.count(2), votes.count(0)]
+    if slot is None and tie:
+        slot = 1
+    if slot is None or sum(votes) == 0:
+        return None
+    return (votes[slot - 1] + votes[2] / 2) / sum(votes)
+
+
+def check_strengths(row: Mapping[str, Any], tie: bool, where: str) -> None:
+    """Raises `UserError` where a margin or scores say that `rejected` is the better response."""
+    values = {key: row[key] for key in ("margin", "score_chosen", "score_rejected") if row.get(key) is not None}
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise wrong(where, key, "a finite number", value)
+    if values.get("margin", 0) < 0 and not tie:
+        raise wrong(where, "margin", 'at least 0, since "chosen" is the better response', values["margin"])
+    if len(values.keys() - {"margin"}) == 2 and values["score_chosen"] < values["score_rejected"] and not tie:
+        raise wrong(where, "score_chosen", 'at least "score_rejected", since it is better', values["score_chosen"])
+
+
+def read_meta(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The row's `meta`, {} where there is none."""
+    meta = row.get("meta")
+    if meta is None:
+        return {}
+    if not isinstance(meta, Mapping):
+        raise wrong(where, "meta", "an object", meta)
+    return meta
+
+
+def read_id(row: Mapping[str, Any], where: str) -> str:
+    """The row's `id`, or its place where it has none. Whole numbers are written without a point."""
+    value = row.get("id")
+    if value is None or value == "":
+        return where
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
+        raise wrong(where, "id", "a string", value)
+    if isinstance(value, float):
+        if math.isnan(value):
+            raise wrong(where, "id", "a string", value)
+        return str(int(value)) if value.is_integer() else repr(value)
+    return str(value)
+
+
+def read_source(row: Mapping[str, Any], where: str) -> str:
+    """The name of the data set, "" where the row has none."""
+    value = row.get("source")
+    if value is not None and not isinstance(value, str):
+        raise wrong(where, "source", "a string", value)
+    return value or ""
+
+
+_EXPECTED = {
+    "prompt": "a string or a list of {role, content} turns that ends in a user turn",
+    "chosen": "the preferred response",
+    "rejected": "the other response",
+    "response": "the response to imitate",
+}
+
+
+def require(row: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    """Raises `UserError` for the first field that is missing or null."""
+    for name in names:
+        if row.get(name) is None:
+            raise missing(where, name, null=name in row)
+
+
+def missing(where: str, name: str, *, null: bool = False) -> UserError:
+    """The error of a field that is not there, or null."""
+    what = "null" if null else "missing"
+    return UserError(f'{where}: field "{name}" is {what} (expected {_EXPECTED.get(name, "a string")})')
+
+
+def wrong(where: str, name: str, expected: str, value: Any) -> UserError:
+    """The error of a field of another type or beyond its range."""
+    kinds = {str: "a string", bool: "a boolean", int: "a number", float: "a number", dict: "an object", list: "a list"}
+    shown = repr(value) if isinstance(value, int | float) else kinds.get(type(value), type(value).__name__)
+    return UserError(f'{where}: field "{name}" is {shown} (expected {expected})')

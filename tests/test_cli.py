@@ -29,7 +29,7 @@ PAIRS = [
     {"id": "same", "prompt": "sort ba.", "chosen": "ab", "rejected": "ab"},
     {"prompt": [{"role": "user", "content": "rev aab."}], "chosen": "baa", "rejected": "bba b"},
 ]
-SOFT = [1.0, 0.8, 0.75, 0.5, 1.0, 1.0]
+SOFT = [1.0, 0.8, 0.75, 0.5, 0.5, 1.0]  # identical responses are a tie
 
 
 @pytest.fixture(scope="module")
@@ -244,13 +244,13 @@ def test_judge_prints_its_metrics(workdir, pairs, tmp_path, name):
     rows, metrics = judge(workdir / name, pairs, tmp_path / "out.jsonl")
     keys = ["n", "not_finite", "accuracy", "accuracy_low", "accuracy_high", "longer_wins", "ece", "brier", "log_loss"]
     assert list(metrics) == [*keys, "order_consistency", "position_bias", "ties"]
-    assert (metrics["n"], metrics["ties"], metrics["not_finite"]) == (6, 1, 0)
+    assert (metrics["n"], metrics["ties"], metrics["not_finite"]) == (6, 2, 0)
     assert 0 <= metrics["accuracy_low"] <= metrics["accuracy"] <= metrics["accuracy_high"] <= 1
     p = [row["p_chosen"] for row in rows]
-    right = [0.5 if q == 0.5 else float(q > 0.5) for q, row in zip(p, PAIRS, strict=True) if not row.get("tie")]
-    assert metrics["accuracy"] == pytest.approx(sum(right) / 5)
-    # Longer, of pairs that are no tie: same length, rejected, chosen, identical, rejected (two words).
-    assert metrics["longer_wins"] == pytest.approx((0.5 + 0 + 1 + 0.5 + 0) / 5)
+    right = [0.5 if q == 0.5 else float(q > 0.5) for q, soft in zip(p, SOFT, strict=True) if soft != 0.5]
+    assert metrics["accuracy"] == pytest.approx(sum(right) / 4)
+    # Longer, of pairs that are no tie: same length, rejected, chosen, rejected (two words).
+    assert metrics["longer_wins"] == pytest.approx((0.5 + 0 + 1 + 0) / 4)
     assert metrics["brier"] == pytest.approx(np.mean([(a - b) ** 2 for a, b in zip(p, SOFT, strict=True)]), abs=1e-6)
     entropy = [-(s * math.log(q) + (1 - s) * math.log(1 - q)) for q, s in zip(p, SOFT, strict=True)]
     assert metrics["log_loss"] == pytest.approx(np.mean(entropy), abs=1e-6)

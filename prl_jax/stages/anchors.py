@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,7 +20,7 @@ from prl_jax.stages.artifacts import load_judge, load_policy
 from prl_jax.stages.cards import sampling_config
 from prl_jax.stages.context import StageContext
 from prl_jax.stages.pieces import Pieces, batches, pieces
-from prl_jax.text.chat import Prompt
+from prl_jax.text.chat import Prompt, Turn
 
 ANCHORS_FILE = "anchors.jsonl"
 
@@ -41,18 +43,33 @@ def run(context: StageContext) -> dict[str, float]:
     return {"prompts": float(len(rows)), "anchors": float(len(lengths)), "characters": float(np.mean(lengths))}
 
 
-def read_anchors(directory, records: Sequence[PromptRecord]) -> list[list[str]]:
-    """The anchors of each record, by its id; a record without one is a `UserError`."""
+def read_anchors(directory: Path, records: Sequence[PromptRecord]) -> list[list[str]]:
+    """The anchors of each record, which answer its very prompt; a record without any is a `UserError`.
+
+    Ids play no part: a file may have the same one for several prompts. Of rows with the same prompt, the first record
+    with it gets the first, and so on, over again where there are more records.
+    """
     path = directory / ANCHORS_FILE
-    known = {row["id"]: row["anchors"] for _, row in JsonLines(path)}
-    ids = [record.id for record in records]
-    missing = [name for name in ids if name not in known]
+    known: dict[Prompt, list[list[str]]] = {}
+    for where, row in JsonLines(path):
+        try:
+            prompt = tuple(Turn(turn["role"], turn["content"]) for turn in row["prompt"])
+            known.setdefault(prompt, []).append(row["anchors"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{where}: expected a prompt of turns and anchors; run the anchors stage again") from error
+    missing = [record.id for record in records if record.prompt not in known]
     if missing:
         raise UserError(
             f"{path}: no anchor for prompt {missing[0]!r} and {len(missing) - 1} more; "
             "the anchors stage and this one must read the same prompts"
         )
-    return [known[name] for name in ids]
+    seen: Counter[Prompt] = Counter()
+    anchors = []
+    for record in records:
+        rows = known[record.prompt]
+        anchors.append(rows[seen[record.prompt] % len(rows)])
+        seen[record.prompt] += 1
+    return anchors
 
 
 def _reference(record: PromptRecord) -> str:

@@ -50,6 +50,9 @@ def check_config(config: ConfigDict) -> None:
     profile_steps(config.profile.steps)
     if config.seed < 0:
         raise UserError(f"seed={config.seed}, expected at least 0")
+    for key, limit in config.limits.items():
+        if limit < 1:
+            raise UserError(f"limits.{key}={limit}, expected at least 1")
     for key, length in config.huggingface.items():
         if key in ("max_prompt", "max_response") and length != 0 and length < 2:
             raise UserError(f"huggingface.{key}={length}, expected at least 2, or 0: as long as the data need")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from prl_jax.data.lines import Limits
 from prl_jax.data.sources import Records, SourceSpec, load_records
 from prl_jax.errors import UserError, naming
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, LoraConfig, with_adapters, with_param_dtype
@@ -91,6 +92,7 @@ class StageContext:
             split=source.split,
             builder_args=gold_arguments(self.config) if source.kind == "gold" else {},
             limit=source.limit and source.limit + source.skip,
+            limits=Limits(**self.config.limits),
         )
         records = load_records(spec, what, data_dir=self.workdir.path / "data")[source.skip :]
         if not records:

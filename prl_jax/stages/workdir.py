@@ -18,7 +18,7 @@ from prl_jax.files import is_leftover, local_path, parse_json, write_json
 
 CONFIG_FILE, RESULT_FILE = "config.json", "result.json"
 # Sections that may differ between the runs that share a workdir: where and how it runs, not what it computes.
-_FREE = ("mesh.", "profile.", "logging.")
+_FREE = ("mesh.", "profile.", "logging.", "limits.")
 
 
 class Workdir:

@@ -59,6 +59,7 @@ def stages(*names: str) -> str:
         (["model.dtype=float16"], ["dtype='float16'", "bfloat16"]),
         (["gold.reference=best"], ["reference = 'best'", "'gold'"]),
         # Numbers that make no sense, alone or together.
+        (["limits.max_line_mib=0"], ["limits.max_line_mib=0", "at least 1"]),
         (["sft.batch_size=0"], ["sft.batch_size=0", "at least 1"]),
         (["bt.accumulate=17"], ["bt.accumulate=17", "batch_size=16"]),
         (["ppo.algorithm.accumulate=9"], ["ppo: ", "2 minibatches", "accumulate=9"]),

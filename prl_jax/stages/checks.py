@@ -56,6 +56,8 @@ def check_config(config: ConfigDict) -> None:
     for key, length in config.huggingface.items():
         if key in ("max_prompt", "max_response") and length != 0 and length < 2:
             raise UserError(f"huggingface.{key}={length}, expected at least 2, or 0: as long as the data need")
+    if config.skip_invalid < 0:
+        raise UserError(f"skip_invalid={config.skip_invalid}, expected at least 0")
     if not config.stages:
         raise UserError("stages: empty, expected the names of the stages to run")
     for index, name in enumerate(config.stages):

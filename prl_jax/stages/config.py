@@ -25,6 +25,9 @@ def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
         dict(
             title="",
             seed=0,
+            # Rows of a file that cannot be read (malformed, or refused by the chat template) that each source may have:
+            # they are left out and counted. `skip` and `limit` of a source count them too.
+            skip_invalid=0,
             # Run in this order. Each name is a section of the config, whose `kind` says what it does.
             stages=tuple(stages),
             tokenizer=dict(

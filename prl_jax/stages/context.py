@@ -6,11 +6,13 @@ import dataclasses
 import os
 import sys
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -25,6 +27,7 @@ from prl_jax.sharding import sharded_init
 from prl_jax.stages.artifacts import load_decoder, model_tokenizer
 from prl_jax.stages.cards import Defaults, read_card
 from prl_jax.stages.durations import to_steps
+from prl_jax.stages.measuring import valid_records
 from prl_jax.stages.stopping import StopSignal
 from prl_jax.stages.workdir import Workdir
 from prl_jax.text.common import FILE_NAME
@@ -41,6 +44,7 @@ class StageContext:
       workdir: the run's folder.
       mesh: devices.
       stop: tells whether the run is to end early.
+      left_out: source and kind of record (`source_key`) -> numbers of its records that cannot be read (`skip_invalid`).
     """
 
     name: str
@@ -48,6 +52,7 @@ class StageContext:
     workdir: Workdir
     mesh: Mesh
     stop: StopSignal = dataclasses.field(default_factory=StopSignal)
+    left_out: Mapping[tuple[Any, ...], Sequence[int]] = dataclasses.field(default_factory=dict)
 
     @property
     def section(self) -> ConfigDict:
@@ -84,31 +89,55 @@ class StageContext:
         model = self.config.model
         return Defaults(**self.config.huggingface.to_dict(), dtype=model.dtype, remat=model.remat)
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """How many records the stage leaves out, where it may leave out any."""
+        count = sum(map(len, self.left_out.values()))
+        return {"invalid_rows_skipped": count} if self.config.skip_invalid else {}
+
     def records(self, source: ConfigDict, what: str) -> Records:
-        """Records of a source section."""
-        spec = SourceSpec(
-            kind=source.kind,
-            path=source.path,
-            split=source.split,
+        """Records of a source section, without those that cannot be read."""
+        records = self.all_records(source, what)
+        left_out = self.left_out.get(source_key(source, what), ())
+        return records.take(np.delete(np.arange(len(records)), left_out)) if len(left_out) else records
+
+    def all_records(self, source: ConfigDict, what: str) -> Records:
+        """Records of a source section. A file that has changed since the run began is a `UserError`."""
+        spec = dataclasses.replace(
+            source_spec(source),
             builder_args=gold_arguments(self.config) if source.kind == "gold" else {},
-            limit=source.limit and source.limit + source.skip,
             limits=Limits(**self.config.limits),
         )
-        records = load_records(spec, what, data_dir=self.workdir.path / "data")[source.skip :]
+        records = load_records(spec, what, data_dir=self.workdir.path / "data")
+        if records.fingerprint is not None:
+            name = f"{source.path}/{source.split}" if source.kind == "tfds" else source.path
+            self.workdir.recognise(name.replace("{split}", source.split), records.fingerprint)
+        records = records[source.skip :]
         if not records:
             raise UserError(f"{self.name}: skip={source.skip} leaves no record of {source.path or source.kind}")
         return records
 
-    def progress(self, total: int) -> Progress:
-        """A progress line on standard error, of the first process."""
+    def progress(self, total: int, *, name: str = "", unit: str = "step") -> Progress:
+        """A progress line on standard error, of the first process; `name` stands for that of the stage."""
         stream = sys.stderr if self.config.logging.progress and is_leader() else _Silent()
-        return Progress(self.name, total, stream=stream)
+        return Progress(name or self.name, total, stream=stream, unit=unit)
 
     def optimizer(self, section: ConfigDict, total: int, key: str) -> Any:
         """The optimizer of a section, for a stage of `total` steps."""
         values = section.to_dict()
         warmup = to_steps(values.pop("warmup"), key=f"{self.name}.{key}.warmup", total=total)
         return make_optimizer(**values, warmup_steps=warmup, total_steps=total)
+
+
+def source_spec(source: ConfigDict) -> SourceSpec:
+    """The data set of a source section, up to the last record that the section names."""
+    end = source.limit and source.limit + source.skip
+    return SourceSpec(kind=source.kind, path=source.path, split=source.split, limit=end)
+
+
+def source_key(source: ConfigDict, what: str) -> tuple[Any, ...]:
+    """Tells apart what sections of sources and kinds of records name."""
+    return (*sorted(source.items()), what)
 
 
 def is_directory(name: str) -> bool:
@@ -137,9 +166,9 @@ class _Silent:
 
 def stage_tokenizer(context: StageContext, of_run: Tokenizer | None = None) -> Tokenizer:
     """The tokenizer of a stage that trains from text: of the model directory that it starts from, else the run's."""
-    origin = first_model(context)
-    if origin:
-        return model_tokenizer(Path(origin), context.defaults)
+    directory = first_model(context)
+    if directory:
+        return model_tokenizer(Path(directory), context.defaults)
     return run_tokenizer(context) if of_run is None else of_run
 
 
@@ -158,16 +187,21 @@ def run_tokenizer(context: StageContext) -> Tokenizer:
     if (directory / FILE_NAME).is_file():
         return load_tokenizer(directory)
     with naming("tokenizer.data"):
-        records = context.records(section.data, "preference")
+        allowed = context.config.skip_invalid
+        records, _ = valid_records(context.all_records(section.data, "preference"), None, allowed=allowed)
         texts = [t for r in records for t in (*(turn.content for turn in r.prompt), r.chosen, r.rejected)]
     return BPETokenizer.train(texts, section.vocab_size)
 
 
 def first_model(context: StageContext) -> str:
     """The model directory that a stage and those before it start from; "" where they start from scratch."""
-    name = context.section.init_from
+    return root_of(context.config, context.section.init_from)
+
+
+def root_of(config: ConfigDict, name: str) -> str:
+    """The model directory that the model of this name descends from; "" where it is made from scratch."""
     while name and not is_directory(name):
-        section = context.config[name]
+        section = config[name]
         name = section.policy if section.kind == "ppo" else section.init_from
     return name
 

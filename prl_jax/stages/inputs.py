@@ -1,73 +1,149 @@
-"""What the files that a run reads tell of it before it starts. What its config tells is in checks.py."""
+"""What the files that a run reads tell of it before it starts. What its config tells is in checks.py.
+
+Every record is parsed, rendered and measured by the tokenizers of the models that will read it, so that a conversation
+that a chat template refuses shows with its file and line before the first stage, not in the middle of one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from prl_jax.data.gold import parse
+from prl_jax.data.sources import Records, file_path
 from prl_jax.errors import UserError, naming
-from prl_jax.processes import shared
-from prl_jax.stages.context import StageContext, stage_tokenizer
+from prl_jax.processes import is_leader
+from prl_jax.stages.context import StageContext, first_model, source_key, source_spec
 from prl_jax.stages.layout import check_layout
-from prl_jax.stages.rules import GOLD, RULES, value_at
-from prl_jax.text.chat import Turn, prompt_text
+from prl_jax.stages.measurements import Measurements
+from prl_jax.stages.measuring import IDENTICAL, PLAIN, TIE, Measured, invalid_rows
+from prl_jax.stages.readings import Reading, readings
+from prl_jax.stages.rules import RULES, value_at
+from prl_jax.text.chat import Turn
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row, verdict_ids
 from prl_jax.text.tokenizer import Tokenizer
 
+LeftOut = Mapping[tuple[Any, ...], Sequence[int]]
 
-def check_inputs(contexts: Sequence[StageContext], tokenizer: Tokenizer | None) -> None:
+
+def check_inputs(
+    contexts: Sequence[StageContext], tokenizer: Tokenizer | None, *, absent: bool = False
+) -> tuple[dict[str, LeftOut], Callable[[], None]]:
     """Raises `UserError` for what the stages will not be able to use: their data, their batches on the mesh, their
-    verdict words. `tokenizer` is that of the models that are made from scratch, if there are any."""
-    checked: set[tuple[Any, ...]] = set()
+    verdict words. Says in one line a stage what of their data will be cut or left out.
+
+    Args:
+      contexts: of the stages that will run.
+      tokenizer: that of the models that are made from scratch, where it is known already.
+      absent: files that are not there are left for later.
+
+    Returns:
+      For each stage, the records to leave out (`StageContext.left_out`), and a function that keeps what was measured
+      in the workdir, which is not made yet.
+    """
+    measurements = Measurements(contexts, tokenizer)
+    left_out: dict[str, LeftOut] = {}
     for context in contexts:
-        section, rules = context.section, RULES[context.section.kind]
-        for key, what in rules.sources.items():
-            if key not in rules.unused(section):
-                with naming(f"{context.name}.{key}"):
-                    _check_source(context, key, what, checked)
+        section, said = context.section, []
         check_layout(context.config, context.name, context.mesh)
+        found = left_out[context.name] = {}
+        for key, what in RULES[section.kind].sources.items():
+            source = value_at(section, key)
+            if key in RULES[section.kind].unused(section) or source.kind == "gold":
+                continue  # built-in data are made when the stage runs; nothing is wrong with them
+            if absent and not _exists(source):
+                continue
+            with naming(f"{context.name}.{key}"):
+                bad, lines = _check_source(context, key, what, measurements)
+            merged = {*found.get(source_key(source, what), ()), *bad}
+            found[source_key(source, what)] = sorted(merged)
+            said += [f"{key}: {line}" for line in lines]
         if section.kind == "generative":
             with naming(context.name):
-                _check_template(section, stage_tokenizer(context, tokenizer))
+                _check_template(section, measurements.tokenizer(first_model(context)))
+        if said and is_leader():
+            print(f"{context.name:<16} {'; '.join(said)}", file=sys.stderr)
+    return left_out, measurements.keep
 
 
-def _check_source(context: StageContext, key: str, what: str, checked: set[tuple[Any, ...]]) -> None:
-    """Reads a source to the end, unless that has been done for another stage; each process reads a part.
+def check_finished(contexts: Sequence[StageContext]) -> None:
+    """Raises `UserError` where a file that a finished stage has read is another one now. One that is gone is not."""
+    for context in contexts:
+        for key, what in RULES[context.section.kind].sources.items():
+            source = value_at(context.section, key)
+            if key not in RULES[context.section.kind].unused(context.section) and _exists(source):
+                with naming(f"{context.name}.{key}"):
+                    context.all_records(source, what)
 
-    Built-in data are made when the stage runs; nothing is wrong with them.
-    """
-    section, source = context.section, value_at(context.section, key)
-    if source.kind == "gold":
-        return
-    judge = "evaluation.judge" if key == "evaluation.prompts" else "judge"
-    judged = what == "prompt" and section.kind in ("ppo", "evaluation") and value_at(section, judge) == GOLD
-    answered = what == "prompt" and section.kind == "anchors" and section.choice == "reference"
-    name = (*source.items(), what, judged, answered)
-    if name in checked:
-        return
-    records = context.records(source, what)
 
-    def check(i: int) -> None:
-        record = records[i]
-        if judged:
-            parse(prompt_text(record.prompt))
-        if answered and record.reference is None:
-            raise UserError(f"prompt {record.id!r} has no reference answer; use choice='best_of_n' or another source")
-
-    def fails(i: int) -> bool:
-        try:
-            check(i)
-        except UserError:
-            return True
+def _exists(source: ConfigDict) -> bool:
+    """Whether a source is a file that is there."""
+    try:
+        return source.kind == "jsonl" and file_path(source_spec(source)).exists()
+    except UserError:  # a variable that is not set
         return False
 
-    for first in np.flatnonzero(shared(fails, len(records)))[:1]:
-        check(int(first))  # the same error in every process
-    checked.add(name)
+
+def _check_source(
+    context: StageContext, key: str, what: str, measurements: Measurements
+) -> tuple[list[int], list[str]]:
+    """Which records of a source to leave out, and what to say of it."""
+    section, source = context.section, value_at(context.section, key)
+    records = context.all_records(source, what)
+    readers = readings(context, key)
+    measured = [measurements(context, key, what, records, reading.reader) for reading in readers]
+    bad, line = invalid_rows(measured, context.config.skip_invalid)
+    lines = [line] if bad else []
+    kept = np.delete(np.arange(len(records)), bad)
+    if not len(kept):
+        raise UserError(f"{source.path}: none of its {len(records)} rows is left (skip_invalid={len(bad)})")
+    if what == "preference":
+        _check_pairs(section, source.path, measured[0].kinds[kept])
+    if section.kind == "anchors" and section.choice == "reference":
+        _check_references(records, kept, measured[0])
+    size = section.prompts_per_step if section.kind == "ppo" and key == "prompts" else section.get("batch_size", 0)
+    if key in ("data", "prompts") and section.kind not in ("anchors", "evaluation") and len(kept) < size:
+        lines.append(f"{len(kept)} rows do not fill a batch of {size}, which repeats some")
+    lines += [line for reading, numbers in zip(readers, measured, strict=True) for line in _cut(reading, numbers, kept)]
+    return bad, list(dict.fromkeys(lines))
+
+
+def _check_pairs(section: ConfigDict, path: str, kinds: np.ndarray) -> None:
+    """There is a pair to learn from, or to be right about."""
+    identical, ties = (int((kinds == kind).sum()) for kind in (IDENTICAL, TIE))
+    if (kinds == PLAIN).any() or (ties and section.get("soft_labels", False)):
+        return
+    parts = [f"{identical} have two identical responses" if identical else "", f"{ties} are ties" if ties else ""]
+    raise UserError(
+        f"{path}: none of its {len(kinds)} pairs has a better response ({', '.join(filter(None, parts))}); expected at "
+        "least one that has"
+    )
+
+
+def _check_references(records: Records, kept: np.ndarray, measured: Measured) -> None:
+    lacking = kept[measured.lengths["response"][kept] == 0]
+    if len(lacking):
+        raise UserError(
+            f"{records.place(int(lacking[0]))}: prompt {records[int(lacking[0])].id!r} has no reference answer; use "
+            "choice='best_of_n' or another source"
+        )
+
+
+def _cut(reading: Reading, measured: Measured, kept: np.ndarray) -> list[str]:
+    """What of the records there is no room for."""
+    lines = []
+    for limit in reading.limits:
+        lengths = limit.lengths(measured)[kept]
+        over = int((lengths > limit.tokens).sum())
+        if over:
+            lines.append(
+                f"{over} of {len(kept)} rows are longer than {limit.key}={limit.tokens} and will be cut (longest "
+                f"{int(lengths.max())})"
+            )
+    return lines
 
 
 def _check_template(section: ConfigDict, tokenizer: Tokenizer) -> None:

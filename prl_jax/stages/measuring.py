@@ -6,32 +6,35 @@
     measured.longest("frame") + 2 * (max_response - 1)  # room for a judge's row with any two responses
 
 Lengths are those before anything is cut. A record that is malformed, or whose conversation the chat template refuses,
-has zeros and stands in `problems`.
+has zeros and is one of the `problems`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from prl_jax.data.gold import parse
 from prl_jax.data.records import PreferenceRecord, PromptRecord, Record, SFTRecord
 from prl_jax.data.sources import Records
 from prl_jax.errors import UserError, naming
-from prl_jax.text.chat import Prompt, Turn, encode_conversation, encode_prompt
+from prl_jax.text.chat import Prompt, Turn, encode_conversation, encode_prompt, prompt_text
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row
 from prl_jax.text.tokenizer import Tokenizer
 
-COLUMNS = ("prompt", "response", "rejected", "frame")
+COLUMNS = ("prompt", "response", "rejected", "frame", "kind", "problem")
+PLAIN, TIE, IDENTICAL = range(3)  # kinds of pairs
 _REMEMBERED = 50_000_000  # characters of text whose lengths are kept, so that stages that read alike count once
 _ANY_LENGTH = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Tokens of `N` records.
+    """What `N` records are.
 
     Attributes:
       lengths: column -> `[N]` tokens; 0 where a record has no such text.
@@ -39,18 +42,42 @@ class Measured:
         response: the response, the chosen response or the reference, with the token that ends it.
         rejected: the other response of a pair, with the token that ends it.
         frame: the row of a generative judge without its two responses; 0 without a judge template.
-      problems: number of a record -> why it cannot be read.
+      kinds: `[N]` kinds of pairs: `PLAIN`, `TIE` or `IDENTICAL`; `PLAIN` of what is no pair.
+      problems: numbers of the records that cannot be read.
+      reason: why the first of them cannot.
     """
 
     lengths: Mapping[str, Int[np.ndarray, "N"]]
-    problems: Mapping[int, str]
+    kinds: Int[np.ndarray, "N"]
+    problems: Sequence[int]
+    reason: str = ""
+
+    @classmethod
+    def of(cls, rows: Int[np.ndarray, "N C"], reason: str) -> Measured:
+        """From the numbers of each record in the order of `COLUMNS`."""
+        columns = dict(zip(COLUMNS, rows.T, strict=True))
+        problems, kinds = np.flatnonzero(columns.pop("problem")).tolist(), columns.pop("kind")
+        return cls(columns, kinds, problems, reason)
+
+    @property
+    def rows(self) -> Int[np.ndarray, "N C"]:
+        """The numbers of each record in the order of `COLUMNS`."""
+        problem = np.zeros_like(self.kinds)
+        problem[list(self.problems)] = 1
+        columns = {**self.lengths, "kind": self.kinds, "problem": problem}
+        return np.stack([columns[name] for name in COLUMNS], axis=1)
 
     def __len__(self) -> int:
-        return len(self.lengths["prompt"])
+        return len(self.kinds)
 
     def longest(self, column: str) -> int:
         """The largest number of a column, 0 for no records."""
         return int(self.lengths[column].max(initial=0))
+
+    @property
+    def scored(self) -> Int[np.ndarray, "N"]:
+        """Tokens of the longer row of a scalar judge: the prompt and one response."""
+        return self.lengths["prompt"] + np.maximum(self.lengths["response"], self.lengths["rejected"])
 
     @property
     def judged(self) -> Int[np.ndarray, "N"]:
@@ -59,76 +86,158 @@ class Measured:
         return self.lengths["frame"] + contents[0] + contents[1]
 
 
-class Measurer:
-    """Measures records for one tokenizer, and remembers the lengths of texts that it has seen.
+class Lengths:
+    """Lengths of texts and prompts in the tokens of one tokenizer; those that it has seen are remembered."""
 
-    Args:
-      tokenizer: of the model that reads.
-      template: of a generative judge; None counts no `frame`.
-      train_on: see `encode_sft`.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, template: JudgeTemplate | None = None, train_on: str = "last"):
-        self._tokenizer, self._template, self._train_on = tokenizer, template, train_on
-        self._known: dict[tuple[str, str | Prompt], int] = {}
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self._known: dict[tuple[Any, str | Prompt], int] = {}
         self._room = _REMEMBERED
 
-    def __call__(self, record: Record) -> tuple[int, int, int, int]:
-        """The numbers of `COLUMNS`. Errors: `UserError` where the chat template refuses the conversation."""
-        prompt, tokenizer = record.prompt, self._tokenizer
-        asked = self._count("prompt", prompt, lambda: len(encode_prompt(tokenizer, prompt)))
-        texts = _responses(record)
-        if self._train_on == "all" and isinstance(record, SFTRecord):
-            encode_conversation(tokenizer, (*prompt, Turn("assistant", record.response)))
-        response, rejected = (
-            0 if text is None else 1 + self._count("text", text, lambda text=text: len(tokenizer.encode(text)))
-            for text in texts
-        )
-        template, frame = self._template, 0
-        if template is not None:
-            empty = lambda: encode_judge_row(tokenizer, template, prompt, "", "", max_length=_ANY_LENGTH)  # noqa: E731
-            frame = self._count("frame", prompt, lambda: len(empty().ids))
-        return asked, response, rejected, frame
+    def text(self, text: str) -> int:
+        return self._count("text", text, len(text), lambda: len(self.tokenizer.encode(text)))
 
-    def _count(self, what: str, text: str | Prompt, count: Callable[[], int]) -> int:
-        key = (what, text)
-        if key not in self._known:
-            size = len(text) if isinstance(text, str) else sum(len(turn.content) for turn in text)
-            number, self._room = count(), self._room - size
-            if self._room < 0:
-                return number
-            self._known[key] = number
-        return self._known[key]
+    def prompt(self, prompt: Prompt) -> int:
+        """In the chat template. Errors: `UserError` where that refuses the conversation."""
+        return self._count("prompt", prompt, _characters(prompt), lambda: len(encode_prompt(self.tokenizer, prompt)))
+
+    def frame(self, template: JudgeTemplate, prompt: Prompt) -> int:
+        """Of a judge's row without its responses."""
+
+        def row() -> int:
+            return len(encode_judge_row(self.tokenizer, template, prompt, "", "", max_length=_ANY_LENGTH).ids)
+
+        return self._count(template, prompt, _characters(prompt), row)
+
+    def _count(self, what: Any, text: str | Prompt, size: int, count: Callable[[], int]) -> int:
+        number = self._known.get((what, text))
+        if number is None:
+            number = count()
+            self._room -= size
+            if self._room >= 0:
+                self._known[what, text] = number
+        return number
+
+
+class Measurer(NamedTuple):
+    """How one model reads records.
+
+    Attributes:
+      lengths: in the model's tokens; None only parses.
+      template: of a generative judge; None counts no `frame`.
+      train_on: see `encode_sft`; "all" also renders the earlier turns of the assistant as responses.
+      gold: prompts have to be built-in tasks.
+      chat: puts prompts into the chat template; False counts no `prompt`.
+    """
+
+    lengths: Lengths | None
+    template: JudgeTemplate | None = None
+    train_on: str = "last"
+    gold: bool = False
+    chat: bool = True
+
+    def __call__(self, record: Record) -> tuple[int, ...]:
+        """The numbers of `COLUMNS`. Errors: `UserError` for a conversation that the model cannot read."""
+        texts, kind = _responses(record), _kind(record)
+        if self.gold:
+            parse(prompt_text(record.prompt))
+        if self.lengths is None:  # only tells which texts there are
+            return 0, int(texts[0] is not None), int(texts[1] is not None), 0, kind, 0
+        if self.train_on == "all" and isinstance(record, SFTRecord):
+            encode_conversation(self.lengths.tokenizer, (*record.prompt, Turn("assistant", record.response)))
+        responses = [0 if text is None else 1 + self.lengths.text(text) for text in texts]
+        frame = 0 if self.template is None else self.lengths.frame(self.template, record.prompt)
+        return self.lengths.prompt(record.prompt) if self.chat else 0, *responses, frame, kind, 0
 
 
 def measure(
     records: Records,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     *,
     template: JudgeTemplate | None = None,
     train_on: str = "last",
     shown: Callable[[int], None] = lambda done: None,
 ) -> Measured:
-    """Reads all records and measures them.
+    """Reads all records of a source and measures them.
 
     Args:
       records: of one source; a malformed one raises `UserError` when it is asked for.
-      tokenizer: of the model that reads them.
-      template: of a generative judge, for the column `frame`.
-      train_on: see `encode_sft`; "all" also renders the earlier turns of the assistant as responses.
+      tokenizer, template, train_on: see `Measurer`.
       shown: told how many records are done.
     """
-    measurer = Measurer(tokenizer, template, train_on)
-    lengths, problems = np.zeros((len(records), len(COLUMNS)), np.int32), {}
+    lengths = None if tokenizer is None else Lengths(tokenizer)
+    return measure_with(records, Measurer(lengths, template, train_on), shown)
+
+
+def measure_with(records: Records, measurer: Measurer, shown: Callable[[int], None] = lambda done: None) -> Measured:
+    """`measure`, as a measurer reads."""
+    rows, reason = np.zeros((len(records), len(COLUMNS)), np.int32), ""
     for i in range(len(records)):
         try:
-            record = records[i]  # a malformed one names its place
-            with naming(records.place(i)):
-                lengths[i] = measurer(record)
+            rows[i] = look(records, i, measurer)
         except UserError as error:
-            problems[i] = str(error)
+            rows[i, -1], reason = 1, reason or str(error)
         shown(i + 1)
-    return Measured({name: lengths[:, i] for i, name in enumerate(COLUMNS)}, problems)
+    return Measured.of(rows, reason)
+
+
+def look(records: Records, i: int, measurer: Measurer) -> tuple[int, ...]:
+    """The numbers of one record. Errors: `UserError`, which names its place, where it cannot be read."""
+    record = records[i]  # a malformed one says where
+    with naming(records.place(i)):
+        return measurer(record)
+
+
+def invalid_rows(
+    measured: Sequence[Measured], allowed: int, flag: str = "--config.skip_invalid"
+) -> tuple[list[int], str]:
+    """Numbers of the records that one reader or another cannot read, and a line that says so.
+
+    Args:
+      measured: the same records, as each reader sees them.
+      allowed: how many may be left out.
+      flag: sets that number.
+
+    Raises:
+      UserError: for more.
+    """
+    bad = sorted({i for numbers in measured for i in numbers.problems})
+    if not bad:
+        return [], ""
+    reason = next(numbers.reason for numbers in measured if numbers.problems and numbers.problems[0] == bad[0])
+    count = len(measured[0])
+    if len(bad) > allowed:
+        more = f"; {len(bad)} of {count} rows cannot be read" if len(bad) > 1 else ""
+        raise UserError(f"{reason}{more}; mend this, or leave it out with {flag}={len(bad)}")
+    return bad, f"{len(bad)} of {count} rows left out, the first: {reason}"
+
+
+def valid_records(
+    records: Records,
+    tokenizer: Tokenizer | None,
+    *,
+    allowed: int,
+    template: JudgeTemplate | None = None,
+    flag: str = "--config.skip_invalid",
+) -> tuple[Records, str]:
+    """The records that a model can read, and a line about the others, "" where there are none.
+
+    Args:
+      records: of one source.
+      tokenizer, template: see `Measurer`.
+      allowed, flag: see `invalid_rows`.
+
+    Raises:
+      UserError: more than `allowed` cannot be read, or none is left.
+    """
+    bad, line = invalid_rows([measure(records, tokenizer, template=template)], allowed, flag)
+    if bad and len(bad) == len(records):
+        raise UserError(f"no row is left: {line}")
+    return (records.take(np.delete(np.arange(len(records)), bad)) if bad else records), line
+
+
+def _characters(prompt: Prompt) -> int:
+    return sum(len(turn.content) for turn in prompt)
 
 
 def _responses(record: Record) -> tuple[str | None, str | None]:
@@ -137,3 +246,9 @@ def _responses(record: Record) -> tuple[str | None, str | None]:
     if isinstance(record, PromptRecord):
         return record.reference, None
     return record.response, None
+
+
+def _kind(record: Record) -> int:
+    if not isinstance(record, PreferenceRecord):
+        return PLAIN
+    return IDENTICAL if record.chosen == record.rejected else TIE if record.tie else PLAIN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import sys
 import time
@@ -20,7 +21,7 @@ from prl_jax.sharding import make_mesh
 from prl_jax.stages import anchors, evaluation, ppo, reward_model, sft
 from prl_jax.stages.checks import check_config
 from prl_jax.stages.context import StageContext, first_model, keep_tokenizer, run_tokenizer
-from prl_jax.stages.inputs import check_inputs
+from prl_jax.stages.inputs import check_finished, check_inputs
 from prl_jax.stages.lengths import with_lengths
 from prl_jax.stages.pieces import drop_pieces
 from prl_jax.stages.stopping import StopSignal
@@ -53,14 +54,19 @@ def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -
     surroundings = lambda config: StageContext(config.stages[0], config, Workdir(path, config), mesh)  # noqa: E731
     config = with_lengths(config, surroundings, known=kept_config(path), tell=_tell)
     workdir = Workdir(path, config)
-    contexts = [StageContext(name, config, workdir, mesh, stop) for name in config.stages if not workdir.finished(name)]
+    stages = [StageContext(name, config, workdir, mesh, stop) for name in config.stages]
+    contexts = [context for context in stages if not workdir.finished(context.name)]
+    check_finished([context for context in stages if workdir.finished(context.name)])
     scratch = [context for context in contexts if context.section.kind in READERS and not first_model(context)]
     tokenizer = run_tokenizer(scratch[0]) if scratch else None
-    check_inputs(contexts, tokenizer)
+    left_out, keep = check_inputs(contexts, tokenizer)
+    contexts = [dataclasses.replace(context, left_out=left_out[context.name]) for context in contexts]
     wait_for_all("all have looked at the workdir")
     if is_leader():
         workdir.create()
     with _alone(workdir.path):
+        if is_leader():
+            keep()
         if tokenizer is not None and is_leader():
             keep_tokenizer(scratch[0], tokenizer)
         for name in config.stages:
@@ -75,6 +81,7 @@ def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -
                 metrics = KINDS[context.section.kind](context)
             seconds = time.monotonic() - start
             if is_leader():
+                metrics |= context.counters
                 workdir.finish(context.name, kind=context.section.kind, metrics=metrics, seconds=seconds)
                 drop_pieces(context.directory)
             wait_for_all(f"{context.name} is finished")

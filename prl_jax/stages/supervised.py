@@ -90,7 +90,7 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
                 return validate(state)
 
             def write(n: int, values: Mapping[str, float]) -> None:
-                shown.metrics.write(n, {**values, "truncated_rows": truncated, **task.counters})
+                shown.metrics.write(n, {**values, "truncated_rows": truncated, **task.counters, **context.counters})
 
             def save(n: int, state: TrainState) -> None:
                 shown.metrics.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 import prl_jax
+from prl_jax.data.sources import Fingerprint
 from prl_jax.errors import UserError
 from prl_jax.files import is_leftover, local_path, parse_json, write_json
 
@@ -30,14 +32,29 @@ class Workdir:
     def __init__(self, path: Path, config: ConfigDict):
         self.path = local_path(path)
         self._plain = json.loads(json.dumps(config.to_dict()))
-        known = self._read_config()
-        if known is not None:
-            _check_same(path, known, self._plain)
+        self._document, self._data = self._read_config()
+        if self._document is not None:
+            _check_same(path, self._document["config"], self._plain)
 
     def create(self) -> None:
-        """Writes `config.json` where it is not there yet."""
-        if not (self.path / CONFIG_FILE).exists():
-            self._write_config(self._plain)
+        """Writes `config.json` where it is not there yet, or does not know all files that `recognise` has met."""
+        data = {name: dataclasses.asdict(found) for name, found in sorted(self._data.items())}
+        if self._document is None or self._document.get("data", {}) != data:
+            self._document = {**(self._document or self._new_document()), "data": data}
+            write_json(self.path / CONFIG_FILE, self._document)
+
+    def recognise(self, name: str, found: Fingerprint) -> None:
+        """Remembers a file of data by the name that the config has for it.
+
+        Raises:
+          UserError: it is another file than the one that this run has read under that name.
+        """
+        before = self._data.setdefault(name, found)
+        if before != found:
+            raise UserError(
+                f"{name}: has changed since {self.path} was made from it: {_difference(before, found)}; put back what "
+                "was there, or give another --workdir"
+            )
 
     def stage(self, name: str) -> Path:
         """Folder of a stage."""
@@ -52,7 +69,8 @@ class Workdir:
         result = {"kind": kind, "metrics": dict(metrics), "seconds": round(seconds, 3)}
         write_json(self.stage(name) / RESULT_FILE, result)
 
-    def _read_config(self) -> dict[str, Any] | None:
+    def _read_config(self) -> tuple[dict[str, Any] | None, dict[str, Fingerprint]]:
+        """What `config.json` holds, None where there is none, and the files of data that it knows."""
         path = self.path / CONFIG_FILE
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file, expected a folder for --workdir")
@@ -60,20 +78,20 @@ class Workdir:
             # A run that was stopped before it wrote its config leaves these at most.
             if self.path.is_dir() and any(p.name != "data" and not is_leftover(p) for p in self.path.iterdir()):
                 raise UserError(f"{self.path}: is not empty and holds no {CONFIG_FILE}; give an empty --workdir")
-            return None
+            return None, {}
         try:
-            return parse_json(path.read_text(encoding="utf-8"))["config"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            document = parse_json(path.read_text(encoding="utf-8"))
+            document["config"]  # noqa: B018  (asks whether it is there)
+            # Of workdirs from before fingerprints were kept, nothing is known.
+            return document, {name: Fingerprint(**values) for name, values in document.get("data", {}).items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: cannot be read ({error}); give another --workdir") from error
 
-    def _write_config(self, plain: Mapping[str, Any]) -> None:
+    def _new_document(self) -> dict[str, Any]:
         packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
         versions = {"prl_jax": prl_jax.__version__, **{name: metadata.version(name) for name in packages}}
         devices = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
-        write_json(
-            self.path / CONFIG_FILE,
-            {"config": plain, "versions": versions, "git_revision": _git_revision(), "devices": devices},
-        )
+        return {"config": self._plain, "versions": versions, "git_revision": _git_revision(), "devices": devices}
 
 
 def kept_config(path: Path) -> Mapping[str, Any]:
@@ -98,6 +116,16 @@ def _check_same(path: Path, known: Mapping[str, Any], given: Mapping[str, Any]) 
             f"{path}: belongs to another config: {key} is {before.get(key, '(absent)')!r} there and "
             f"{now.get(key, '(absent)')!r} here{more}; give another --workdir, or the config that it was made with"
         )
+
+
+def _difference(before: Fingerprint, now: Fingerprint) -> str:
+    """What the user can see of it: sizes and rows where they differ, the beginning of the checksums."""
+    parts = [
+        f"{getattr(before, field):,} {what} then, {getattr(now, field):,} now"
+        for field, what in (("rows", "rows"), ("size", "bytes"))
+        if getattr(before, field) != getattr(now, field)
+    ]
+    return "; ".join([*parts, f"SHA-256 {before.sha256[:12]} then, {now.sha256[:12]} now"])
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

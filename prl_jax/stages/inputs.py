@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from prl_jax.data.sources import Records, file_path
+from prl_jax.data.sources import file_path
 from prl_jax.errors import UserError, naming
 from prl_jax.processes import is_leader
 from prl_jax.stages.context import StageContext, first_model, source_key, source_spec
@@ -99,11 +99,9 @@ def _check_source(
     lines = [line] if bad else []
     kept = np.delete(np.arange(len(records)), bad)
     if not len(kept):
-        raise UserError(f"{source.path}: none of its {len(records)} rows is left (skip_invalid={len(bad)})")
+        raise UserError(f"{source.path}: no row is left; {line}")
     if what == "preference":
         _check_pairs(section, source.path, measured[0].kinds[kept])
-    if section.kind == "anchors" and section.choice == "reference":
-        _check_references(records, kept, measured[0])
     size = section.prompts_per_step if section.kind == "ppo" and key == "prompts" else section.get("batch_size", 0)
     if key in ("data", "prompts") and section.kind not in ("anchors", "evaluation") and len(kept) < size:
         lines.append(f"{len(kept)} rows do not fill a batch of {size}, which repeats some")
@@ -121,15 +119,6 @@ def _check_pairs(section: ConfigDict, path: str, kinds: np.ndarray) -> None:
         f"{path}: none of its {len(kinds)} pairs has a better response ({', '.join(filter(None, parts))}); expected at "
         "least one that has"
     )
-
-
-def _check_references(records: Records, kept: np.ndarray, measured: Measured) -> None:
-    lacking = kept[measured.lengths["response"][kept] == 0]
-    if len(lacking):
-        raise UserError(
-            f"{records.place(int(lacking[0]))}: prompt {records[int(lacking[0])].id!r} has no reference answer; use "
-            "choice='best_of_n' or another source"
-        )
 
 
 def _cut(reading: Reading, measured: Measured, kept: np.ndarray) -> list[str]:

@@ -128,6 +128,7 @@ class Measurer(NamedTuple):
       train_on: see `encode_sft`; "all" also renders the earlier turns of the assistant as responses.
       gold: prompts have to be built-in tasks.
       chat: puts prompts into the chat template; False counts no `prompt`.
+      answered: prompts have to carry a reference answer.
     """
 
     lengths: Lengths | None
@@ -135,12 +136,15 @@ class Measurer(NamedTuple):
     train_on: str = "last"
     gold: bool = False
     chat: bool = True
+    answered: bool = False
 
     def __call__(self, record: Record) -> tuple[int, ...]:
         """The numbers of `COLUMNS`. Errors: `UserError` for a conversation that the model cannot read."""
         texts, kind = _responses(record), _kind(record)
         if self.gold:
             parse(prompt_text(record.prompt))
+        if self.answered and texts[0] is None:
+            raise UserError(f"prompt {record.id!r} has no reference answer; use choice='best_of_n' or another source")
         if self.lengths is None:  # only tells which texts there are
             return 0, int(texts[0] is not None), int(texts[1] is not None), 0, kind, 0
         if self.train_on == "all" and isinstance(record, SFTRecord):

@@ -21,7 +21,7 @@ class Reader(NamedTuple):
 
     Attributes:
       tokenizer: the model directory whose tokenizer it has; "" for that of the run; None where records are only parsed.
-      template, train_on, gold, chat: see `Measurer`.
+      template, train_on, gold, chat, answered: see `Measurer`.
     """
 
     tokenizer: str | None = None
@@ -29,6 +29,7 @@ class Reader(NamedTuple):
     train_on: str = "last"
     gold: bool = False
     chat: bool = True
+    answered: bool = False
 
 
 class Limit(NamedTuple):
@@ -77,7 +78,9 @@ def _readings(context: StageContext, key: str) -> Iterator[Reading]:
         reader = Reader(origin(context.config, section.init_from), template, chat=False)
         yield Reading(reader, (Limit("max_length", "judged", section.max_length),))
     elif section.kind == "anchors":
-        if section.choice != "reference":
+        if section.choice == "reference":
+            yield Reading(Reader(answered=True))
+        else:
             yield _policy(context, section.policy)
             yield from _judge(context, section.judge, pairs=False)
     elif section.kind == "ppo":

@@ -1,0 +1,265 @@
+"""What is told of a run's data before its first stage: rows that cannot be read, that are cut, that are not there."""
+
+import json
+from types import MappingProxyType
+
+import chat_families
+import hf_checkpoints
+import numpy as np
+import pytest
+from running import says, write_rows
+
+from prl_jax.errors import UserError
+from prl_jax.stages import config as c
+from prl_jax.stages import measurements, run
+from prl_jax.stages.measured_files import keep_measured, read_measured
+from prl_jax.stages.measuring import Measured
+from prl_jax.stages.recipes import own_pairs
+
+ROWS = [{"prompt": "hi " * (i % 5 + 1), "chosen": "hello", "rejected": "bye"} for i in range(40)]
+SYSTEM = {
+    "prompt": [{"role": "system", "content": "brief"}, {"role": "user", "content": "hi"}],
+    "chosen": "hello",
+    "rejected": "bye",
+}
+BATCH = dict(batch_size=4, accumulate=1)
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    """A model whose chat template refuses a system's turn."""
+    folder = tmp_path_factory.mktemp("models") / "gemma"
+    chat_families.write_tokenizer(folder, chat_families.FAMILIES["gemma"])
+    words = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]) + 5
+    return hf_checkpoints.write(folder, {**hf_checkpoints.CASES["gemma2"], "vocab_size": words})
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """Runs a config whose stages do nothing but read; gives what each has read."""
+    read = {}
+
+    def reads(context):
+        section = context.section
+        sources = {"sft": "sft", "anchors": "prompt", "ppo": "prompt"}.get(section.kind, "preference")
+        key = "prompts" if sources == "prompt" else "pairs" if section.kind == "evaluation" else "data"
+        read[context.name] = [record.id for record in context.records(section[key], sources)]
+        if hook := hooks.get(context.name):
+            hook()
+        return {}
+
+    hooks = {}
+    monkeypatch.setattr(run, "KINDS", MappingProxyType(dict.fromkeys(run.KINDS, reads)))
+
+    def start(config, path, **when_done):
+        hooks.clear(), hooks.update(when_done), read.clear()
+        run.run_stages(config, path)
+        return read
+
+    return start
+
+
+def own(gemma, pairs, **root):
+    ppo = dict(prompts_per_step=4, judge_batch_size=4, duration="1 steps")
+    lengths = dict(huggingface=dict(max_prompt=32, max_response=16))
+    return own_pairs(
+        f"{gemma},{pairs}",
+        holdout=10,
+        generative=dict(max_length=300, **BATCH),
+        sft=dict(max_prompt=32, max_response=16, **BATCH),
+        ppo=ppo,
+        evaluation_batch=4,
+        title="",
+        **{**lengths, **root},
+    )
+
+
+def judge(pairs, **values):
+    source = lambda **rows: c.source(kind="jsonl", path=str(pairs), **rows)  # noqa: E731
+    sections = dict(data=source(), validation=source(), max_prompt=40, max_response=20, **BATCH)
+    return c.build(dict(bt=c.bradley_terry(**{**sections, **values})))
+
+
+def refusal(config, path) -> str:
+    with pytest.raises(UserError) as error:
+        run.run_stages(config, path)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [(SYSTEM, "the chat template refuses this conversation: System role"), ({"prompt": "hi"}, 'field "')],
+    ids=["refused", "malformed"],
+)
+def test_a_row_that_cannot_be_read_is_told_or_left_out(gemma, tmp_path, stages, capsys, bad, reason):
+    rows = [*ROWS[:20], bad, *ROWS[20:], bad]
+    path = write_rows(tmp_path / "pairs.jsonl", [{**row, "id": str(i)} for i, row in enumerate(rows)])
+    line = refusal(own(gemma, path), tmp_path / "run")
+    assert says(line, f"sft.data: {path}:21: ", reason, "2 of 32 rows cannot be read", "--config.skip_invalid=2")
+    assert refusal(own(gemma, path, skip_invalid=1), tmp_path / "run") == line and not (tmp_path / "run").exists()
+    capsys.readouterr()
+    read = stages(own(gemma, path, skip_invalid=2), tmp_path / "run")
+    good = [str(i) for i in range(10, 41) if i != 20]
+    assert read["sft"] == read["pairwise_ppo"] == good and read["evaluation"] == [str(i) for i in range(10)]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sft ")]
+    assert len(said) == 1 and says(said[0], "data: 2 of 32 rows left out, the first:", f"{path}:21: ", reason)
+    counted = json.loads((tmp_path / "run" / "sft" / "result.json").read_text())["metrics"]
+    assert counted == {"invalid_rows_skipped": 2}
+
+
+def test_only_who_renders_a_row_refuses_it(gemma, tmp_path, stages):
+    """The generative judge reads a conversation as plain text."""
+    path = write_rows(tmp_path / "pairs.jsonl", [*ROWS, SYSTEM])
+    config = own(gemma, path, skip_invalid=1)
+    read = stages(config, tmp_path / "run")
+    assert len(read["genrm"]) == 31 and len(read["sft"]) == len(read["pairwise_ppo"]) == 30
+    with config.unlocked():
+        config.stages = ("genrm",)
+        del config["sft"], config["anchors"], config["pairwise_ppo"], config["evaluation"]
+        config.skip_invalid = 0
+    assert len(stages(config, tmp_path / "judge")["genrm"]) == 31
+
+
+def test_a_prompt_that_its_anchors_leave_out_is_left_out(gemma, tmp_path, stages):
+    """They are made with a policy that refuses it; the other policy takes anything."""
+    path = write_rows(tmp_path / "prompts.jsonl", [*ROWS, SYSTEM])
+    prompts = c.source(kind="jsonl", path=str(path))
+    sections = dict(
+        anchors=c.anchors(prompts=prompts, policy=str(gemma), judge="bt"),
+        ppo=c.ppo(prompts=prompts, judge="bt", evaluation=dict(prompts=c.source(), judge="bt")),
+    )
+    config = c.build(dict(sft=c.sft(**BATCH), bt=c.bradley_terry(**BATCH), **sections), skip_invalid=1)
+    read = stages(config, tmp_path / "run")
+    assert len(read["anchors"]) == len(read["ppo"]) == 40
+
+
+def test_what_will_be_cut_is_counted(gemma, tmp_path, stages, capsys):
+    long = {"prompt": "hi " * 40, "chosen": "hello " * 30, "rejected": "bye"}
+    path = write_rows(tmp_path / "pairs.jsonl", [*ROWS, long])
+    stages(own(gemma, path), tmp_path / "run")
+    said = {line.split()[0]: line for line in capsys.readouterr().err.splitlines()}
+    assert says(said["sft"], "data: 1 of 31 rows are longer than max_prompt=32 and will be cut (longest ")
+    assert says(said["sft"], "1 of 31 rows are longer than max_response=16 and will be cut (longest ")
+    assert says(said["pairwise_ppo"], "prompts: 1 of 31 rows are longer than max_prompt=32")
+    assert "anchors" not in said and "evaluation" not in said
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([{**ROWS[0], "rejected": "hello"}] * 3, "(3 have two identical responses)"),
+        ([{**ROWS[0], "tie": True}] * 3, "(3 are ties)"),
+        ([{**ROWS[0], "tie": True}, {"prompt": "", "chosen": "", "rejected": ""}], "(1 have two identical"),
+    ],
+    ids=["identical", "ties", "both"],
+)
+@pytest.mark.parametrize("key", ["data", "validation"])
+def test_pairs_without_a_better_response_are_refused(tmp_path, key, rows, reason):
+    good, bad = write_rows(tmp_path / "good.jsonl", ROWS), write_rows(tmp_path / "bad.jsonl", rows)
+    line = refusal(judge(good, **{key: c.source(kind="jsonl", path=str(bad))}), tmp_path / "run")
+    assert says(line, f"bt.{key}: {bad}: none of its {len(rows)} pairs has a better response {reason}")
+
+
+def test_nothing_left_and_small_batches(tmp_path, stages, capsys):
+    path = write_rows(tmp_path / "pairs.jsonl", [{"prompt": "hi"}] * 2)
+    config = judge(path)
+    with config.unlocked():
+        config.skip_invalid = 5
+    assert says(
+        refusal(config, tmp_path / "run"),
+        f"bt.data: {path}: no row is left; 2 of 2 rows left out, the first: {path}:1: ",
+    )
+    stages(judge(write_rows(path, ROWS[:3])), tmp_path / "run")
+    assert "data: 3 rows do not fill a batch of 4" in capsys.readouterr().err
+
+
+def test_prompts_for_reference_anchors_have_references(tmp_path):
+    path = write_rows(tmp_path / "prompts.jsonl", [ROWS[0], {"prompt": "hi", "id": "b"}])
+    config = c.build(dict(anchors=c.anchors(prompts=c.source(kind="jsonl", path=str(path)), choice="reference")))
+    assert says(refusal(config, tmp_path / "run"), f"anchors.prompts: {path}:2: prompt 'b' has no reference answer")
+
+
+def test_a_file_that_has_changed_is_refused(tmp_path, stages):
+    path, other = write_rows(tmp_path / "a.jsonl", ROWS), write_rows(tmp_path / "b.jsonl", ROWS)
+    workdir, first = tmp_path / "run", path.read_bytes()
+    config = judge(path, validation=c.source(kind="jsonl", path=str(other)))
+    stages(config, workdir)
+    kept = json.loads((workdir / "config.json").read_text())["data"]
+    assert {name: (found["rows"], found["size"]) for name, found in kept.items()} == {
+        str(path): (40, len(first)),
+        str(other): (40, len(first)),
+    }
+    assert stages(config, workdir) == {}  # finished before
+    write_rows(path, ROWS[:39])
+    for _ in range(2):  # a stage that is finished, and one that is not
+        line = refusal(config, workdir)
+        assert says(
+            line, f"bt.data: {path}: has changed since {workdir}", "40 rows then, 39 now", "give another --workdir"
+        )
+        (workdir / "bt" / "result.json").unlink(missing_ok=True)
+    path.write_bytes(first.replace(b"hello", b"hallo", 1))
+    assert says(refusal(config, workdir), "SHA-256") and "rows" not in refusal(config, workdir)
+    path.write_bytes(first)
+    assert len(stages(config, workdir)["bt"]) == 40
+    path.unlink()
+    assert stages(config, workdir) == {}  # nobody reads it any more
+    assert json.loads((workdir / "config.json").read_text())["data"] == kept
+
+
+def test_a_file_that_changes_between_two_stages_is_refused(gemma, tmp_path, stages):
+    path = write_rows(tmp_path / "pairs.jsonl", ROWS)
+    with pytest.raises(UserError, match="40 rows then, 41 now"):
+        stages(own(gemma, path), tmp_path / "run", sft=lambda: write_rows(path, [*ROWS, ROWS[0]]))
+    assert (tmp_path / "run" / "sft" / "result.json").exists()
+
+
+def test_a_run_that_is_continued_does_not_measure_again(gemma, tmp_path, stages, monkeypatch, capsys):
+    monkeypatch.setattr(measurements, "_WORTH_KEEPING", 1)
+    path = write_rows(tmp_path / "pairs.jsonl", [*ROWS, SYSTEM])
+    config, workdir = own(gemma, path, skip_invalid=1), tmp_path / "run"
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stages(config, workdir, sft=stop)
+    said = capsys.readouterr().err
+    measured = []
+    measure = measurements.measure_with
+    monkeypatch.setattr(measurements, "measure_with", lambda *a: (measured.append(1), measure(*a))[1])
+    with pytest.raises(KeyboardInterrupt):
+        stages(config, workdir, sft=stop)
+    assert not measured and capsys.readouterr().err == said
+    files = sorted((workdir / "data" / "measured").iterdir())
+    wrong = ["[]", "{", files[1].read_text()]
+    for file, text in zip(files, wrong, strict=False):
+        file.write_text(text)
+    assert len(stages(config, workdir)["sft"]) == 30 and len(measured) >= 2
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda kept: kept["columns"]["prompt"].pop(),
+        lambda kept: kept["columns"]["prompt"].append(1),
+        lambda kept: kept["columns"].update(prompt=[-1, 0, 3]),
+        lambda kept: kept["columns"].update(prompt=[1, True, 3]),
+        lambda kept: kept["columns"].update(prompt=[1, 2**40, 3]),
+        lambda kept: kept["columns"].update(prompt="123"),
+        lambda kept: kept.pop("reason"),
+        lambda kept: kept.update(made_from={"a": 2}),
+    ],
+)
+def test_a_kept_measurement_is_used_only_as_it_was_written(tmp_path, broken):
+    rows = np.arange(18, dtype=np.int32).reshape(3, 6)
+    rows[:, 5] = [0, 1, 0]
+    measured = Measured.of(rows, "why")
+    keep_measured(tmp_path, {"a": 1}, measured)
+    found = read_measured(tmp_path, {"a": 1}, 3)
+    assert np.array_equal(found.rows, rows) and (found.problems, found.reason) == ([1], "why")
+    assert read_measured(tmp_path, {"a": 1}, 2) is None and read_measured(tmp_path, {"a": 2}, 3) is None
+    (file,) = tmp_path.iterdir()
+    kept = json.loads(file.read_text())
+    broken(kept)
+    file.write_text(json.dumps(kept))
+    assert read_measured(tmp_path, {"a": 1}, 3) is None

@@ -19,6 +19,7 @@ from prl_jax.data.sources import Records
 from prl_jax.errors import Stopped, UserError
 from prl_jax.processes import agreed, all_rows
 from prl_jax.stages.artifacts import model_tokenizer
+from prl_jax.stages.cards import read_card
 from prl_jax.stages.context import StageContext, run_tokenizer, source_key
 from prl_jax.stages.measured_files import identity, keep_measured, read_measured, versions
 from prl_jax.stages.measuring import Lengths, Measured, Measurer, look, measure_with
@@ -57,7 +58,9 @@ class Measurements:
     def tokenizer(self, name: str) -> Tokenizer:
         """That of a model directory, or of the run (see `Reader`)."""
         if name not in self._tokenizers:
-            self._tokenizers[name] = model_tokenizer(Path(name)) if name else run_tokenizer(self._contexts[0])
+            context = self._contexts[0]
+            found = model_tokenizer(Path(name), context.defaults) if name else run_tokenizer(context)
+            self._tokenizers[name] = found
         return self._tokenizers[name]
 
     def _lengths_of(self, name: str | None) -> Lengths | None:
@@ -101,11 +104,16 @@ class Measurements:
                     "rows": [source.skip, len(records)],
                     "what": what,
                     "tokenizer": None if name is None else self._identities[name],
+                    "template_args": self._template_args(name),
                     "reader": {**reader._asdict(), "tokenizer": None, "template": template},
                     "versions": versions(),
                 }
             )
         )
+
+    def _template_args(self, name: str | None) -> dict[str, Any]:
+        defaults = self._contexts[0].defaults
+        return dict(read_card(Path(name), defaults).template_args if name else defaults.template_args)
 
 
 def _measure_together(

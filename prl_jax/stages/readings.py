@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prl_jax.stages.artifacts import read_card
-from prl_jax.stages.context import StageContext, is_directory, origin
+from prl_jax.stages.cards import read_card
+from prl_jax.stages.context import StageContext, is_directory, root_of
 from prl_jax.stages.measuring import Measured
 from prl_jax.stages.rules import GOLD
 from prl_jax.text.judging import JudgeTemplate
@@ -65,17 +65,17 @@ def _readings(context: StageContext, key: str) -> Iterator[Reading]:
             Limit("max_prompt", "prompt", section.max_prompt),
             Limit("max_response", "responses", section.max_response),
         )
-        yield Reading(Reader(origin(context.config, section.init_from), train_on=section.train_on), room)
+        yield Reading(Reader(root_of(context.config, section.init_from), train_on=section.train_on), room)
     elif section.kind == "bradley_terry":
         room = (
             Limit("max_prompt", "prompt", section.max_prompt),
             Limit("max_response", "responses", section.max_response),
         )
-        yield Reading(Reader(origin(context.config, section.init_from)), room)
+        yield Reading(Reader(root_of(context.config, section.init_from)), room)
     elif section.kind == "generative":
         template = JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
         # It reads prompts as plain text: whatever a chat template would refuse is nothing to it.
-        reader = Reader(origin(context.config, section.init_from), template, chat=False)
+        reader = Reader(root_of(context.config, section.init_from), template, chat=False)
         yield Reading(reader, (Limit("max_length", "judged", section.max_length),))
     elif section.kind == "anchors":
         if section.choice == "reference":
@@ -98,7 +98,7 @@ def _readings(context: StageContext, key: str) -> Iterator[Reading]:
 
 def _policy(context: StageContext, name: str) -> Reading:
     """A policy that is asked; how long a prompt it reads is what its training, or its directory, says."""
-    tokenizer = origin(context.config, name)
+    tokenizer = root_of(context.config, name)
     while not is_directory(name) and context.config[name].kind == "ppo":
         name = context.config[name].policy
     if is_directory(name):
@@ -125,7 +125,7 @@ def _judge(context: StageContext, name: str, *, pairs: bool) -> Iterator[Reading
             tokens, template = section.max_length, JudgeTemplate(section.template, tuple(section.verdicts))
         else:
             tokens = section.max_prompt + section.max_response
-    reader = Reader(origin(context.config, name), template, chat=template is None)
+    reader = Reader(root_of(context.config, name), template, chat=template is None)
     if pairs:
         yield Reading(reader, (Limit("max_length", "judged" if template else "scored", tokens),))
     elif template is None:  # a generative judge takes any prompt

@@ -22,7 +22,7 @@ SYSTEM = {
     "chosen": "hello",
     "rejected": "bye",
 }
-BATCH = dict(batch_size=4, accumulate=1)
+BATCH, LENGTHS = dict(batch_size=4, accumulate=1), dict(max_prompt=32, max_response=16)
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +61,16 @@ def stages(monkeypatch):
 
 def own(gemma, pairs, **root):
     ppo = dict(prompts_per_step=4, judge_batch_size=4, duration="1 steps")
-    lengths = dict(huggingface=dict(max_prompt=32, max_response=16))
     return own_pairs(
         f"{gemma},{pairs}",
         holdout=10,
         generative=dict(max_length=300, **BATCH),
-        sft=dict(max_prompt=32, max_response=16, **BATCH),
+        sft=dict(**LENGTHS, **BATCH),
         ppo=ppo,
         evaluation_batch=4,
         title="",
-        **{**lengths, **root},
+        huggingface=LENGTHS,
+        **root,
     )
 
 
@@ -128,7 +128,9 @@ def test_a_prompt_that_its_anchors_leave_out_is_left_out(gemma, tmp_path, stages
         anchors=c.anchors(prompts=prompts, policy=str(gemma), judge="bt"),
         ppo=c.ppo(prompts=prompts, judge="bt", evaluation=dict(prompts=c.source(), judge="bt")),
     )
-    config = c.build(dict(sft=c.sft(**BATCH), bt=c.bradley_terry(**BATCH), **sections), skip_invalid=1)
+    config = c.build(
+        dict(sft=c.sft(**BATCH), bt=c.bradley_terry(**BATCH), **sections), skip_invalid=1, huggingface=LENGTHS
+    )
     read = stages(config, tmp_path / "run")
     assert len(read["anchors"]) == len(read["ppo"]) == 40
 

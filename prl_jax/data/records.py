@@ -1,6 +1,7 @@
 """What training, judging and sampling read: pairs, demonstrations and prompts. Imports no jax."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,3 +71,9 @@ class PromptRecord:
 
 
 Record = PreferenceRecord | SFTRecord | PromptRecord
+
+
+def unique_names(records: Sequence[Record], places: Sequence[str]) -> list[str]:
+    """Names that tell the records of a file apart: the id of each that no other has, else its place."""
+    counts = Counter(record.id for record in records)
+    return [record.id if counts[record.id] == 1 else place for record, place in zip(records, places, strict=True)]

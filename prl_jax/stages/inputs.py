@@ -19,7 +19,7 @@ from prl_jax.processes import is_leader
 from prl_jax.stages.context import StageContext, first_model, source_key, source_spec
 from prl_jax.stages.layout import check_layout
 from prl_jax.stages.measurements import Measurements
-from prl_jax.stages.measuring import IDENTICAL, PLAIN, TIE, Measured, invalid_rows
+from prl_jax.stages.measuring import IDENTICAL, PLAIN, TIE, Measured, invalid_rows, unused_keys, unused_line
 from prl_jax.stages.readings import Reading, readings
 from prl_jax.stages.rules import RULES, value_at
 from prl_jax.text.chat import Turn
@@ -33,7 +33,8 @@ def check_inputs(
     contexts: Sequence[StageContext], tokenizer: Tokenizer | None, *, absent: bool = False
 ) -> tuple[dict[str, LeftOut], Callable[[], None]]:
     """Raises `UserError` for what the stages will not be able to use: their data, their batches on the mesh, their
-    verdict words. Says in one line a stage what of their data will be cut or left out.
+    verdict words. Says in one line a stage what of their data will be cut or left out, and which keys
+    nothing reads.
 
     Args:
       contexts: of the stages that will run.
@@ -46,6 +47,7 @@ def check_inputs(
     """
     measurements = Measurements(contexts, tokenizer)
     left_out: dict[str, LeftOut] = {}
+    named: set[tuple[str, str]] = set()
     for context in contexts:
         section, said = context.section, []
         check_layout(context.config, context.name, context.mesh)
@@ -57,7 +59,7 @@ def check_inputs(
             if absent and not _exists(source):
                 continue
             with naming(f"{context.name}.{key}"):
-                bad, lines = _check_source(context, key, what, measurements)
+                bad, lines = _check_source(context, key, what, measurements, named)
             merged = {*found.get(source_key(source, what), ()), *bad}
             found[source_key(source, what)] = sorted(merged)
             said += [f"{key}: {line}" for line in lines]
@@ -88,9 +90,10 @@ def _exists(source: ConfigDict) -> bool:
 
 
 def _check_source(
-    context: StageContext, key: str, what: str, measurements: Measurements
+    context: StageContext, key: str, what: str, measurements: Measurements, named: set[tuple[str, str]]
 ) -> tuple[list[int], list[str]]:
-    """Which records of a source to leave out, and what to say of it."""
+    """Which records of a source to leave out, and what to say of it. Of each file, a key that nothing reads is named
+    once: `named` has those that have been."""
     section, source = context.section, value_at(context.section, key)
     records = context.all_records(source, what)
     readers = readings(context, key)
@@ -106,7 +109,10 @@ def _check_source(
     if key in ("data", "prompts") and section.kind not in ("anchors", "evaluation") and len(kept) < size:
         lines.append(f"{len(kept)} rows do not fill a batch of {size}, which repeats some")
     lines += [line for reading, numbers in zip(readers, measured, strict=True) for line in _cut(reading, numbers, kept)]
-    return bad, list(dict.fromkeys(lines))
+    unused = unused_keys(records, measured[0])
+    line = unused_line({k: n for k, n in unused.items() if (source.path, k) not in named}, len(records))
+    named.update((source.path, k) for k in unused)
+    return bad, list(dict.fromkeys([*lines, line] if line else lines))
 
 
 def _check_pairs(section: ConfigDict, path: str, kinds: np.ndarray) -> None:

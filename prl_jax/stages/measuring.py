@@ -12,6 +12,8 @@ has zeros and is one of the `problems`.
 from __future__ import annotations
 
 import dataclasses
+import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,10 +28,11 @@ from prl_jax.text.chat import Prompt, Turn, encode_conversation, encode_prompt, 
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row
 from prl_jax.text.tokenizer import Tokenizer
 
-COLUMNS = ("prompt", "response", "rejected", "frame", "kind", "problem")
+COLUMNS = ("prompt", "response", "rejected", "frame", "kind", "unused", "problem")
 PLAIN, TIE, IDENTICAL = range(3)  # kinds of pairs
 _REMEMBERED = 50_000_000  # characters of text whose lengths are kept, so that stages that read alike count once
 _ANY_LENGTH = 2**30
+_NAMED = 20  # keys that nothing reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +46,14 @@ class Measured:
         rejected: the other response of a pair, with the token that ends it.
         frame: the row of a generative judge without its two responses; 0 without a judge template.
       kinds: `[N]` kinds of pairs: `PLAIN`, `TIE` or `IDENTICAL`; `PLAIN` of what is no pair.
+      unused: `[N]` numbers that stand for the keys of the row that nothing reads; 0 where all are read.
       problems: numbers of the records that cannot be read.
       reason: why the first of them cannot.
     """
 
     lengths: Mapping[str, Int[np.ndarray, "N"]]
     kinds: Int[np.ndarray, "N"]
+    unused: Int[np.ndarray, "N"]
     problems: Sequence[int]
     reason: str = ""
 
@@ -57,14 +62,15 @@ class Measured:
         """From the numbers of each record in the order of `COLUMNS`."""
         columns = dict(zip(COLUMNS, rows.T, strict=True))
         problems, kinds = np.flatnonzero(columns.pop("problem")).tolist(), columns.pop("kind")
-        return cls(columns, kinds, problems, reason)
+        unused = columns.pop("unused")
+        return cls(columns, kinds, unused, problems, reason)
 
     @property
     def rows(self) -> Int[np.ndarray, "N C"]:
         """The numbers of each record in the order of `COLUMNS`."""
         problem = np.zeros_like(self.kinds)
         problem[list(self.problems)] = 1
-        columns = {**self.lengths, "kind": self.kinds, "problem": problem}
+        columns = {**self.lengths, "kind": self.kinds, "unused": self.unused, "problem": problem}
         return np.stack([columns[name] for name in COLUMNS], axis=1)
 
     def __len__(self) -> int:
@@ -140,18 +146,18 @@ class Measurer(NamedTuple):
 
     def __call__(self, record: Record) -> tuple[int, ...]:
         """The numbers of `COLUMNS`. Errors: `UserError` for a conversation that the model cannot read."""
-        texts, kind = _responses(record), _kind(record)
+        texts, further = _responses(record), (_kind(record), _stand_for(record.unused), 0)
         if self.gold:
             parse(prompt_text(record.prompt))
         if self.answered and texts[0] is None:
             raise UserError(f"prompt {record.id!r} has no reference answer; use choice='best_of_n' or another source")
         if self.lengths is None:  # only tells which texts there are
-            return 0, int(texts[0] is not None), int(texts[1] is not None), 0, kind, 0
+            return 0, int(texts[0] is not None), int(texts[1] is not None), 0, *further
         if self.train_on == "all" and isinstance(record, SFTRecord):
             encode_conversation(self.lengths.tokenizer, (*record.prompt, Turn("assistant", record.response)))
         responses = [0 if text is None else 1 + self.lengths.text(text) for text in texts]
         frame = 0 if self.template is None else self.lengths.frame(self.template, record.prompt)
-        return self.lengths.prompt(record.prompt) if self.chat else 0, *responses, frame, kind, 0
+        return self.lengths.prompt(record.prompt) if self.chat else 0, *responses, frame, *further
 
 
 def measure(
@@ -216,6 +222,23 @@ def invalid_rows(
     return bad, f"{len(bad)} of {count} rows left out, the first: {reason}"
 
 
+def unused_keys(records: Records, measured: Measured) -> dict[str, int]:
+    """The keys of rows that nothing reads, with the number of rows that have each."""
+    rows: Counter[str] = Counter()
+    found = np.unique(measured.unused, return_index=True, return_counts=True)
+    for number, first, count in zip(*found, strict=True):
+        if number:
+            rows.update(dict.fromkeys(records[int(first)].unused, int(count)))
+    return dict(rows.most_common())
+
+
+def unused_line(keys: Mapping[str, int], total: int) -> str:
+    """Names keys that nothing reads in one line, "" where there are none; `total` is the number of rows."""
+    named = [f'"{key}" (in {count} of {total} rows)' for key, count in list(keys.items())[:_NAMED]]
+    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+    return f"nothing reads {', '.join(named)}{more}" if named else ""
+
+
 def valid_records(
     records: Records,
     tokenizer: Tokenizer | None,
@@ -224,7 +247,8 @@ def valid_records(
     template: JudgeTemplate | None = None,
     flag: str = "--config.skip_invalid",
 ) -> tuple[Records, str]:
-    """The records that a model can read, and a line about the others, "" where there are none.
+    """The records that a model can read, and a line about the others and about keys that nothing reads, "" where there
+    are none.
 
     Args:
       records: of one source.
@@ -234,10 +258,17 @@ def valid_records(
     Raises:
       UserError: more than `allowed` cannot be read, or none is left.
     """
-    bad, line = invalid_rows([measure(records, tokenizer, template=template)], allowed, flag)
+    measured = measure(records, tokenizer, template=template)
+    bad, line = invalid_rows([measured], allowed, flag)
     if bad and len(bad) == len(records):
         raise UserError(f"no row is left: {line}")
+    line = "; ".join(filter(None, (line, unused_line(unused_keys(records, measured), len(records)))))
     return (records.take(np.delete(np.arange(len(records)), bad)) if bad else records), line
+
+
+def _stand_for(keys: Sequence[str]) -> int:
+    """A positive number for a list of keys, 0 for none."""
+    return zlib.crc32("\n".join(keys).encode("utf-8", "surrogatepass")) % (2**31 - 1) + 1 if keys else 0
 
 
 def _characters(prompt: Prompt) -> int:

@@ -146,6 +146,17 @@ def test_what_will_be_cut_is_counted(gemma, tmp_path, stages, capsys):
     assert "anchors" not in said and "evaluation" not in said
 
 
+def test_keys_that_nothing_reads_are_named_once(gemma, tmp_path, stages, capsys):
+    rows = [{**row, "margin": 1, **({"note": "x"} if i > 35 else {})} for i, row in enumerate(ROWS)]
+    path = write_rows(tmp_path / "pairs.jsonl", rows)
+    stages(own(gemma, path), tmp_path / "run")
+    said = capsys.readouterr().err
+    assert 'data: nothing reads "note" (in 4 of 30 rows)' in said and '"margin" (in 30 of 30 rows)' in said
+    assert said.count('"note"') == said.count('"margin"') == 1
+    line = refusal(own(gemma, write_rows(path, [{**row, "tei": True} for row in rows])), tmp_path / "other")
+    assert says(line, f'{path}:11: unknown key "tei" (expected "tie"?)')
+
+
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
@@ -253,8 +264,8 @@ def test_a_run_that_is_continued_does_not_measure_again(gemma, tmp_path, stages,
     ],
 )
 def test_a_kept_measurement_is_used_only_as_it_was_written(tmp_path, broken):
-    rows = np.arange(18, dtype=np.int32).reshape(3, 6)
-    rows[:, 5] = [0, 1, 0]
+    rows = np.arange(21, dtype=np.int32).reshape(3, 7)
+    rows[:, 6] = [0, 1, 0]
     measured = Measured.of(rows, "why")
     keep_measured(tmp_path, {"a": 1}, measured)
     found = read_measured(tmp_path, {"a": 1}, 3)

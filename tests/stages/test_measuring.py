@@ -3,12 +3,13 @@
 import chat_families
 import numpy as np
 import pytest
+from running import says, write_rows
 
 from prl_jax.data.records import PreferenceRecord, PromptRecord, SFTRecord
 from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, encode_sft
-from prl_jax.data.sources import Records
+from prl_jax.data.sources import Records, SourceSpec, load_records
 from prl_jax.errors import UserError
-from prl_jax.stages.measuring import measure
+from prl_jax.stages.measuring import Measured, measure, unused_keys, unused_line, valid_records
 from prl_jax.text.chat import Turn
 from prl_jax.text.judging import JudgeTemplate
 from prl_jax.text.tokenizer import ByteTokenizer, load_tokenizer
@@ -68,6 +69,22 @@ def test_demonstrations_and_prompts(tokenizer):
     assert prompts.lengths["response"].tolist() == [0, measured.lengths["response"][0]]
     assert np.all(prompts.lengths["prompt"] == measured.lengths["prompt"][0])
     assert measure(source(), tokenizer).longest("prompt") == 0
+
+
+def test_keys_that_nothing_reads_are_counted(tmp_path):
+    rows = [
+        {"prompt": "q", "chosen": "a", "rejected": "b", **more} for more in ({"x": 1}, {}, {"y": 1, "x": 2}, {"x": 0})
+    ]
+    path = write_rows(tmp_path / "a.jsonl", [*rows, {"prompt": "q", "z": 1}])
+    records = load_records(SourceSpec("jsonl", str(path)), "preference", data_dir=tmp_path)
+    measured = measure(records, None)
+    assert Measured.of(measured.rows, "").unused.tolist() == measured.unused.tolist()
+    keys = unused_keys(records, measured)
+    assert keys == {"x": 3, "y": 1} and unused_line({}, 5) == ""
+    assert unused_line(keys, 5) == 'nothing reads "x" (in 3 of 5 rows), "y" (in 1 of 5 rows)'
+    assert unused_line(dict.fromkeys(map(str, range(25)), 1), 5).endswith(" rows) and 5 more")
+    _, line = valid_records(records, None, allowed=1)
+    assert says(line, "1 of 5 rows left out", '; nothing reads "x" (in 3 of 5 rows)')
 
 
 def test_problems_are_told_with_their_place(tmp_path):

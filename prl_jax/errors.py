@@ -1,6 +1,7 @@
 """The exceptions that a user is meant to read."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 
 
@@ -27,3 +28,8 @@ def naming(what: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{what}: {error}") from error
+
+
+def quoted(text: str) -> str:
+    """A text of the user's in quotes, fit for a message: in one line, and not longer than one."""
+    return json.dumps(text if len(text) <= 80 else f"{text[:80]}...", ensure_ascii=False)

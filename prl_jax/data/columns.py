@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from prl_jax.errors import UserError
+from prl_jax.errors import UserError, quoted
 
 _READ = frozenset(
     "prompt messages chosen rejected response completion reference tie p_chosen slot id source meta system "
@@ -63,8 +63,8 @@ def refuse_misspelt(row: Mapping[str, Any], where: str) -> None:
             meant = key not in _READ and keys[key] is not None and _meant(key, known)
             if meant and keys.get(meant) is None:
                 raise UserError(
-                    f'{where}: unknown key "{at}{key}" (expected "{at}{meant}"?): rename it, or drop it if it is '
-                    "something else"
+                    f'{where}: unknown key {quoted(at + key)} (expected "{at}{meant}"?): rename it, or drop it if it '
+                    "is something else"
                 )
 
 
@@ -97,7 +97,7 @@ def doubt(row: Mapping[str, Any], where: str) -> str | None:
     label = row.get("label")
     if label is not None:
         if isinstance(label, str | float) or label not in (0, 1):
-            raise UserError(f'{where}: field "label" is {label!r} (expected true or false)'[:500])
+            raise UserError(f'{where}: field "label" is {label!r} (expected true or false)'[:300])
         if not label:
             return f'"label" is {str(label).lower()}'
     for key, value in row.items():

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prl_jax.errors import UserError
+from prl_jax.errors import UserError, quoted
 from prl_jax.text.chat import ROLES, Prompt, Turn
 
 # `meta.votes` counts votes for (first, second, tie), but in these sources it lists what each annotator said:
@@ -24,14 +24,16 @@ _TURN_CHANGES = {
     "tool_calls": [], "tool_call_id": "", "function_call": {}, "reasoning_content": "", "reasoning": "", "thinking": "",
     "weight": 1, "loss": True, "train": True, "prefix": False, "images": [],
 }  # fmt: skip
-_MARKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-_INNER_MARKER = re.compile(r"\n\n(Human|Assistant):")
+_MARKER = re.compile(r"(?:^|\r?\n\r?\n)(Human|Assistant):")
+_LINE_MARKER = re.compile(r"\n\s*(Human|Assistant):")
+_LARGEST = 1e300  # of a number that is read
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-# How a prompt begins, or ends, that a chat template has been applied to already.
-_BEGINNING = re.compile(
-    r"\s*(<s>|<bos>|<\|begin_of_text\|>)?\s*(\[INST\]|<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>)"
+# How a prompt begins, ends or goes on that a chat template has been applied to already.
+_RENDERED = re.compile(
+    r"\A\s*(<s>|<bos>|<\|begin_of_text\|>)?\s*(\[INST\]|<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>)"
+    r"|(###\s*(Assistant|Response):|\n(ASSISTANT|Assistant):|<\|assistant\|>|<\|im_start\|>assistant)\s*\Z"
+    r"|\A\s*###\s*(Human|User|Instruction):[\s\S]*###\s*(Assistant|Response):"
 )
-_ENDING = re.compile(r"(###\s*(Assistant|Response):|\nASSISTANT:|<\|assistant\|>|<\|im_start\|>assistant)\s*\Z")
 
 
 def read_prompt(value: Any, name: str, where: str) -> Prompt:
@@ -41,14 +43,16 @@ def read_prompt(value: Any, name: str, where: str) -> Prompt:
       UserError: for something else, or for role markers in a text that is no whole transcript: as part of a user's turn
         they would have the user speak for the model.
     """
-    if isinstance(value, str):
-        text = read_text(value, name, where)
-        if _BEGINNING.match(text) or _ENDING.search(text):
-            raise UserError(f'{where}: field "{name}" has been put into a chat template: give a list of its turns')
-        turns = read_transcript(text) if _MARKER.search(text) else (Turn("user", text),)
+    inner, turns = _LINE_MARKER, ()
+    if not isinstance(value, str):
+        inner, turns = _MARKER, read_turns(value, name, where)
+    elif _MARKER.search(read_text(value, name, where)):
+        turns = read_transcript(value)
+    elif _RENDERED.search(value):
+        raise UserError(f'{where}: field "{name}" has been put into a chat template: give a list of its turns')
     else:
-        turns = read_turns(value, name, where)
-    if not turns or any(turn.role == "user" and _INNER_MARKER.search(turn.content) for turn in turns):
+        return (Turn("user", value),)
+    if not turns or any(turn.role == "user" and inner.search(turn.content) for turn in turns):
         raise UserError(
             f'{where}: field "{name}" holds "Human:" or "Assistant:" inside a text (expected a whole transcript that '
             "begins with Human:, or a list of turns)"
@@ -143,7 +147,7 @@ def _turn(item: Any, at: str, where: str) -> Turn:
     if not isinstance(item[who], str):
         raise wrong(where, f"{at}.{who}", "a string", item[who])
     if item[who] not in roles:
-        raise UserError(f'{where}: field "{at}.{who}" is "{item[who]}" (expected one of {", ".join(roles)})')
+        raise UserError(f'{where}: field "{at}.{who}" is {quoted(item[who])} (expected one of {", ".join(roles)})')
     return Turn(roles[item[who]], _content(item[said], f"{at}.{said}", where))
 
 
@@ -152,7 +156,9 @@ def _content(value: Any, at: str, where: str) -> str:
     if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
         for i, part in enumerate(value):
             if part.get("type", "text") != "text" or part.get("text") is None:
-                raise UserError(f'{where}: field "{at}[{i}]" is a part of type "{part.get("type")}" (expected "text")')
+                raise UserError(
+                    f'{where}: field "{at}[{i}]" is a part of type {quoted(str(part.get("type")))} (expected "text")'
+                )
         return "".join(read_text(part["text"], f"{at}[{i}].text", where) for i, part in enumerate(value))
     return read_text(value, at, where)
 
@@ -207,7 +213,7 @@ def read_p_chosen(
     if (
         not isinstance(votes, Sequence)
         or len(votes) != 3
-        or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in votes)
+        or any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < _LARGEST for n in votes)
     ):
         raise wrong(where, "meta.votes", "three counts [first, second, tie]", votes)
     if row.get("source") in _VOTES_ARE_VERDICTS:
@@ -223,7 +229,7 @@ def check_strengths(row: Mapping[str, Any], tie: bool, where: str) -> None:
     """Raises `UserError` where a margin or scores say that `rejected` is the better response."""
     values = {key: row[key] for key in ("margin", "score_chosen", "score_rejected") if row.get(key) is not None}
     for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
             raise wrong(where, key, "a finite number", value)
     if values.get("margin", 0) < 0 and not tie:
         raise wrong(where, "margin", 'at least 0, since "chosen" is the better response', values["margin"])
@@ -287,5 +293,5 @@ def missing(where: str, name: str, *, null: bool = False) -> UserError:
 def wrong(where: str, name: str, expected: str, value: Any) -> UserError:
     """The error of a field of another type or beyond its range."""
     kinds = {str: "a string", bool: "a boolean", int: "a number", float: "a number", dict: "an object", list: "a list"}
-    shown = repr(value) if isinstance(value, int | float) else kinds.get(type(value), type(value).__name__)
+    shown = repr(value)[:40] if isinstance(value, int | float) else kinds.get(type(value), type(value).__name__)
     return UserError(f'{where}: field "{name}" is {shown} (expected {expected})')

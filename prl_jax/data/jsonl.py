@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prl_jax.data.lines import Limits, Lines
-from prl_jax.errors import UserError
+from prl_jax.errors import UserError, quoted
 from prl_jax.files import to_json, write_bytes
 
 Row = tuple[str, dict[str, Any]]
@@ -72,5 +72,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'key "{repeated}" stands twice in one object (expected once)')
+        raise ValueError(f"key {quoted(repeated)} stands twice in one object (expected once)")
     return found

@@ -17,9 +17,10 @@ def plain_row(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     Raises:
       UserError: for a field that is missing or of the wrong type.
     """
-    if row.get("conversations") is not None and row.get("prompt") is None and row.get("messages") is None:
-        row = dict(row)
-        row["prompt" if row.get("chosen") is not None else "messages"] = row.pop("conversations")
+    turns, pair = row.get("conversations"), row.get("chosen") is not None
+    if turns is not None and row.get("messages") is None and not (pair and row.get("prompt") is not None):
+        row = {key: value for key, value in row.items() if key != "conversations"}
+        row["prompt" if pair else "messages"] = turns
     if row.get("instruction") is not None and row.get("prompt") is None and row.get("messages") is None:
         row = _alpaca(dict(row), where)
     return row

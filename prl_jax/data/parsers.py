@@ -46,8 +46,8 @@ def parse_preference(row: Row, where: str) -> PreferenceRecord:
       UserError: for a field that is missing, of the wrong type or contradicts another one, or a key that is refused.
     """
     row = _prepared(row, where)
-    refuse_verdicts(row, where)
     require(row, ("chosen", "rejected"), where)
+    refuse_verdicts(row, where)
     prompt, chosen, rejected = _pair(row, where)
     return PreferenceRecord(
         prompt=with_system(prompt, row, where),

@@ -179,9 +179,14 @@ def _tfds(spec: SourceSpec, what: str, data_dir: Path) -> Records:
     def place(i: int) -> str:
         return f"{path}/{spec.split}:{i + 1}"
 
-    return Records(
-        lambda i: parse(_plain(source[i]), place(i)), range(len(source)), place, _tfds_fingerprint(builder, len(source))
-    )
+    def read(i: int) -> Record:
+        try:
+            row = _plain(source[i])
+        except UnicodeDecodeError as error:
+            raise UserError(f"{place(i)}: holds bytes that are not UTF-8 text") from error
+        return parse(row, place(i))
+
+    return Records(read, range(len(source)), place, _tfds_fingerprint(builder, len(source)))
 
 
 def _builder(spec: SourceSpec, path: str, data_dir: Path) -> Any:
@@ -224,7 +229,7 @@ def _plain(value: Any) -> Any:
             return [{"role": r, "content": c} for r, c in zip(plain["role"], plain["content"], strict=True)]
         return plain
     if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
+        return value.decode("utf-8")
     if isinstance(value, np.generic):
         return _plain(value.item())
     if isinstance(value, np.ndarray):

@@ -23,7 +23,7 @@ from jaxtyping import Int
 from prl_jax.data.gold import parse
 from prl_jax.data.records import PreferenceRecord, PromptRecord, Record, SFTRecord
 from prl_jax.data.sources import Records
-from prl_jax.errors import UserError, naming
+from prl_jax.errors import UserError, naming, quoted
 from prl_jax.text.chat import Prompt, Turn, encode_conversation, encode_prompt, prompt_text
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row
 from prl_jax.text.tokenizer import Tokenizer
@@ -234,7 +234,7 @@ def unused_keys(records: Records, measured: Measured) -> dict[str, int]:
 
 def unused_line(keys: Mapping[str, int], total: int) -> str:
     """Names keys that nothing reads in one line, "" where there are none; `total` is the number of rows."""
-    named = [f'"{key}" (in {count} of {total} rows)' for key, count in list(keys.items())[:_NAMED]]
+    named = [f"{quoted(key)} (in {count} of {total} rows)" for key, count in list(keys.items())[:_NAMED]]
     more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
     return f"nothing reads {', '.join(named)}{more}" if named else ""
 

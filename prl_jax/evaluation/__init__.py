@@ -2,6 +2,7 @@
 
 from prl_jax.evaluation.judging import (
     expected_calibration_error,
+    judge_faults,
     judge_metrics,
     longer_first,
     order_consistency,
@@ -15,6 +16,7 @@ from prl_jax.evaluation.win_rate import bootstrap_interval, paired_interval, win
 __all__ = [
     "bootstrap_interval",
     "expected_calibration_error",
+    "judge_faults",
     "judge_metrics",
     "longer_first",
     "order_consistency",

@@ -8,8 +8,8 @@ that response 1 is better. A label is the probability that response 1 is better:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
@@ -111,6 +111,33 @@ def wilson_interval(share: float | None, count: int) -> tuple[float | None, floa
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
     return min(max(middle - half, 0.0), share), max(min(middle + half, 1.0), share)  # rounding apart
+
+
+def judge_faults(metrics: Mapping[str, Any]) -> list[str]:
+    """Why a judge is none, in words; empty where nothing speaks against it.
+
+    Args:
+      metrics: of `judge_metrics`, or some of them; without an interval the accuracy itself has to be above.
+
+    A judge is none if both orders hardly ever name the same winner, if a slot gets more than half of the probability
+    for being that slot, if its accuracy may be that of a coin, or if it is worse than always picking the longer
+    response.
+    """
+    value = {key: metrics.get(key) for key in ("accuracy", "order_consistency", "position_bias", "longer_wins")}
+    accuracy, longer = value["accuracy"], value["longer_wins"]
+    low, high = (metrics.get(f"accuracy_{end}") for end in ("low", "high"))
+    interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    faults = []
+    if value["order_consistency"] is not None and value["order_consistency"] < 0.1:
+        faults.append(f"order consistency {value['order_consistency']:.2f}: it decides by the order of the responses")
+    if value["position_bias"] is not None and abs(value["position_bias"]) >= 0.5:
+        slot = "first" if value["position_bias"] > 0 else "second"
+        faults.append(f"position bias {value['position_bias']:+.2f}: it favours the {slot} slot, whatever stands there")
+    if accuracy is not None and (accuracy if low is None else low) <= 0.5:
+        faults.append(f"accuracy {accuracy:.3f}{interval} is not above that of a coin")
+    elif accuracy is not None and longer is not None and (accuracy if high is None else high) <= longer:
+        faults.append(f"accuracy {accuracy:.3f}{interval} is below that of picking the longer response, {longer:.3f}")
+    return faults
 
 
 def reliability_bins(

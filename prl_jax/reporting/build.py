@@ -15,9 +15,12 @@ from markupsafe import Markup, escape
 from prl_jax.errors import UserError
 from prl_jax.files import write_text
 from prl_jax.reporting import tables
+from prl_jax.reporting.caveats import caveats
 from prl_jax.reporting.figures import write_figures
-from prl_jax.reporting.headline import caveats, headline
+from prl_jax.reporting.headline import headline
 from prl_jax.reporting.inputs import RunFiles, number, read_runs
+from prl_jax.reporting.names import arm_name, baseline_of, kl_caption
+from prl_jax.reporting.pooling import obstacles
 
 _SAMPLES = 20
 _MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]#|~!])")
@@ -40,7 +43,7 @@ def build_report(workdirs: Sequence[Path]) -> Path:
     directory = runs[0].path
     page = directory / "report.html"
     try:
-        figures = write_figures(runs, directory)
+        figures = write_figures(runs, directory, pooled=not obstacles(runs))
         context = {**_context(runs), "figures": _figures(figures)}
         environment = _environment()
         for name in ("report.md", "report.html"):
@@ -64,7 +67,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _context(runs: Sequence[RunFiles]) -> dict[str, Any]:
-    first = runs[0]
+    first, pooled = runs[0], not obstacles(runs)
     sentences = headline(runs)
     config = first.config.get("config")
     return {
@@ -74,12 +77,17 @@ def _context(runs: Sequence[RunFiles]) -> dict[str, Any]:
         "further": sentences[1:],
         "caveats": caveats(runs),
         "arms": tables.arms_table(first.summary),
-        "combined": tables.combined_table(runs) if len(runs) > 1 else None,
+        "combined": tables.combined_table(runs, pooled=pooled) if len(runs) > 1 else None,
+        "pooled": pooled,
+        "paired": tables.paired_table(runs, pooled=pooled),
+        "baseline": baseline_of(first) or "the baseline",
+        "kl_caption": kl_caption(first),
+        "policies": bool(first.of_kind("ppo") or tables.arms_of(first.summary)),
         "attributes": tables.attributes_table(first.summary),
         "judges": tables.judges_table(first.summary),
         "position": tables.position_table(first),
         "stages": tables.stages_table(first),
-        "learning": [(stage.name, f"learning_{stage.name}") for stage in first.stages],
+        "learning": [(_curve_of(first, stage.name), f"learning_{stage.name}") for stage in first.stages],
         "samples": _samples(first),
         "environment": _flat({key: value for key, value in first.config.items() if key != "config"} if config else {}),
         "config": config if config else first.config,
@@ -94,6 +102,12 @@ def _figures(paths: Mapping[str, Path]) -> dict[str, dict[str, str]]:
     }
 
 
+def _curve_of(run: RunFiles, stage: str) -> str:
+    """What a learning curve is of: the policy's one name, and the stage where its files are."""
+    name = arm_name(run, stage)
+    return stage if name == stage else f"{name} (stage {stage})"
+
+
 def _samples(run: RunFiles) -> dict[str, Any]:
     """Responses side by side: of the evaluation where there is one, else the last ones of each PPO stage."""
     for stage in run.of_kind("evaluation"):
@@ -106,8 +120,8 @@ def _samples(run: RunFiles) -> dict[str, Any]:
     for stage in stages:
         for row in stage.samples[-_SAMPLES:]:
             entry = by_prompt.setdefault(str(row.get("prompt")), {"anchor": row.get("anchor"), "responses": {}})
-            entry["responses"][stage.name] = row.get("response")
-    names = [stage.name for stage in stages]
+            entry["responses"][arm_name(run, stage.name)] = row.get("response")
+    names = [arm_name(run, stage.name) for stage in stages]
     rows = [_side_by_side({"prompt": prompt, **row}, names) for prompt, row in list(by_prompt.items())[:_SAMPLES]]
     return {"names": ["anchor", *names], "rows": rows}
 

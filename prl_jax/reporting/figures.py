@@ -17,7 +17,8 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from prl_jax.files import replacing  # noqa: E402
 from prl_jax.reporting.inputs import RunFiles, StageFiles, number  # noqa: E402
-from prl_jax.reporting.tables import arms_of, is_trained, judges_of  # noqa: E402
+from prl_jax.reporting.names import arm_name, baseline_of, start_of  # noqa: E402
+from prl_jax.reporting.tables import DASH, arms_of, decimal, interval, is_trained, judges_of  # noqa: E402
 
 COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#db2777", "#0891b2", "#854d0e", "#475569")
 _INK, _FAINT = "#1f2937", "#9ca3af"
@@ -66,7 +67,7 @@ _PANELS: Mapping[str, Sequence[Panel]] = {
     "ppo": (
         ("Reward", "mean per response", {"reward": "reward"}),
         ("Win rate against anchors", "learned judge", {"win_rate_anchor": "all", "win_rate_pool": "drawn"}),
-        ("Win rate against SFT", "win-rate judge, 95 %", {"win_rate": "win rate"}),
+        ("Win rate against its start", "win-rate judge, 95 %", {"win_rate": "win rate"}),
         ("KL to the reference", "nats per response", {"kl": "KL"}),
         ("Entropy", "nats per token", {"entropy": "entropy"}),
         ("Response length", "tokens", {"response_length": "length"}),
@@ -76,21 +77,28 @@ _PANELS: Mapping[str, Sequence[Panel]] = {
 }
 
 
-def write_figures(runs: Sequence[RunFiles], directory: Path) -> dict[str, Path]:
+def write_figures(runs: Sequence[RunFiles], directory: Path, *, pooled: bool = True) -> dict[str, Path]:
     """Draws every figure that the runs have data for, details from the first run.
+
+    Args:
+      runs: whose files were read.
+      directory: where the files go.
+      pooled: whether the runs are seeds of one experiment; else each stands for itself.
 
     Returns:
       Figure name -> PNG file: `arms`, `win_rate_vs_kl`, `reliability`, and `learning_<stage>` for each stage.
     """
     first = runs[0]
     makers: dict[str, Callable[[], Figure | None]] = {
-        "arms": lambda: arms_figure(runs),
-        "win_rate_vs_kl": lambda: win_rate_against_kl_figure(runs),
+        "arms": lambda: arms_figure(runs, pooled=pooled),
+        "win_rate_vs_kl": lambda: win_rate_against_kl_figure(runs, pooled=pooled),
         "reliability": lambda: reliability_figure(judges_of(first.summary)),
     }
     for stage in first.stages:
-        twins = [twin for run in runs[1:] for twin in run.stages if twin.name == stage.name]
-        makers[f"learning_{stage.name}"] = lambda stage=stage, twins=twins: learning_figure([stage, *twins])
+        twins = [twin for run in runs[1:] if pooled for twin in run.stages if twin.name == stage.name]
+        makers[f"learning_{stage.name}"] = lambda stage=stage, twins=twins: learning_figure(
+            [stage, *twins], against=start_of(first, stage.name)
+        )
     paths = {}
     with matplotlib.rc_context(_STYLE):
         for name, make in makers.items():
@@ -110,8 +118,9 @@ def label(name: str) -> str:
     return " " + shown if shown.startswith("_") else shown
 
 
-def learning_figure(stages: Sequence[StageFiles]) -> Figure | None:
-    """Learning curves of a stage; further stages (the same one in other runs) are drawn faintly."""
+def learning_figure(stages: Sequence[StageFiles], *, against: str = "") -> Figure | None:
+    """Learning curves of a stage; further stages (the same one in other runs) are drawn faintly. `against`: what its
+    win rate is measured against."""
     rows = stages[0].metrics
     panels = [panel for panel in _PANELS.get(stages[0].kind, ()) if any(_has(rows, key) for key in panel[2])]
     if not panels:
@@ -127,6 +136,7 @@ def learning_figure(stages: Sequence[StageFiles]) -> Figure | None:
             _curve(axes, rows, key, color, name)
         axes.set(title=title, ylabel=unit, xlabel="step")
         if key == "win_rate":
+            axes.set_title(f"Win rate against {label(against)}" if against else title)
             axes.axhline(0.5, color=_FAINT, linewidth=1.0, linestyle="--")
         if sum(_has(rows, key) for key in keys) > 1:
             axes.legend()
@@ -135,22 +145,31 @@ def learning_figure(stages: Sequence[StageFiles]) -> Figure | None:
     return figure
 
 
-def win_rate_against_kl_figure(runs: Sequence[RunFiles]) -> Figure | None:
-    """Win rate against SFT over KL to the reference, measured during training; one colour a PPO stage."""
-    names = list(dict.fromkeys(stage.name for run in runs for stage in run.of_kind("ppo")))
+def win_rate_against_kl_figure(runs: Sequence[RunFiles], *, pooled: bool = True) -> Figure | None:
+    """Win rate over KL to the reference, measured during training from step 0 on; one colour a policy."""
+    found = [(run, stage) for run in runs for stage in run.of_kind("ppo")]
+    names = {(run.label, stage.name): _policy(run, arm_name(run, stage.name), pooled) for run, stage in found}
+    colors = dict(zip(dict.fromkeys(names.values()), COLORS * len(names), strict=False))
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    for color, name in zip(COLORS, names, strict=False):
-        for index, run in enumerate(runs):
-            for stage in (stage for stage in run.of_kind("ppo") if stage.name == name):
-                _frontier(axes, stage, color, label(name) if index == 0 else None, faint=index > 0)
+    axes, drawn = figure.subplots(), set()
+    for run, stage in found:
+        name = names[run.label, stage.name]
+        _frontier(axes, stage, colors[name], None if name in drawn else label(name), faint=name in drawn)
+        drawn.add(name)
     if not axes.lines:
         return None
+    starts = {start_of(run, stage.name) for run, stage in found}
+    against = label(starts.pop()) if len(starts) == 1 and starts != {""} else "what each policy started from"
     axes.axhline(0.5, color=_FAINT, linewidth=1.0, linestyle="--")
-    axes.set(xlabel="KL to the reference (nats per response)", ylabel="win rate against SFT")
+    axes.set(xlabel="KL to the reference (nats per response)", ylabel=f"win rate against {against}")
     axes.set_title("Win rate against KL over training, 95 % intervals over prompts")
-    axes.legend(loc="best", title="stage (larger marker: last measurement)", title_fontsize=8, alignment="left")
+    axes.legend(loc="best", title="policy (larger marker: its result)", title_fontsize=8, alignment="left")
     return figure
+
+
+def _policy(run: RunFiles, name: str, pooled: bool) -> str:
+    """A policy's name, with that of its run where runs are no seeds of one experiment."""
+    return name if pooled else f"{name}, {run.label}"
 
 
 def reliability_figure(judges: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -158,7 +177,7 @@ def reliability_figure(judges: Sequence[Mapping[str, Any]]) -> Figure | None:
     drawn = [judge for judge in judges if any(number(bin_, "confidence") is not None for bin_ in _bins(judge))]
     if not drawn:
         return None
-    figure = Figure(figsize=(max(3.1 * len(drawn), 4.2), 3.9), layout="constrained")
+    figure = Figure(figsize=(max(3.1 * len(drawn), 4.2), 4.3), layout="constrained")
     grid = figure.subplots(2, len(drawn), squeeze=False, sharex=True, height_ratios=(3.4, 1))
     for (top, bottom), judge, color in zip(grid.T, drawn, COLORS * len(drawn), strict=False):
         bins = [bin_ for bin_ in _bins(judge) if number(bin_, "confidence") is not None]
@@ -171,8 +190,10 @@ def reliability_figure(judges: Sequence[Mapping[str, Any]]) -> Figure | None:
             confidence, np.minimum(confidence, frequency), np.maximum(confidence, frequency), color=color, alpha=0.35
         )
         top.plot(confidence, frequency, color=color, marker="o", markersize=5, label="judge")
-        ece = number(judge, "ece")
-        top.set_title(label(str(judge["stage"])) + ("" if ece is None else f"\nECE {ece:.3f}"))
+        known = [("accuracy", interval(judge, "accuracy")), ("longer wins", decimal("longer_wins")(judge))]
+        known += [("ECE", decimal("ece")(judge))]
+        lines = [f"{what} {value}" for what, value in known if value != DASH]
+        top.set_title("\n".join([label(str(judge["stage"])), *lines]))
         top.set(xlim=(0.48, 1.02), ylim=(min(0.38, float(np.nanmin(frequency)) - 0.03), 1.03))
         bottom.bar(low + 0.025, count, width=0.043, color=color, alpha=0.55)
         bottom.set(xlabel="probability of the predicted side")
@@ -182,27 +203,29 @@ def reliability_figure(judges: Sequence[Mapping[str, Any]]) -> Figure | None:
     return figure
 
 
-def arms_figure(runs: Sequence[RunFiles]) -> Figure | None:
-    """Win rate against SFT of every arm, one mark a run, with intervals over prompts."""
-    names = list(dict.fromkeys(str(arm.get("name")) for run in runs for arm in arms_of(run.summary)))
-    marks = [
-        (names.index(str(arm.get("name"))), index, arm)
-        for index, run in enumerate(runs)
+def arms_figure(runs: Sequence[RunFiles], *, pooled: bool = True) -> Figure | None:
+    """Win rate of every arm, one mark a run, with intervals over prompts."""
+    rows = [
+        (_policy(run, str(arm.get("name")), pooled), i, arm)
+        for i, run in enumerate(runs)
         for arm in arms_of(run.summary)
-        if number(arm, "win_rate") is not None
     ]
+    names = list(dict.fromkeys(name for name, _, _ in rows))
+    marks = [(names.index(name), i, arm) for name, i, arm in rows if number(arm, "win_rate") is not None]
     if not marks:
         return None
     figure = Figure(figsize=(6.4, 0.9 + 0.42 * len(names)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0.5, color=_FAINT, linewidth=1.0, linestyle="--")
     for row, index, arm in marks:
-        offset = 0.0 if len(runs) == 1 else 0.5 * (index / (len(runs) - 1) - 0.5)
+        offset = 0.0 if len(runs) == 1 or not pooled else 0.5 * (index / (len(runs) - 1) - 0.5)
         value = number(arm, "win_rate") or 0.0
         color = COLORS[0] if is_trained(arm) else COLORS[7]
         axes.errorbar(value, row + offset, xerr=_spread(arm, "win_rate", value), fmt="o", color=color, capsize=3)
     axes.set_yticks(range(len(names)), [label(name) for name in names])
-    axes.set(ylim=(len(names) - 0.4, -0.6), xlabel="win rate against the SFT policy, 95 % interval over prompts")
+    baselines = {baseline_of(run) for run in runs}
+    against = label(baselines.pop()) if len(baselines) == 1 and baselines != {""} else "the baseline"
+    axes.set(ylim=(len(names) - 0.4, -0.6), xlabel=f"win rate against {against}, 95 % interval over prompts")
     axes.grid(axis="y", visible=False)
     return figure
 
@@ -254,7 +277,11 @@ def _frontier(axes: Axes, stage: StageFiles, color: str, name: str | None, *, fa
     if not faint:
         spread = np.hstack([_spread(row, "win_rate", value) for row, value in zip(points, win, strict=True)])
         axes.errorbar(kl, win, yerr=spread, fmt="none", ecolor=color, elinewidth=0.9, alpha=0.45, capsize=2)
-    axes.plot(kl[-1:], win[-1:], color=color, alpha=alpha, marker="o", markersize=8)
+    # The parameters that the stage gives on: those of its best evaluation, if it keeps these, or of the last step.
+    metrics = stage.result.get("metrics")
+    best = number(metrics, "best_step") if isinstance(metrics, Mapping) else None
+    at = next((i for i, row in enumerate(points) if row["step"] == best), len(points) - 1)
+    axes.plot(kl[at], win[at], color=color, alpha=alpha, marker="o", markersize=8)
 
 
 def _spread(row: Mapping[str, Any], key: str, value: float) -> np.ndarray:

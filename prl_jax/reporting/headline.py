@@ -6,113 +6,145 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prl_jax.reporting.inputs import RunFiles, number
-from prl_jax.reporting.tables import across_seeds, arms_of, is_trained, judges_of
+from prl_jax.reporting.means import across_seeds
+from prl_jax.reporting.names import baseline_of, evaluation_of, kinds
+from prl_jax.reporting.pooling import obstacles
+from prl_jax.reporting.tables import arms_of, is_trained, judges_of, pairs_of
+from prl_jax.reporting.trust import mean_nothing, no_judges
 
 _KEY = "win_rate"
 
 
 def headline(runs: Sequence[RunFiles]) -> list[str]:
     """Sentences of the report's first paragraph, the most important one first."""
-    arms = _final_arms(runs)
-    trained = [arm for arm in arms if is_trained(arm) and number(arm, _KEY) is not None]
-    if not trained:
-        return ["There is no final win rate yet: the run has not reached its evaluation."]
+    if not obstacles(runs):
+        return _sentences(runs)
+    # Each run for itself: what is no seed of the same experiment has no mean.
+    return [f"{run.label}: {sentence}" for run in runs for sentence in _sentences([run])]
+
+
+def _sentences(runs: Sequence[RunFiles]) -> list[str]:
+    """Of one run, or of several seeds of one experiment."""
+    arms, summary = _final_arms(runs), runs[0].summary
+    measured = [arm for arm in arms if number(arm, _KEY) is not None]
+    if not measured:
+        return _without_win_rates(runs[0])
+    none = {judge: reason for run in runs for judge, reason in no_judges(run).items()}
+    teller = str(summary.get("win_rate_judge"))
+    if teller in none:
+        return [f"No win rate of this run means anything: {teller}, which tells them, is no judge: {none[teller]}."]
+    against = baseline_of(runs[0]) or "the baseline"
+    trained = [arm for arm in measured if is_trained(arm)]
     trained.sort(key=lambda arm: "pairwise" not in str(arm.get("name")).lower())  # the method of interest first
-    over = f"{len(runs)} runs" if len(runs) > 1 else _prompts(runs[0].summary)
-    sentences = [_against_sft(arm, over if index == 0 else "") for index, arm in enumerate(trained)]
-    sentences += _between(trained)
-    sentences += [
-        f"Without any reinforcement learning, {arm['name']} has {_percent(number(arm, _KEY))}."
-        for arm in arms
-        if "greedy" in str(arm.get("name")).lower() and number(arm, _KEY) is not None
+    over = f"{len(runs)} runs" if len(runs) > 1 else _prompts(summary)
+    sentences = [_win_rate(arm, against, over if i == 0 else "", none) for i, arm in enumerate(trained)]
+    sentences = sentences or [f"The evaluation compared no trained policy with {against}."]
+    sentences += _between(trained, _differences(runs))
+    return sentences + [
+        f"Without any training against it, {arm['name']} has {_percent(number(arm, _KEY))}."
+        for arm in measured
+        if not is_trained(arm) and "greedy" in str(arm.get("name"))
     ]
-    return sentences
 
 
-def caveats(runs: Sequence[RunFiles]) -> list[str]:
-    """What a reader has to know before believing the table."""
-    summary, notes = runs[0].summary, []
-    if len(runs) == 1:
-        notes.append(
-            f"One seed ({summary.get('seed', 'unknown')}): the intervals come from a bootstrap over evaluation prompts "
-            "and do not cover how much another training seed would change."
-        )
-    else:
-        notes.append(
-            f"Intervals of means are over {len(runs)} runs (Student's t); those of single runs are over prompts. "
-            "Curves show the first run in full colour and the others faintly; all other details are of the first."
-        )
-    judge = summary.get("win_rate_judge")
-    if judge == "gold":
-        notes.append("Win rates are told by the exact judge of the built-in tasks.")
-    elif judge:
-        notes.append(f"Win rates are told by a learned judge ({judge}), which has errors and tastes of its own.")
-    notes += _judge_caveats(summary)
-    of_runs = [[*_written_notes(run.summary), *run.missing] for run in runs]
-    notes += [note for note in of_runs[0] if all(note in others for others in of_runs)]
-    notes += [
-        f"{run.label}: {note}" for run, own in zip(runs, of_runs, strict=True) for note in own if note not in notes
-    ]
-    return notes
+def _without_win_rates(run: RunFiles) -> list[str]:
+    """Of a run that compares no policies, or does not yet."""
+    stages, evaluated = kinds(run), judges_of(run.summary)
+    if any(number(arm, "prompts_left_out") for arm in arms_of(run.summary)):
+        return ["No win rate could be measured: the judge that tells them gave no finite number."]
+    if evaluated:
+        none = no_judges(run)
+        weak = [name for name in none if name in {str(judge["stage"]) for judge in evaluated}]
+        return [*mean_nothing(weak, none), *(_accuracy(judge) for judge in evaluated)]
+    if stages and "evaluation" not in stages.values():
+        judges_alone = "no policy was compared with another" if "ppo" not in stages.values() else "no final win rate"
+        return [f"This run has no evaluation stage: {judges_alone}. The curves show how its stages trained."]
+    if stages and not evaluation_of(run).get("baseline"):
+        return ["There is no result yet: the run has not reached its evaluation, which is of judges alone."]
+    return ["There is no final win rate yet: the run has not reached its evaluation."]
 
 
-def _written_notes(summary: Mapping[str, Any]) -> list[str]:
-    written = summary.get("notes")
-    return [str(note) for note in written] if isinstance(written, list) else []
-
-
-def _judge_caveats(summary: Mapping[str, Any]) -> list[str]:
-    notes = []
-    for judge in judges_of(summary):
-        accuracy, longer = number(judge, "accuracy"), number(judge, "longer_wins")
-        if accuracy is not None and longer is not None and accuracy <= longer:
-            notes.append(
-                f"The judge {judge['stage']} is no better than always picking the longer response "
-                f"({accuracy:.3f} against {longer:.3f})."
-            )
-    return notes
+def _accuracy(judge: Mapping[str, Any]) -> str:
+    """How often a judge is right, beside the two trivial answers to it."""
+    share, low, high = (number(judge, f"accuracy{end}") for end in ("", "_low", "_high"))
+    if share is None:
+        return f"{judge['stage']} has no accuracy: no pair with a better response had a finite number."
+    pairs, ties = number(judge, "n"), number(judge, "ties") or 0
+    of = "" if pairs is None else f" of {pairs - ties:,.0f} pairs"
+    interval = "no interval" if low is None or high is None else f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+    beside = [("always picking the longer one", "longer_wins"), ("the best possible judge", "bayes_accuracy")]
+    known = [f"{what} {_percent(value)}" for what, key in beside if (value := number(judge, key)) is not None]
+    ending = f"; {', '.join(known)}" if known else ""
+    return f"{judge['stage']} picks the better response in {_percent(share)}{of} ({interval}{ending})."
 
 
 def _final_arms(runs: Sequence[RunFiles]) -> list[Mapping[str, Any]]:
     """The arms of one run, or means over the runs that have the arm."""
     if len(runs) == 1:
-        return arms_of(runs[0].summary)
+        return list(arms_of(runs[0].summary))
     names = list(dict.fromkeys(str(arm.get("name")) for run in runs for arm in arms_of(run.summary)))
     means: list[Mapping[str, Any]] = []
     for name in names:
         same = [arm for run in runs for arm in arms_of(run.summary) if str(arm.get("name")) == name]
-        means.append({**across_seeds(same), "name": name, "judge": same[0].get("judge")})
+        kept = {key: same[0].get(key) for key in ("judge", "is_baseline")}
+        means.append({**across_seeds(same), "name": name, **kept})
     return means
 
 
-def _against_sft(arm: Mapping[str, Any], over: str) -> str:
+def _differences(runs: Sequence[RunFiles]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Paired differences of one run, or means over the runs with intervals over them."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        for pair in pairs_of(run.summary):
+            found.setdefault((str(pair.get("arm")), str(pair.get("other"))), []).append(pair)
+    if len(runs) == 1:
+        return {names: pairs[0] for names, pairs in found.items()}
+    return {names: across_seeds(pairs, interval_of="difference") for names, pairs in found.items() if len(pairs) > 1}
+
+
+def _win_rate(arm: Mapping[str, Any], against: str, over: str, none: Mapping[str, str]) -> str:
     low, high = number(arm, f"{_KEY}_low"), number(arm, f"{_KEY}_high")
-    stem = f"{arm['name']} has a win rate of {_percent(number(arm, _KEY))} against the SFT policy"
+    stem = f"{arm['name']} has a win rate of {_percent(number(arm, _KEY))} against {against}"
+    if arm.get("judge") in none:
+        judge = str(arm["judge"])
+        return f"{stem}, which means nothing: it learned from {judge}, which is no judge: {none[judge]}."
     if low is None or high is None:
         return stem + f" ({over}; no interval)." if over else stem + " (no interval)."
     details = f"95 % interval {100 * low:.1f} to {100 * high:.1f} %" + (f", {over}" if over else "")
     if low > 0.5:
         verdict = "the whole interval lies above one half."
     elif high < 0.5:
-        verdict = "the whole interval lies below one half: it is worse than SFT."
+        verdict = f"the whole interval lies below one half: it is worse than {against}."
     else:
-        verdict = "the interval includes one half, so no difference from SFT is shown."
+        verdict = f"the interval includes one half, so no difference from {against} is shown."
     return f"{stem} ({details}); {verdict}"
 
 
-def _between(trained: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Compares the first arm with each other one, by their intervals."""
+def _between(
+    trained: Sequence[Mapping[str, Any]], differences: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> list[str]:
+    """Compares the first arm with each other one, by the differences on the same prompts."""
     sentences = []
-    first = trained[0]
     for other in trained[1:]:
-        a, b = number(first, _KEY) or 0.0, number(other, _KEY) or 0.0
-        bounds = [number(arm, f"{_KEY}_{end}") for arm in (first, other) for end in ("low", "high")]
-        ahead, behind = (first, other) if a >= b else (other, first)
-        if None in bounds:
+        names = str(trained[0]["name"]), str(other["name"])
+        sign, pair = 1.0, differences.get(names)
+        if pair is None:
+            sign, pair = -1.0, differences.get((names[1], names[0]))
+        value = None if pair is None else number(pair, "difference")
+        if pair is None or value is None:
+            sentences.append(f"{names[0]} and {names[1]} were not compared on the same prompts.")
             continue
-        apart = max(bounds[0] or 0, bounds[2] or 0) > min(bounds[1] or 0, bounds[3] or 0)
-        ending = "their intervals do not overlap" if apart else "their intervals overlap, so this order may be chance"
-        sentences.append(f"{ahead['name']} is ahead of {behind['name']} by {100 * abs(a - b):.1f} points; {ending}.")
+        ahead, behind = names if sign * value >= 0 else (names[1], names[0])
+        ends = [number(pair, f"difference_{end}") for end in ("low", "high")]
+        if ends[0] is None or ends[1] is None:
+            sentences.append(f"{ahead} is ahead of {behind} by {100 * abs(value):.1f} points (no interval).")
+            continue
+        low, high = ends if value >= 0 else (-ends[1], -ends[0])
+        verdict = "more than chance explains" if low > 0 else "it includes zero, so this order may be chance"
+        sentences.append(
+            f"{ahead} is ahead of {behind} by {100 * abs(value):.1f} points "
+            f"(paired 95 % interval {100 * low:.1f} to {100 * high:.1f}); {verdict}."
+        )
     return sentences
 
 

@@ -40,6 +40,12 @@ class RunFiles:
     stages: Sequence[StageFiles]
     missing: Sequence[str]
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The resolved config."""
+        inner = self.config.get("config")
+        return inner if isinstance(inner, Mapping) else self.config
+
     def of_kind(self, kind: str) -> list[StageFiles]:
         return [stage for stage in self.stages if stage.kind == kind]
 

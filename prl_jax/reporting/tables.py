@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from prl_jax.evaluation import order_consistency, position_bias
 from prl_jax.progress import format_seconds
 from prl_jax.reporting.inputs import RunFiles, clean, number
+from prl_jax.reporting.means import across_seeds
+from prl_jax.reporting.names import arm_name
+from prl_jax.reporting.trust import mean_nothing, no_judges_of_summary, sample_orders
 
 DASH = "–"
-# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; the normal quantile from there on.
-_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,23 +51,43 @@ def interval(row: Mapping[str, Any], key: str) -> str:
     return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-_ARM_COLUMNS = (
-    Column("arm", text("name"), numeric=False),
-    Column("judge", text("judge"), numeric=False),
-    Column("judge accuracy", decimal("judge_accuracy")),
-    Column("judge ECE", decimal("judge_ece")),
-    Column("order consistency", decimal("judge_order_consistency")),
-    Column("win rate vs SFT [95%]", lambda row: interval(row, "win_rate")),
-    Column("vs anchor", decimal("win_rate_vs_anchor")),
-    Column("utility", decimal("utility")),
-    Column("KL", decimal("kl")),
-    Column("length", decimal("response_length", 1)),
-)
+def count(key: str) -> Callable[[Mapping[str, Any]], str]:
+    """A number that is shown only where there is something to count."""
+    return lambda row: f"{value:.0f}" if (value := number(row, key)) else DASH
+
+
+def points(row: Mapping[str, Any], key: str = "difference") -> str:
+    """A difference of two shares in points: `+2.4 [0.9, 3.8]`."""
+    value, low, high = number(row, key), number(row, f"{key}_low"), number(row, f"{key}_high")
+    if value is None:
+        return DASH
+    shown = f"{100 * value:+.1f}"
+    return shown if low is None or high is None else f"{shown} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _arm_columns(baseline: str) -> tuple[Column, ...]:
+    against = f"win rate vs {baseline} [95%]" if baseline else "win rate [95%]"
+    return (
+        Column("arm", text("name"), numeric=False),
+        Column("judge", text("judge"), numeric=False),
+        Column("judge accuracy", decimal("judge_accuracy")),
+        Column("judge ECE", decimal("judge_ece")),
+        Column("order consistency", decimal("judge_order_consistency")),
+        Column(against, lambda row: interval(row, "win_rate")),
+        Column("prompts left out", count("prompts_left_out")),
+        Column("vs anchor", decimal("win_rate_vs_anchor")),
+        Column("utility", decimal("utility")),
+        Column("KL", decimal("kl")),
+        Column("length", decimal("response_length", 1)),
+    )
+
+
 _JUDGE_COLUMNS = (
     Column("judge", text("stage"), numeric=False),
     Column("pairs", decimal("n", 0)),
     Column("ties", decimal("ties", 0)),
-    Column("accuracy", decimal("accuracy")),
+    Column("not finite", count("not_finite")),
+    Column("accuracy [95%]", lambda row: interval(row, "accuracy")),
     Column("longer wins", decimal("longer_wins")),
     Column("Bayes accuracy", decimal("bayes_accuracy")),
     Column("accuracy vs truth", decimal("accuracy_vs_truth")),
@@ -82,6 +99,13 @@ _JUDGE_COLUMNS = (
 )
 
 
+_PAIR_COLUMNS = (
+    Column("arm", text("arm"), numeric=False),
+    Column("compared with", text("other"), numeric=False),
+    Column("points [95%]", points),
+)
+
+
 def arms_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The rows of a summary's final table."""
     arms = summary.get("arms")
@@ -89,14 +113,44 @@ def arms_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def is_trained(arm: Mapping[str, Any]) -> bool:
-    """Whether the arm is a policy that reinforcement learning has trained, not SFT or another trivial baseline."""
-    return bool(arm.get("judge"))
+    """Whether the arm is a policy that was trained against the baseline, not a row of the baseline itself."""
+    return bool(arm.get("judge")) or arm.get("is_baseline") is False
 
 
 def arms_table(summary: Mapping[str, Any]) -> Table:
     arms = arms_of(summary)
     trained = frozenset(index for index, arm in enumerate(arms) if is_trained(arm))
-    return _table(_ARM_COLUMNS, arms, strong=trained)
+    return _table(_arm_columns(str(summary.get("baseline") or "")), arms, strong=trained)
+
+
+def pairs_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The paired differences of a summary in which a trained policy is compared, the trained one first."""
+    pairs, arms = summary.get("paired"), arms_of(summary)
+    trained = [str(arm.get("name")) for arm in arms if is_trained(arm)]
+    found = [pair for pair in pairs if isinstance(pair, Mapping)] if isinstance(pairs, list) else []
+    return [pair for pair in found if str(pair.get("arm")) in trained]
+
+
+def paired_table(runs: Sequence[RunFiles], *, pooled: bool) -> Table:
+    """Differences of win rates on the same prompts: of each run, and where these are seeds of one experiment the mean
+    with its interval over runs (Student's t)."""
+    names = list(dict.fromkeys(_pair(pair) for run in runs for pair in pairs_of(run.summary)))
+    rows, strong = [], set()
+    for name in names:
+        same = [(run, pair) for run in runs for pair in pairs_of(run.summary) if _pair(pair) == name]
+        rows += [[*name, run.label, points(pair)] for run, pair in same]
+        if pooled and len(same) > 1:
+            strong.add(len(rows))
+            mean = across_seeds([pair for _, pair in same], interval_of="difference")
+            rows.append([*name, f"mean of {len(same)}", points(mean)])
+    table = Table(
+        ["arm", "compared with", "workdir", "points [95%]"], rows, [False, False, False, True], frozenset(strong)
+    )
+    return table if len(runs) > 1 else _without(table, "workdir")
+
+
+def _pair(pair: Mapping[str, Any]) -> tuple[str, str]:
+    return str(pair.get("arm")), str(pair.get("other"))
 
 
 def attributes_table(summary: Mapping[str, Any]) -> Table:
@@ -123,18 +177,13 @@ def judges_table(summary: Mapping[str, Any]) -> Table:
 
 def position_table(run: RunFiles) -> Table:
     """Position bias of the judges as reinforcement learning met them: over the samples of each PPO stage."""
-    rows = []
-    for stage in run.of_kind("ppo"):
-        pairs = [(number(row, "p_12"), number(row, "p_21")) for row in stage.samples]
-        both = np.array([pair for pair in pairs if None not in pair], np.float64).reshape(-1, 2)
-        if len(both):
-            bias, consistency = position_bias(both[:, 0], both[:, 1]), order_consistency(both[:, 0], both[:, 1])
-            rows.append({"stage": stage.name, "n": len(both), "bias": bias, "consistency": consistency})
+    found = [(stage, sample_orders(stage)) for stage in run.of_kind("ppo")]
+    rows = [{"stage": arm_name(run, stage.name), **orders} for stage, orders in found if orders]
     columns = [
-        Column("stage", text("stage"), numeric=False),
+        Column("arm", text("stage"), numeric=False),
         Column("comparisons", decimal("n", 0)),
-        Column("position bias", lambda row: f"{row['bias']:+.3f}"),
-        Column("order consistency", decimal("consistency")),
+        Column("position bias", lambda row: f"{row['position_bias']:+.3f}"),
+        Column("order consistency", decimal("order_consistency")),
     ]
     return _table(columns, rows)
 
@@ -160,16 +209,18 @@ def stages_table(run: RunFiles) -> Table:
     return Table(["stage", "kind", "steps", "time", "share"], rows, [False, False, True, True, True])
 
 
-def combined_table(runs: Sequence[RunFiles]) -> Table:
-    """Every arm of every workdir, and for each arm the mean over workdirs with its 95 % interval (Student's t)."""
-    columns = [column for column in _ARM_COLUMNS if column.title != "judge"]
+def combined_table(runs: Sequence[RunFiles], *, pooled: bool) -> Table:
+    """Every arm of every workdir, and for each arm the mean over workdirs with its 95 % interval (Student's t), where
+    these are seeds of one experiment."""
+    baselines = {str(run.summary.get("baseline") or "") for run in runs}
+    columns = [c for c in _arm_columns(baselines.pop() if len(baselines) == 1 else "") if c.title != "judge"]
     names = list(dict.fromkeys(str(arm.get("name")) for run in runs for arm in arms_of(run.summary)))
     rows, strong = [], set()
     for name in names:
         same = [(run, arm) for run in runs for arm in arms_of(run.summary) if str(arm.get("name")) == name]
         for run, arm in same:
             rows.append([name, run.label, text("seed")(run.summary), *(column.cell(arm) for column in columns[1:])])
-        if len(same) > 1:
+        if pooled and len(same) > 1:
             strong.add(len(rows))
             mean = across_seeds([arm for _, arm in same])
             rows.append([name, f"mean of {len(same)}", "", *(column.cell(mean) for column in columns[1:])])
@@ -179,34 +230,15 @@ def combined_table(runs: Sequence[RunFiles]) -> Table:
     )
 
 
-def across_seeds(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means over rows of every numeric key that all rows have; intervals of `win_rate` are over the rows."""
-    keys = [key for key in rows[0] if all(number(row, key) is not None for row in rows)]
-    values = {key: np.array([number(row, key) for row in rows], np.float64) for key in keys}
-    means = {key: float(column.mean()) for key, column in values.items()}
-    key = "win_rate"
-    if key in means:
-        mean, low, high = t_interval(values[key].tolist())
-        means.pop(f"{key}_low", None), means.pop(f"{key}_high", None)
-        if low is not None and high is not None:
-            means |= {key: mean, f"{key}_low": low, f"{key}_high": high}
-    return means
-
-
-def t_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean and 95 % interval of the mean by Student's t; no interval for a single value."""
-    n, mean = len(values), sum(values) / len(values)
-    if n < 2:
-        return mean, None, None
-    quantile = _T_95[n - 2] if n - 2 < len(_T_95) else 1.96
-    half = quantile * math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    return mean, mean - half, mean + half
-
-
 def terminal_table(summary: Mapping[str, Any]) -> str:
-    """The final table for the terminal: arms, then judges, aligned plain text without a trailing newline."""
+    """The final table for the terminal: arms, their differences, judges, aligned plain text without a trailing newline.
+    Judges that are none are named below."""
     summary = clean(summary)
-    parts = [_aligned(table) for table in (arms_table(summary), judges_table(summary)) if table.rows]
+    pairs = _table(_PAIR_COLUMNS, pairs_of(summary))
+    parts = [_aligned(table) for table in (arms_table(summary), pairs, judges_table(summary)) if table.rows]
+    reasons = no_judges_of_summary(summary)
+    if reasons:
+        parts.append("\n".join(mean_nothing(list(reasons), reasons)))
     return "\n\n".join(parts).replace(DASH, "-") or "no results"
 
 
@@ -237,6 +269,14 @@ def _table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], strong:
 def _without_empty(table: Table) -> Table:
     """Leaves out columns in which no row has anything."""
     kept = [c for c in range(len(table.header)) if c == 0 or any(row[c] not in (DASH, "") for row in table.rows)]
+    return _columns(table, kept)
+
+
+def _without(table: Table, title: str) -> Table:
+    return _columns(table, [c for c, head in enumerate(table.header) if head != title])
+
+
+def _columns(table: Table, kept: Sequence[int]) -> Table:
     return Table(
         [table.header[c] for c in kept],
         [[row[c] for c in kept] for row in table.rows],

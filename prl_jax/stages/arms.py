@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,17 +23,18 @@ from prl_jax.evaluation import (
 )
 from prl_jax.judges import Judge, judge_pairs
 from prl_jax.stages.artifacts import load_policy
-from prl_jax.stages.context import StageContext, is_directory
+from prl_jax.stages.context import StageContext
 from prl_jax.stages.pieces import Pieces, batches
 from prl_jax.stages.win_rate import Sampled, finite, named_judge, sample_policy
 from prl_jax.text.chat import Prompt, prompt_text
 
 
 class Arm(NamedTuple):
-    """A row of the final table; `judge` is the one that a trained policy learned from."""
+    """A row of the final table: a policy, or the baseline itself; `judge` is the one that a policy learned from."""
 
     name: str
     stage: str
+    is_baseline: bool
     judge: str | None
     sampled: Sampled
 
@@ -48,7 +49,7 @@ class Table(NamedTuple):
 
 def called(name: str) -> str:
     """What a stage or model directory is called for readers."""
-    return Path(name).resolve().name if is_directory(name) else name
+    return PurePath(name).name or name
 
 
 def arm_rows(section: ConfigDict) -> list[tuple[str, str, str, float]]:
@@ -90,11 +91,13 @@ def compare_arms(
     draw = functools.partial(sample_policy, context, records, piece, baseline)
     opponents = draw(baseline, "opponents", temperature=section.temperature, opponent=True).texts
     arms = []
-    for i, (name, stage, learned, temperature) in enumerate(arm_rows(section)):
+    rows = arm_rows(section)
+    for i, (name, stage, learned, temperature) in enumerate(rows):
         policy = baseline
         if stage != section.baseline:
             _, policy, _ = load_policy(context.stage(stage), context.mesh, defaults=context.defaults)
-        arms.append(Arm(name, stage, learned or None, draw(policy, f"arm_{i}", temperature=temperature)))
+        sampled = draw(policy, f"arm_{i}", temperature=temperature)
+        arms.append(Arm(name, stage, i < len(rows) - len(section.arms), learned or None, sampled))
     ask = functools.partial(_judged, piece, judge, [record.prompt for record in records], section.batch_size)
     both = [ask(f"orders_{i}", arm.sampled.texts, opponents) for i, arm in enumerate(arms)]
     wins = [_wins(orders) for orders in both]
@@ -103,14 +106,14 @@ def compare_arms(
         anchors = [[record.reference for record in records]] * section.samples
         anchored = [_wins(ask(f"anchor_orders_{i}", arm.sampled.texts, anchors)) for i, arm in enumerate(arms)]
     gold = section.judge == "gold"
-    rows = [_row(*row, records, judges, section.bootstrap, gold) for row in zip(arms, wins, anchored, strict=True)]
+    table = [_row(*row, records, judges, section.bootstrap, gold) for row in zip(arms, wins, anchored, strict=True)]
     pairs = [
         {"arm": arms[i].name, "other": arms[j].name, **paired_interval(wins[i], wins[j], samples=section.bootstrap)}
         for j, i in itertools.combinations(range(len(arms)), 2)
     ]
     summary = {
         "baseline": called(section.baseline),
-        "arms": rows,
+        "arms": table,
         "paired": pairs,
         "win_rate_judge": section.judge,
         "win_rate_judge_orders": _orders(both, arms, opponents),
@@ -140,6 +143,7 @@ def _row(
     return {
         "name": arm.name,
         "stage": arm.stage,
+        "is_baseline": arm.is_baseline,
         "judge": arm.judge,
         **{f"judge_{key}": of_judge.get(key) for key in _OF_JUDGE},
         **win_rate_summary(wins, samples=resamples),

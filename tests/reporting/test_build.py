@@ -34,7 +34,14 @@ def fake_workdir(root: Path, *, seed: int = 0, name: str = "quickstart", respons
         (workdir / stage).mkdir(parents=True)
         seconds = {"sft": 62.0, "reward_model": 71.5, "anchors": 3.0, "ppo": 58.0, "evaluation": 12.0}[kind]
         (workdir / stage / "result.json").write_text(json.dumps({"kind": kind, "metrics": {}, "seconds": seconds}))
-    config = {"seed": seed, "stages": list(stages), "data": {"path": "", "noise": 0.1}}
+    config = {"seed": seed, "stages": list(stages), "data": {"path": "", "noise": 0.1}, "mesh": {"data": seed}}
+    config |= {name: {"kind": kind} for name, kind in stages.items()}
+    measured = {"kind": "gold", "path": "", "split": "validation", "limit": 256, "skip": 0}
+    for stage in ("ppo_bt", "ppo_pairwise"):
+        config[stage] |= {"policy": "sft", "judge": "bt", "evaluation": {"prompts": measured, "judge": "gold"}}
+    titles = {"ppo_bt": {"title": "BT + PPO"}, "ppo_pairwise": {"title": "Pairwise-RL"}}
+    config["evaluation"] |= {"baseline": "sft", "arms": titles, "judge": "gold", "samples": 4}
+    config["evaluation"] |= {"prompts": measured | {"split": "test", "limit": 512}}
     versions = {"prl_jax": "0.1.0", "jax": "0.10.2", "python": "3.11.7"}
     whole = {"config": config, "versions": versions, "git_revision": "0" * 40, "devices": ["cpu:0"]}
     (workdir / "config.json").write_text(json.dumps(whole))
@@ -45,7 +52,7 @@ def fake_workdir(root: Path, *, seed: int = 0, name: str = "quickstart", respons
     for stage, gain in (("ppo_bt", 0.22), ("ppo_pairwise", 0.15)):
         write_jsonl(workdir / stage / "metrics.jsonl", [ppo_row(rng, step, gain) for step in range(2, 61, 2)])
         write_jsonl(workdir / stage / "samples.jsonl", [ppo_sample(rng, step) for step in range(31, 61)])
-    arms = ["SFT, sampled", "SFT, greedy", "BT + PPO", "Pairwise-RL"]
+    arms = ["sft, sampled", "sft, greedy", "BT + PPO", "Pairwise-RL"]
     rows = [
         {
             "prompt": f"Sort the letters: prompt {i}",
@@ -116,14 +123,14 @@ def fake_summary(seed=0):
     shift = 0.004 * seed
     arms = [
         {
-            "name": "SFT, sampled",
+            "name": "sft, sampled",
             "stage": "sft",
             "judge": None,
             **win(0.5, 0),
             "utility": 0.61,
             "response_length": 12.1,
         },
-        {"name": "SFT, greedy", "stage": "sft", "judge": None, **win(0.56 + shift, 0.01), "utility": 0.66, "kl": None},
+        {"name": "sft, greedy", "stage": "sft", "judge": None, **win(0.56 + shift, 0.01), "utility": 0.66, "kl": None},
         {"name": "BT + PPO", "stage": "ppo_bt", "judge": "bt", "judge_accuracy": 0.78, "judge_ece": 0.021, "kl": 2.9}
         | {"judge_order_consistency": 1.0, "win_rate_vs_anchor": 0.61, **win(0.72 - shift, 0.017), "utility": 0.8}
         | {"response_length": 9.2, "attributes": {"correctness": 0.82, "brevity": 0.7, "form": 0.9}},
@@ -139,6 +146,9 @@ def fake_summary(seed=0):
     ]
     judges = {"bt": judge, "pairwise": judge | {"accuracy": 0.75, "ece": 0.015, "order_consistency": 0.91}}
     text = {"title": "Quickstart: Pairwise-RL on the gold tasks", "notes": ["Small models."], "win_rate_judge": "gold"}
+    pair = {"arm": "Pairwise-RL", "other": "BT + PPO", "difference": -0.08 + 2 * shift, "prompts": 512}
+    paired = [pair | {"difference_low": pair["difference"] - 0.01, "difference_high": pair["difference"] + 0.01}]
+    text |= {"baseline": "sft", "paired": paired}
     return text | {"judges": judges, "arms": arms, "seed": seed, "prompts": 512}
 
 
@@ -165,7 +175,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Figures take most of the time of a report."""
-    monkeypatch.setattr("prl_jax.reporting.build.write_figures", lambda runs, directory: {})
+    monkeypatch.setattr("prl_jax.reporting.build.write_figures", lambda *_, **__: {})
 
 
 def edit(path, **changes):
@@ -178,9 +188,9 @@ def test_a_whole_report(tmp_path):
     assert path == workdir / "report.html"
     source = path.read_text()
     page = Page(source)
-    assert "Pairwise-RL has a win rate of 64.0 % against the SFT policy" in page.text
+    assert "Pairwise-RL has a win rate of 64.0 % against sft" in page.text
     for expected in (
-        "SFT, greedy",
+        "sft, greedy",
         "BT + PPO",
         "0.640 [0.625, 0.655]",
         "longer wins",
@@ -190,6 +200,11 @@ def test_a_whole_report(tmp_path):
     ):
         assert expected in page.text, expected
     assert page.text.count("Sort the letters") == 20
+    assert "BT + PPO is ahead of Pairwise-RL by 8.0 points (paired 95 % interval 7.0 to 9.0)" in page.text
+    assert "-8.0 [-9.0, -7.0]" in page.text and "SFT" not in page.text
+    # One name everywhere, the stage only where its files are meant.
+    assert "BT + PPO (stage ppo_bt)" in page.text and "256 prompts of gold (validation), judged by gold" in page.text
+    assert "4 samples a prompt on 512 prompts of gold (test)" in page.text
     figures = {"arms.png", "win_rate_vs_kl.png", "reliability.png"}
     figures |= {f"learning_{stage}.png" for stage in ("sft", "bt", "pairwise", "ppo_bt", "ppo_pairwise")}
     assert {path.name for path in workdir.glob("*.png")} == figures
@@ -243,9 +258,32 @@ def test_several_workdirs_have_one_table_with_means(no_figures, tmp_path):
     assert [row[1] for row in rows] == ["seed0", "seed1", "seed2", "mean of 3"]
     # .640, .644, .648: the t interval with 2 degrees of freedom is .644 -+ 4.303 * .004 / sqrt(3).
     assert any("0.644 [0.634, 0.654]" in cell for cell in rows[3])
+    # Of each seed's difference: -.08, -.072, -.064.
+    assert "-7.2" in markdown and "different experiments" not in markdown
     text = html.unescape(path.read_text())
     assert "Pairwise-RL has a win rate of 64.4 %" in text and "3 runs" in text and "One seed" not in text
     assert not list(workdirs[1].glob("report.*"))
+
+
+def test_runs_of_other_configs_have_no_means(no_figures, tmp_path):
+    workdirs = [fake_workdir(tmp_path, seed=seed, name=f"seed{seed}") for seed in range(2)]
+    config = json.loads((workdirs[1] / "config.json").read_text())["config"]
+    edit(workdirs[1] / "config.json", config=config | {"data": {"path": "", "noise": 0.2}})
+    text = Page(build_report(workdirs).read_text()).text
+    assert "mean of 2" not in text and "data.noise (0.1 against 0.2)" in text
+    assert "seed0: Pairwise-RL has a win rate of 64.0 %" in text and "seed1: Pairwise-RL" in text
+
+
+def test_a_run_of_judges_alone(no_figures, tmp_path):
+    workdir = fake_workdir(tmp_path)
+    for stage in ("ppo_bt", "ppo_pairwise", "anchors"):
+        shutil.rmtree(workdir / stage)
+    (workdir / "evaluation" / "samples.jsonl").unlink()
+    summary = fake_summary()
+    edit(workdir / "summary.json", arms=[], paired=[], baseline=None, win_rate_judge=None, judges=summary["judges"])
+    text = Page(build_report([workdir]).read_text()).text
+    assert "bt picks the better response in 78.0 % of 1,249 pairs" in text and "No policies are compared" in text
+    assert not any(word in text for word in ("has not reached", "exact judge", "Win rate against", "win rate"))
 
 
 def test_missing_files_are_noted_and_do_not_stop_the_report(no_figures, tmp_path):
@@ -282,7 +320,7 @@ def test_odd_values_do_not_stop_the_report(tmp_path):
         workdir / "summary.json", judges={"bt": None, "x": {"reliability": [None, {}]}}, arms=[None, {"name": None}, {}]
     )
     edit(workdir / "config.json", config={"stages": [{"name": "sft"}, 3]})
-    assert "has not reached its evaluation" in build_report([workdir]).read_text()
+    assert "x has no accuracy" in build_report([workdir]).read_text()
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,41 @@ def test_win_rate_against_kl_joins_points_that_have_both():
     assert figures.win_rate_against_kl_figure([run([stage("ppo_bt", "ppo", rows[:1])])]) is None
 
 
+def titled(label, result=None):
+    """A run whose policy has a title, with a curve that begins at step 0."""
+    rows = [{"kl": 0.0, "win_rate": 0.5}, {"kl": 0.2, "win_rate": 0.7}, {"kl": 0.4, "win_rate": 0.6}]
+    stages = [StageFiles("ppo", "ppo", [{"step": n, **row} for n, row in enumerate(rows)], [], result or {})]
+    evaluation = {"kind": "evaluation", "arms": {"ppo": {"title": "Mine"}}}
+    config = {"stages": ["ppo", "e"], "ppo": {"kind": "ppo", "policy": "./models/small"}, "e": evaluation}
+    arms = [{"name": "Mine", "judge": "j", "win_rate": 0.6}]
+    return RunFiles(Path("x"), label, {"config": config}, {"arms": arms, "baseline": "small"}, stages, [])
+
+
+def test_a_policy_has_its_title_and_what_it_is_compared_with_its_name():
+    (axes,) = figures.win_rate_against_kl_figure([titled("a")]).axes
+    assert axes.get_ylabel() == "win rate against small"
+    line = next(line for line in axes.lines if line.get_label() == "Mine")
+    assert line.get_xydata().tolist()[0] == [0.0, 0.5]  # from step 0 on
+    assert "small" in figures.arms_figure([titled("a")]).axes[0].get_xlabel()
+    panels = figures.learning_figure(titled("a").stages, against="small").axes
+    assert "Win rate against small" in [axes.get_title() for axes in panels]
+
+
+def test_the_larger_marker_is_the_result_of_the_stage():
+    for result, point in (({}, [0.4, 0.6]), ({"metrics": {"best_step": 1.0}}, [0.2, 0.7])):
+        lines = figures.win_rate_against_kl_figure([titled("a", result)]).axes[0].lines
+        assert [line.get_xydata().tolist() for line in lines if line.get_markersize() == 8] == [[point]]
+
+
+def test_runs_that_are_no_seeds_of_one_experiment_stand_apart():
+    runs = [titled("a"), titled("b")]
+    pooled, apart = (figures.win_rate_against_kl_figure(runs, pooled=pooled).axes[0] for pooled in (True, False))
+    assert [text.get_text() for text in pooled.get_legend().get_texts()] == ["Mine"]
+    assert [text.get_text() for text in apart.get_legend().get_texts()] == ["Mine, a", "Mine, b"]
+    ticks = figures.arms_figure(runs, pooled=False).axes[0].get_yticklabels()
+    assert [tick.get_text() for tick in ticks] == ["Mine, a", "Mine, b"]
+
+
 def test_the_reliability_diagram_skips_empty_bins():
     bins = [
         {"low": 0.5, "high": 0.55, "confidence": 0.52, "frequency": 0.6, "count": 7},

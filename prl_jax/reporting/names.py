@@ -1,0 +1,80 @@
+"""What a config says of a run's policies: what each is called, what it is compared with, on which prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from prl_jax.reporting.inputs import RunFiles
+
+
+def section_of(run: RunFiles, stage: str) -> Mapping[str, Any]:
+    """A stage's section of the config, empty where there is none."""
+    section = run.settings.get(stage)
+    return section if isinstance(section, Mapping) else {}
+
+
+def kinds(run: RunFiles) -> dict[str, str]:
+    """Stage -> kind, of all stages that the config lists."""
+    listed = run.settings.get("stages")
+    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list | tuple) else []
+    return {name: str(section_of(run, name).get("kind", "")) for name in names}
+
+
+def evaluation_of(run: RunFiles) -> Mapping[str, Any]:
+    """The section of the last evaluation, which is the one that the summary is of."""
+    found = [name for name, kind in kinds(run).items() if kind == "evaluation"]
+    return section_of(run, found[-1]) if found else {}
+
+
+def called(model: str) -> str:
+    """What a stage, or a model directory, is called."""
+    return PurePath(model).name or model
+
+
+def arm_name(run: RunFiles, stage: str) -> str:
+    """The one name of a policy: its title in the evaluation where it has one, else that of its stage."""
+    arms = evaluation_of(run).get("arms")
+    arm = arms.get(stage) if isinstance(arms, Mapping) else None
+    title = arm.get("title") if isinstance(arm, Mapping) else None
+    return str(title or called(stage))
+
+
+def start_of(run: RunFiles, stage: str) -> str:
+    """What the policy of a PPO stage started from, which its curve compares it with; "" where nothing tells."""
+    return called(str(section_of(run, stage).get("policy") or ""))
+
+
+def baseline_of(run: RunFiles) -> str:
+    """What the arms of the final table are compared with; "" where nothing tells."""
+    return str(run.summary.get("baseline") or "")
+
+
+def kl_caption(run: RunFiles) -> str:
+    """What the figure of win rates over KL shows, and where it differs from the final table."""
+    text = "How much each policy won for how far it moved, from step 0 on; KL is that of the responses of the step. "
+    text += "All policies that start from the same one meet the same samples of it."
+    final = evaluation_of(run)
+    measured = {_measurement(section_of(run, stage.name).get("evaluation")) for stage in run.of_kind("ppo")} - {""}
+    if not measured:
+        return text
+    text += f" Measured while training with one sample a prompt on {' or '.join(sorted(measured))}."
+    if not final.get("baseline"):
+        return text
+    table = _measurement(final)
+    samples = f"{final.get('samples', 1)} samples a prompt"
+    if measured == {table}:
+        return text + f" The final table has {samples} on the same."
+    return text + f" The final table has {samples} on {table}, so that the two may differ."
+
+
+def _measurement(section: Any) -> str:
+    """Prompts and judge of an evaluation in words."""
+    prompts = section.get("prompts") if isinstance(section, Mapping) else None
+    if not isinstance(prompts, Mapping):
+        return ""
+    count = f"{prompts['limit']:,} prompts" if prompts.get("limit") else "all prompts"
+    after = f" after the first {prompts['skip']:,}" if prompts.get("skip") else ""
+    source = prompts.get("path") or f"{prompts.get('kind')} ({prompts.get('split')})"
+    return f"{count}{after} of {source}, judged by {called(str(section.get('judge')))}"

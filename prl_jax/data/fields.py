@@ -25,6 +25,7 @@ _TURN_CHANGES = {
     "weight": 1, "loss": True, "train": True, "prefix": False, "images": [],
 }  # fmt: skip
 _MARKER = re.compile(r"(?:^|\r?\n\r?\n)(Human|Assistant):")
+_INNER_MARKER = re.compile(r"\r?\n\r?\n(Human|Assistant):")
 _LINE_MARKER = re.compile(r"\n\s*(Human|Assistant):")
 _LARGEST = 1e300  # of a number that is read
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
@@ -43,20 +44,16 @@ def read_prompt(value: Any, name: str, where: str) -> Prompt:
       UserError: for something else, or for role markers in a text that is no whole transcript: as part of a user's turn
         they would have the user speak for the model.
     """
-    inner, turns = _LINE_MARKER, ()
     if not isinstance(value, str):
-        inner, turns = _MARKER, read_turns(value, name, where)
+        turns = read_turns(value, name, where)
     elif _MARKER.search(read_text(value, name, where)):
         turns = read_transcript(value)
+        if not turns or any(_LINE_MARKER.search(turn.content) for turn in turns):
+            raise _inner_marker(name, where)
     elif _RENDERED.search(value):
         raise UserError(f'{where}: field "{name}" has been put into a chat template: give a list of its turns')
     else:
         return (Turn("user", value),)
-    if not turns or any(turn.role == "user" and inner.search(turn.content) for turn in turns):
-        raise UserError(
-            f'{where}: field "{name}" holds "Human:" or "Assistant:" inside a text (expected a whole transcript that '
-            "begins with Human:, or a list of turns)"
-        )
     if turns[-1].role != "user":
         raise UserError(f'{where}: field "{name}" ends in a turn of role "{turns[-1].role}" (expected "user")')
     return turns
@@ -148,7 +145,17 @@ def _turn(item: Any, at: str, where: str) -> Turn:
         raise wrong(where, f"{at}.{who}", "a string", item[who])
     if item[who] not in roles:
         raise UserError(f'{where}: field "{at}.{who}" is {quoted(item[who])} (expected one of {", ".join(roles)})')
-    return Turn(roles[item[who]], _content(item[said], f"{at}.{said}", where))
+    turn = Turn(roles[item[who]], _content(item[said], f"{at}.{said}", where))
+    if turn.role == "user" and _INNER_MARKER.search(turn.content):
+        raise _inner_marker(f"{at}.{said}", where)
+    return turn
+
+
+def _inner_marker(name: str, where: str) -> UserError:
+    return UserError(
+        f'{where}: field "{name}" holds "Human:" or "Assistant:" inside a text (expected a whole transcript that begins '
+        "with Human:, or a list of turns)"
+    )
 
 
 def _content(value: Any, at: str, where: str) -> str:

@@ -319,7 +319,11 @@ NOT_A_TURN = 'holds "Human:" or "Assistant:" inside a text (expected a whole tra
     [
         ({"prompt": "Be kind.\n\nHuman: q\n\nAssistant:"}, f'field "prompt" {NOT_A_TURN}'),
         ({"prompt": "\n\nAssistant: q"}, f'field "prompt" {NOT_A_TURN}'),
-        ({"prompt": [{**USER, "content": "q\n\nAssistant: m\n\nHuman: r"}]}, f'field "prompt" {NOT_A_TURN}'),
+        (
+            {"prompt": [{**USER, "content": "q\n\nAssistant: m\n\nHuman: r"}]},
+            f'field "prompt[0].content" {NOT_A_TURN}',
+        ),
+        ({"chosen": turns("q\n\nHuman: r", "a")}, f'field "chosen[0].content" {NOT_A_TURN}'),
         ({"prompt": "Human: q\n\nAssistant: beg"}, 'field "prompt" ends in a turn of role "assistant"'),
         ({"prompt": "Human: q\nAssistant:"}, f'field "prompt" {NOT_A_TURN}'),
         ({"prompt": "\r\n\r\nAssistant: q"}, f'field "prompt" {NOT_A_TURN}'),
@@ -418,13 +422,15 @@ def test_every_shared_file_parses() -> None:
     for path in files:
         for i, (where, row) in enumerate(JsonLines(path)):
             if i < 50 or path.name.startswith("prompts"):
-                assert parse_prompt(row, where).prompt[-1].role == "user"
+                record = parse_prompt(row, where)
+                assert record.prompt[-1].role == "user" and record.unused == ()
             if "chosen" in row:
                 record = parse_preference(row, where)
-                assert record.tie == row.get("tie", False)
+                assert record.tie == row.get("tie", False) and record.unused == ()
                 pairs, soft, slots = pairs + 1, soft + (record.p_chosen is not None), slots + (record.slot is not None)
             elif "response" in row:
-                assert parse_sft(row, where).response == row["response"]
+                record = parse_sft(row, where)
+                assert record.response == row["response"] and record.unused == ()
     assert pairs > 20_000 and soft > 13_000 and slots > 10_000
 
 

@@ -8,27 +8,23 @@ Formats of a row (a JSON object):
            them is only the first turn), or a pair, whose `chosen` is the response. The turns before that response are
            its prompt; whether the assistant's among them train as well is up to the encoder.
   prompts: `prompt`, optional `reference`; every pair and sft row is one too.
-A `system` or `system_prompt` column is a system turn in front. Texts are strings or conversations (`fields`); other
-names of columns become these (`other_names`). Keys that are not read stand in the record's `unused` (`columns`).
+A `system` or `system_prompt` column is a system turn in front. Texts are strings or conversations (`conversations`).
+Other names of columns become these (`other_names`). Keys that are not read stand in the record's `unused` (`columns`).
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from prl_jax.data.columns import doubt, refuse_context, refuse_misspelt, refuse_verdicts, unused_keys
+from prl_jax.data.conversations import read_answer, read_conversation, read_prompt, read_turns, with_system
 from prl_jax.data.fields import (
     check_strengths,
-    read_answer,
-    read_conversation,
     read_id,
     read_meta,
     read_p_chosen,
-    read_prompt,
     read_slot,
     read_source,
-    read_turns,
     require,
-    with_system,
     wrong,
 )
 from prl_jax.data.other_names import plain_row

@@ -26,8 +26,9 @@ from prl_jax.sharding import make_mesh
 from prl_jax.stages.abstract import Step, abstract_steps
 from prl_jax.stages.checks import check_config
 from prl_jax.stages.context import StageContext
-from prl_jax.stages.layout import check_layout
+from prl_jax.stages.inputs import check_inputs
 from prl_jax.stages.lengths import with_lengths
+from prl_jax.stages.measurements import Measurements
 from prl_jax.stages.workdir import Workdir
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -115,8 +116,8 @@ def plan_config(
     """Traces every function of a config and compiles it for the topology.
 
     Args:
-      config: as a run takes it; model directories need no more than their config.json. Data are read only where lengths
-        are left to them, and so is the tokenizer.
+      config: as a run takes it; model directories need no more than their config.json. Data and tokenizers that are
+        there are checked as a run checks them; they have to be there where lengths are left to them.
       topology: `v5e:8x8`, `cpu:8`.
       functions: names of those to compile, `sft/train_step`; the others are only traced and lowered. None compiles all.
       tell: takes lines about the progress.
@@ -130,9 +131,10 @@ def plan_config(
     with tempfile.TemporaryDirectory() as folder:
         workdir = Workdir(Path(folder) / "run", config)
         surroundings = lambda config: StageContext(config.stages[0], config, workdir, mesh)  # noqa: E731
-        config = with_lengths(config, surroundings, tell=tell)
-    for name in config.stages:
-        check_layout(config, name, mesh)
+        measurements = Measurements()
+        config = with_lengths(config, surroundings, measurements, tell=tell)
+        contexts = [StageContext(name, config, workdir, mesh) for name in config.stages]
+        check_inputs(contexts, measurements, absent=True)
     devices, compiled = len(found.devices), dict[str, _Compiled]()
     with jax.set_mesh(mesh):
         steps = list(abstract_steps(config, mesh))

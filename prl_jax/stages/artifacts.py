@@ -28,6 +28,7 @@ from prl_jax.stages.cards import (
     read_card,
     trained_length,
 )
+from prl_jax.text.huggingface import holds_tokenizer
 from prl_jax.text.judging import JudgeTemplate
 from prl_jax.text.tokenizer import Tokenizer, load_tokenizer
 from prl_jax.tree import flatten, unflatten
@@ -83,6 +84,12 @@ def model_tokenizer(directory: Path, defaults: Defaults = NO_DEFAULTS) -> Tokeni
     arguments = read_card(directory, defaults).template_args
     directory = adapter_base(directory) or directory
     return load_tokenizer(directory if is_huggingface(directory) else directory / TOKENIZER_DIR, arguments)
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether the tokenizer of a model directory is there."""
+    places = (directory, directory / TOKENIZER_DIR, adapter_base(directory))
+    return any(place is not None and holds_tokenizer(place) for place in places)
 
 
 def _make(card: ModelCard) -> Decoder | ScalarModel:

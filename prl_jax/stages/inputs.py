@@ -7,7 +7,8 @@ that a chat template refuses shows with its file and line before the first stage
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 from prl_jax.data.sources import file_path
 from prl_jax.errors import UserError, naming
 from prl_jax.processes import is_leader
+from prl_jax.stages.artifacts import has_tokenizer
 from prl_jax.stages.context import StageContext, first_model, source_key, source_spec
 from prl_jax.stages.layout import check_layout
 from prl_jax.stages.measurements import Measurements
@@ -24,28 +26,24 @@ from prl_jax.stages.readings import Reading, readings
 from prl_jax.stages.rules import RULES, value_at
 from prl_jax.text.chat import Turn
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row, verdict_ids
-from prl_jax.text.tokenizer import Tokenizer
 
 LeftOut = Mapping[tuple[Any, ...], Sequence[int]]
 
 
 def check_inputs(
-    contexts: Sequence[StageContext], tokenizer: Tokenizer | None, *, absent: bool = False
-) -> tuple[dict[str, LeftOut], Callable[[], None]]:
+    contexts: Sequence[StageContext], measurements: Measurements, *, absent: bool = False
+) -> dict[str, LeftOut]:
     """Raises `UserError` for what the stages will not be able to use: their data, their batches on the mesh, their
-    verdict words. Says in one line a stage what of their data will be cut or left out, and which keys
-    nothing reads.
+    verdict words. Says in one line a stage what of their data will be cut or left out, and which keys nothing reads.
 
     Args:
       contexts: of the stages that will run.
-      tokenizer: that of the models that are made from scratch, where it is known already.
-      absent: files that are not there are left for later.
+      measurements: of their data, which are made where they are not there yet.
+      absent: files of data and tokenizers that are not there are left for later (`prl plan`).
 
     Returns:
-      For each stage, the records to leave out (`StageContext.left_out`), and a function that keeps what was measured
-      in the workdir, which is not made yet.
+      For each stage, the records to leave out (`StageContext.left_out`).
     """
-    measurements = Measurements(contexts, tokenizer)
     left_out: dict[str, LeftOut] = {}
     named: set[tuple[str, str]] = set()
     for context in contexts:
@@ -59,16 +57,16 @@ def check_inputs(
             if absent and not _exists(source):
                 continue
             with naming(f"{context.name}.{key}"):
-                bad, lines = _check_source(context, key, what, measurements, named)
+                bad, lines = _check_source(context, key, what, measurements, named, absent)
             merged = {*found.get(source_key(source, what), ()), *bad}
             found[source_key(source, what)] = sorted(merged)
             said += [f"{key}: {line}" for line in lines]
-        if section.kind == "generative":
+        if section.kind == "generative" and not (absent and _no_tokenizer(context, first_model(context))):
             with naming(context.name):
-                _check_template(section, measurements.tokenizer(first_model(context)))
+                _check_template(section, measurements.tokenizer(context, first_model(context)))
         if said and is_leader():
             print(f"{context.name:<16} {'; '.join(said)}", file=sys.stderr)
-    return left_out, measurements.keep
+    return left_out
 
 
 def check_finished(contexts: Sequence[StageContext]) -> None:
@@ -89,18 +87,37 @@ def _exists(source: ConfigDict) -> bool:
         return False
 
 
+def _no_tokenizer(context: StageContext, name: str | None) -> bool:
+    """Whether the tokenizer of a `Reader` is not there, or would have to be trained."""
+    section = context.config.tokenizer
+    if name == "":
+        return section.kind == "bpe" or (section.kind == "huggingface" and not has_tokenizer(Path(section.path)))
+    return name is not None and not has_tokenizer(Path(name))
+
+
 def _check_source(
-    context: StageContext, key: str, what: str, measurements: Measurements, named: set[tuple[str, str]]
+    context: StageContext,
+    key: str,
+    what: str,
+    measurements: Measurements,
+    named: set[tuple[str, str]],
+    absent: bool,
 ) -> tuple[list[int], list[str]]:
     """Which records of a source to leave out, and what to say of it. Of each file, a key that nothing reads is named
     once: `named` has those that have been."""
     section, source = context.section, value_at(context.section, key)
-    records = context.all_records(source, what)
     readers = readings(context, key)
-    measured = [measurements(context, key, what, records, reading.reader) for reading in readers]
+    if absent:
+        readers = [
+            Reading(
+                reader._replace(tokenizer=None, template=None) if _no_tokenizer(context, reader.tokenizer) else reader
+            )
+            for reader, _ in readers
+        ]
+    measured = [measurements(context, key, what, reading.reader) for reading in readers]
     bad, line = invalid_rows(measured, context.config.skip_invalid)
     lines = [line] if bad else []
-    kept = np.delete(np.arange(len(records)), bad)
+    kept = np.delete(np.arange(len(measured[0])), bad)
     if not len(kept):
         raise UserError(f"{source.path}: no row is left; {line}")
     if what == "preference":
@@ -109,8 +126,8 @@ def _check_source(
     if key in ("data", "prompts") and section.kind not in ("anchors", "evaluation") and len(kept) < size:
         lines.append(f"{len(kept)} rows do not fill a batch of {size}, which repeats some")
     lines += [line for reading, numbers in zip(readers, measured, strict=True) for line in _cut(reading, numbers, kept)]
-    unused = unused_keys(records, measured[0])
-    line = unused_line({k: n for k, n in unused.items() if (source.path, k) not in named}, len(records))
+    unused = unused_keys(measurements.records(context, key, what), measured[0])
+    line = unused_line({k: n for k, n in unused.items() if (source.path, k) not in named}, len(measured[0]))
     named.update((source.path, k) for k in unused)
     return bad, list(dict.fromkeys([*lines, line] if line else lines))
 

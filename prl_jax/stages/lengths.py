@@ -17,13 +17,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from prl_jax.errors import UserError, naming
-from prl_jax.stages.artifacts import model_tokenizer
 from prl_jax.stages.cards import read_card
-from prl_jax.stages.context import StageContext, is_directory, stage_tokenizer
-from prl_jax.stages.measuring import Measured, measure
+from prl_jax.stages.context import StageContext, is_directory, root_of
+from prl_jax.stages.measurements import Measurements
+from prl_jax.stages.measuring import Measured
+from prl_jax.stages.readings import Reader
 from prl_jax.stages.rules import GOLD, RULES, value_at
 from prl_jax.text.judging import JudgeTemplate
-from prl_jax.text.tokenizer import Tokenizer
 
 _ROOT = "huggingface"  # the section with the lengths of policies that are directories in Hugging Face's format
 _LENGTHS = ("max_prompt", "max_response", "max_length")
@@ -86,6 +86,7 @@ def uses(config: ConfigDict) -> Iterator[Use]:
 def with_lengths(
     config: ConfigDict,
     surroundings: Callable[[ConfigDict], StageContext],
+    measurements: Measurements,
     *,
     known: Mapping[str, Any] = MappingProxyType({}),
     tell: Callable[[str], None] = lambda line: None,
@@ -95,6 +96,7 @@ def with_lengths(
     Args:
       config: checked by `check_config`.
       surroundings: gives the context of any stage of a config: where sources and tokenizers are.
+      measurements: of the data, which are made where they are not there yet.
       known: the config of the run that this one continues; its lengths stay.
       tell: takes a line about each length.
 
@@ -110,7 +112,7 @@ def with_lengths(
         found[name][what] = known.get(name, {}).get(what, 0)
     if open_lengths(found):
         try:
-            _Lengths(found, surroundings(found), tell).find()
+            _Lengths(found, surroundings(found), measurements, tell).find()
         except UserError as error:
             flags = " ".join(f"--config.{key}=N" for key in open_lengths(found))
             raise UserError(f"{error} (lengths are taken from the data, unless they are given: {flags})") from error
@@ -123,6 +125,7 @@ class _Lengths:
 
     config: ConfigDict
     surroundings: StageContext
+    measurements: Measurements
     tell: Callable[[str], None]
 
     def find(self) -> None:
@@ -180,21 +183,17 @@ class _Lengths:
 
     def measured(self, use: Use) -> Measured:
         """The records of a source in tokens of a model."""
-        owner, context, template = self.owner(use.model), self.context(use.stage), None
+        reader = Reader(root_of(self.config, use.model))
+        owner = self.owner(use.model)
         if owner in self.config.stages and self.config[owner].kind == "generative":
             section = self.config[owner]
             template = JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
+            reader = reader._replace(template=template, chat=False)
         with naming(f"{use.stage}.{use.key}"):
-            records = context.records(value_at(context.section, use.key), use.what)
-        return measure(records, self.tokenizer(owner), template=template)
+            return self.measurements(self.context(use.stage), use.key, use.what, reader)
 
     def context(self, stage: str) -> StageContext:
         return dataclasses.replace(self.surroundings, name=stage, config=self.config)
-
-    def tokenizer(self, owner: str) -> Tokenizer:
-        if is_directory(owner):
-            return model_tokenizer(Path(owner), self.context(self.config.stages[0]).defaults)
-        return stage_tokenizer(self.context(owner))
 
     def owner(self, model: str) -> str:
         """The stage that says with which lengths a model is used, or its directory."""
@@ -211,10 +210,7 @@ class _Lengths:
 
     def limit(self, model: str) -> int:
         """Tokens of a model's context; 0 where it has no limit."""
-        name = model
-        while name and not is_directory(name):
-            section = self.config[name]
-            name = section.policy if section.kind == "ppo" else section.init_from
+        name = root_of(self.config, model)
         return read_card(Path(name)).context if name else 0
 
 

@@ -6,7 +6,6 @@ what renders and encodes. What does not say just that, or is no such file, is me
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import tempfile
@@ -44,19 +43,17 @@ def versions() -> dict[str, str]:
 
 def read_measured(folder: Path, made_from: dict[str, Any], count: int) -> Measured | None:
     """What was kept of `count` records; None where nothing was, or nothing that can be used."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+    try:
         found = parse_json(_path(folder, made_from).read_text(encoding="utf-8"))
         columns = [found["columns"][name] for name in COLUMNS]
         rows = np.array(columns, np.int32).reshape(len(COLUMNS), -1).T
-        whole = all(type(number) is int for column in columns for number in column)
-        if (
-            found["made_from"] == made_from
-            and rows.shape == (count, len(COLUMNS))
-            and whole
-            and rows.min(initial=0) >= 0
-        ):
-            return Measured.of(rows, str(found["reason"]))
-    return None
+        counts = [number for column in columns for number in column]
+        reason, same = str(found["reason"]), found["made_from"] == made_from
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return None
+    if not same or len(rows) != count or any(type(number) is not int or number < 0 for number in counts):
+        return None
+    return Measured.of(rows, reason)
 
 
 def keep_measured(folder: Path, made_from: dict[str, Any], measured: Measured) -> None:

@@ -25,6 +25,7 @@ from prl_jax.stages.measured_files import identity, keep_measured, read_measured
 from prl_jax.stages.measuring import Lengths, Measured, Measurer, look, measure_with
 from prl_jax.stages.readings import Reader
 from prl_jax.stages.rules import value_at
+from prl_jax.stages.workdir import Workdir
 from prl_jax.text.tokenizer import Tokenizer
 
 _WORTH_KEEPING = 500  # rows; fewer are measured again before the file would be read
@@ -33,87 +34,85 @@ _SILENT_SECONDS, _EVERY_SECONDS = 2.0, 0.2  # before the first line of progress,
 
 
 class Measurements:
-    """Measures sources, each once.
+    """Measures the sources of a run, each once for each of its readers."""
 
-    Args:
-      contexts: of the stages that read them.
-      tokenizer: that of the models that are made from scratch, where it is known already.
-    """
-
-    def __init__(self, contexts: Sequence[StageContext], tokenizer: Tokenizer | None):
-        self._tokenizers: dict[str, Tokenizer] = {} if tokenizer is None else {"": tokenizer}
-        self._contexts = contexts
+    def __init__(self) -> None:
+        self._tokenizers: dict[str, Tokenizer] = {}
         self._lengths: dict[str, Lengths] = {}
-        self._found: dict[tuple[Any, ...], Measured] = {}
         self._identities: dict[str, str] = {}
+        self._records: dict[tuple[Any, ...], Records] = {}
+        self._found: dict[tuple[tuple[Any, ...], Reader], Measured] = {}
         self._to_keep: list[tuple[dict[str, Any], Measured]] = []
 
-    def __call__(self, context: StageContext, key: str, what: str, records: Records, reader: Reader) -> Measured:
-        """What the records of a stage's source `key` are to a reader."""
+    def records(self, context: StageContext, key: str, what: str) -> Records:
+        """All the records of a stage's source. Errors: `UserError` for a file that cannot be opened."""
+        name = source_key(value_at(context.section, key), what)
+        if name not in self._records:
+            self._records[name] = context.all_records(value_at(context.section, key), what)
+        return self._records[name]
+
+    def __call__(self, context: StageContext, key: str, what: str, reader: Reader) -> Measured:
+        """What all the records of a stage's source `key` are to a reader. Errors: `UserError` for a file that cannot
+        be opened."""
         name = (source_key(value_at(context.section, key), what), reader)
         if name not in self._found:
-            self._found[name] = self._measured(context, key, what, records, reader)
+            self._found[name] = self._measured(context, key, what, self.records(context, key, what), reader)
         return self._found[name]
 
-    def tokenizer(self, name: str) -> Tokenizer:
-        """That of a model directory, or of the run (see `Reader`)."""
+    def tokenizer(self, context: StageContext, name: str) -> Tokenizer:
+        """That of a model directory, or of the run (see `Reader`); any context of the run will do."""
         if name not in self._tokenizers:
-            context = self._contexts[0]
             found = model_tokenizer(Path(name), context.defaults) if name else run_tokenizer(context)
             self._tokenizers[name] = found
         return self._tokenizers[name]
 
-    def _lengths_of(self, name: str | None) -> Lengths | None:
-        if name is None:
-            return None
-        return self._lengths.setdefault(name, Lengths(self.tokenizer(name)))
-
-    def keep(self) -> None:
+    def keep(self, workdir: Workdir) -> None:
         """Writes what has been measured to the workdir."""
         for made_from, measured in self._to_keep:
-            keep_measured(self._folder, made_from, measured)
-
-    @property
-    def _folder(self) -> Path:
-        return self._contexts[0].workdir.path / "data" / "measured"
+            keep_measured(_folder(workdir), made_from, measured)
 
     def _measured(self, context: StageContext, key: str, what: str, records: Records, reader: Reader) -> Measured:
-        measurer = Measurer(self._lengths_of(reader.tokenizer), *reader[1:])
+        source, lengths = value_at(context.section, key), None
+        if reader.tokenizer is not None:
+            tokenizer = self.tokenizer(context, reader.tokenizer)
+            lengths = self._lengths.setdefault(reader.tokenizer, Lengths(tokenizer))
         kept = records.fingerprint is not None and len(records) >= _WORTH_KEEPING
-        made_from = self._made_from(value_at(context.section, key), what, records, reader) if kept else {}
-        found = read_measured(self._folder, made_from, len(records)) if kept else None
+        made_from = self._made_from(context, source, what, records, reader) if kept else {}
+        found = read_measured(_folder(context.workdir), made_from, len(records)) if kept else None
         if agreed(found is not None):
             assert found is not None
             return found
         with _progress(context, key, len(records)) as shown:
-            found = _measure_together(records, measurer, shown, context.stop)
+            found = _measure_together(records, Measurer(lengths, *reader[1:]), shown, context.stop)
         if kept:
             self._to_keep.append((made_from, found))
         return found
 
-    def _made_from(self, source: ConfigDict, what: str, records: Records, reader: Reader) -> dict[str, Any]:
+    def _made_from(
+        self, context: StageContext, source: ConfigDict, what: str, records: Records, reader: Reader
+    ) -> dict[str, Any]:
         """What the numbers follow from, as JSON holds it."""
-        name, fingerprint = reader.tokenizer, records.fingerprint
+        name, fingerprint, arguments = reader.tokenizer, records.fingerprint, context.defaults.template_args
+        assert fingerprint is not None
         if name is not None and name not in self._identities:
-            self._identities[name] = identity(self.tokenizer(name))
+            self._identities[name] = identity(self.tokenizer(context, name))
+        if name:
+            arguments = read_card(Path(name), context.defaults).template_args
         template = None if reader.template is None else dataclasses.asdict(reader.template)
-        return json.loads(
-            json.dumps(
-                {
-                    "data": None if fingerprint is None else dataclasses.asdict(fingerprint),
-                    "rows": [source.skip, len(records)],
-                    "what": what,
-                    "tokenizer": None if name is None else self._identities[name],
-                    "template_args": self._template_args(name),
-                    "reader": {**reader._asdict(), "tokenizer": None, "template": template},
-                    "versions": versions(),
-                }
-            )
-        )
+        made_from = {
+            "data": dataclasses.asdict(fingerprint),
+            "rows": [source.skip, len(records)],
+            "what": what,
+            "tokenizer": None if name is None else self._identities[name],
+            "template_args": dict(arguments),
+            "reader": {**reader._asdict(), "tokenizer": None, "template": template},
+            "versions": versions(),
+        }
+        return json.loads(json.dumps(made_from))
 
-    def _template_args(self, name: str | None) -> dict[str, Any]:
-        defaults = self._contexts[0].defaults
-        return dict(read_card(Path(name), defaults).template_args if name else defaults.template_args)
+
+def _folder(workdir: Workdir) -> Path:
+    return workdir.path / "data" / "measured"
 
 
 def _measure_together(
@@ -128,9 +127,9 @@ def _measure_together(
         if stop():
             raise Stopped("the data have been read in part; nothing has been done yet")
         block = records[first : first + _BLOCK * number]
-        parts.append(measure_with(block[index::number], measurer).rows)
+        own = measure_with(block[index::number], measurer)
         shown(first + len(block))
-        parts[-1] = all_rows(parts[-1], len(block))
+        parts.append(all_rows(own.rows, len(block)))
     found = Measured.of(np.concatenate(parts), "")
     return dataclasses.replace(found, reason=_reason(records, measurer, found.problems))
 

@@ -20,9 +20,10 @@ from prl_jax.processes import is_leader, wait_for_all
 from prl_jax.sharding import make_mesh
 from prl_jax.stages import anchors, evaluation, ppo, reward_model, sft
 from prl_jax.stages.checks import check_config
-from prl_jax.stages.context import StageContext, first_model, keep_tokenizer, run_tokenizer
+from prl_jax.stages.context import StageContext, first_model, keep_tokenizer
 from prl_jax.stages.inputs import check_finished, check_inputs
 from prl_jax.stages.lengths import with_lengths
+from prl_jax.stages.measurements import Measurements
 from prl_jax.stages.pieces import drop_pieces
 from prl_jax.stages.stopping import StopSignal
 from prl_jax.stages.workdir import Workdir, kept_config
@@ -52,21 +53,22 @@ def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -
     check_config(config)
     mesh = make_mesh(**config.mesh.to_dict())
     surroundings = lambda config: StageContext(config.stages[0], config, Workdir(path, config), mesh)  # noqa: E731
-    config = with_lengths(config, surroundings, known=kept_config(path), tell=_tell)
+    measurements = Measurements()
+    config = with_lengths(config, surroundings, measurements, known=kept_config(path), tell=_tell)
     workdir = Workdir(path, config)
     stages = [StageContext(name, config, workdir, mesh, stop) for name in config.stages]
     contexts = [context for context in stages if not workdir.finished(context.name)]
     check_finished([context for context in stages if workdir.finished(context.name)])
     scratch = [context for context in contexts if context.section.kind in READERS and not first_model(context)]
-    tokenizer = run_tokenizer(scratch[0]) if scratch else None
-    left_out, keep = check_inputs(contexts, tokenizer)
+    tokenizer = measurements.tokenizer(scratch[0], "") if scratch else None
+    left_out = check_inputs(contexts, measurements)
     contexts = [dataclasses.replace(context, left_out=left_out[context.name]) for context in contexts]
     wait_for_all("all have looked at the workdir")
     if is_leader():
         workdir.create()
     with _alone(workdir.path):
         if is_leader():
-            keep()
+            measurements.keep(workdir)
         if tokenizer is not None and is_leader():
             keep_tokenizer(scratch[0], tokenizer)
         for name in config.stages:

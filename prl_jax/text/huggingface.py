@@ -50,7 +50,7 @@ class HFTokenizer:
     """
 
     def __init__(self, directory: Path, template_args: Mapping[str, Any] = NO_ARGUMENTS) -> None:
-        if not any((directory / name).is_file() for name in _HF_FILES):
+        if not holds_tokenizer(directory):
             raise UserError(f"{directory}: no tokenizer files (expected one of {', '.join(_HF_FILES)})")
         with _quiet():
             from transformers import AutoTokenizer
@@ -194,6 +194,11 @@ class HFTokenizer:
                 f"{self._where}: the tokenizer has no end-of-sequence token (eos_token), which ends responses"
             )
         return end, (before, after)
+
+
+def holds_tokenizer(directory: Path) -> bool:
+    """Whether a directory has any file of a tokenizer."""
+    return any((directory / name).is_file() for name in _HF_FILES)
 
 
 def _hold(index: int) -> str:

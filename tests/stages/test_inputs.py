@@ -10,11 +10,16 @@ import pytest
 from running import says, write_rows
 
 from prl_jax.errors import UserError
+from prl_jax.sharding import make_mesh
 from prl_jax.stages import config as c
 from prl_jax.stages import measurements, run
+from prl_jax.stages.context import StageContext
+from prl_jax.stages.inputs import check_inputs
 from prl_jax.stages.measured_files import keep_measured, read_measured
+from prl_jax.stages.measurements import Measurements
 from prl_jax.stages.measuring import Measured
 from prl_jax.stages.recipes import own_pairs
+from prl_jax.stages.workdir import Workdir
 
 ROWS = [{"prompt": "hi " * (i % 5 + 1), "chosen": "hello", "rejected": "bye"} for i in range(40)]
 SYSTEM = {
@@ -155,6 +160,26 @@ def test_keys_that_nothing_reads_are_named_once(gemma, tmp_path, stages, capsys)
     assert said.count('"note"') == said.count('"margin"') == 1
     line = refusal(own(gemma, write_rows(path, [{**row, "tei": True} for row in rows])), tmp_path / "other")
     assert says(line, f'{path}:11: unknown key "tei" (expected "tie"?)')
+
+
+def test_a_plan_checks_what_is_there(gemma, tmp_path, capsys):
+    """The data of a run that is planned can be on another machine, and of the model it needs the config.json alone."""
+
+    def check(model, pairs, **values):
+        config = own(model, pairs, **values)
+        workdir = Workdir(tmp_path / "nowhere", config)
+        contexts = [StageContext(name, config, workdir, make_mesh()) for name in config.stages]
+        check_inputs(contexts, Measurements(), absent=True)
+
+    check(gemma, tmp_path / "nothing.jsonl")
+    path, bare = write_rows(tmp_path / "pairs.jsonl", [*ROWS, SYSTEM]), tmp_path / "bare"
+    with pytest.raises(UserError, match=r"sft.data: .*pairs.jsonl:41: .*System role not supported"):
+        check(gemma, path)
+    bare.mkdir()
+    (bare / "config.json").write_bytes((gemma / "config.json").read_bytes())
+    check(bare, path)
+    with pytest.raises(UserError, match=r'sft.data: .*pairs.jsonl:41: field "response" is missing'):
+        check(bare, write_rows(path, [*ROWS, {"prompt": "hi", "rejected": "bye"}]))
 
 
 @pytest.mark.parametrize(

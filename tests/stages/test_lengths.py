@@ -13,6 +13,7 @@ from prl_jax.sharding import make_mesh
 from prl_jax.stages import config as c
 from prl_jax.stages.context import StageContext
 from prl_jax.stages.lengths import friendly, open_lengths, with_lengths
+from prl_jax.stages.measurements import Measurements
 from prl_jax.stages.recipes import own_pairs
 from prl_jax.stages.workdir import Workdir, kept_config
 from prl_jax.text.chat import Turn, encode_prompt
@@ -26,7 +27,7 @@ LONG = {"prompt": "hi " * 40, "chosen": "hello " * 30, "rejected": "bye " * 9}
 def found(config: ConfigDict, path: Path, known: dict | None = None) -> tuple[ConfigDict, list[str]]:
     told: list[str] = []
     surroundings = lambda config: StageContext(config.stages[0], config, Workdir(path, config), make_mesh())  # noqa: E731
-    return with_lengths(config, surroundings, known=known or {}, tell=told.append), told
+    return with_lengths(config, surroundings, Measurements(), known=known or {}, tell=told.append), told
 
 
 def model(folder: Path, context: int = 4096) -> Path:

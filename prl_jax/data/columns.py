@@ -102,7 +102,7 @@ def doubt(row: Mapping[str, Any], where: str) -> str | None:
             return f'"label" is {str(label).lower()}'
     for key, value in row.items():
         if value is not None and _SAFETY.fullmatch(key) and value is not ("un" not in key and "safe" in key):
-            return f'"{key}" is {str(value).lower()}'[:100]
+            return f'"{key}" is {quoted(value) if isinstance(value, str) else str(value).lower()[:80]}'
         if value is not None and key in _VERDICTS:
             return f'"{key}" is not read'
     if sum(row.get(key) is not None for key in _RATINGS) > 2:

@@ -1,6 +1,7 @@
 """Parsers: every accepted form gives the record it should, every broken row its message."""
 
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -412,6 +413,38 @@ def test_chosen_is_no_demonstration_where_the_label_contradicts_it() -> None:
 )
 def test_ids(given: Any, expected: str) -> None:
     assert parse_preference({**PAIR, "id": given}, WHERE).id == expected
+
+
+KEYS = (
+    "prompt messages chosen rejected response completion reference tie p_chosen slot id source meta system label "
+    "conversations instruction input history output output_1 output_2 preference tools margin score_chosen is_safe"
+).split()
+TEXTS = ["", "q", TRANSCRIPT, TRANSCRIPT + "a", "Human: ", "Assistant:", "\ud800", "[INST]", "a\0\nb"]
+SCALARS = [None, True, False, 0, 1, 2.5, -1, float("nan"), float("inf"), 10**400, 0.3]
+
+
+def anything(rng: random.Random, depth: int = 0) -> Any:
+    if depth > 2 or rng.random() < 0.5:
+        return rng.choice(TEXTS + SCALARS)
+    if rng.random() < 0.5:
+        return [anything(rng, depth + 1) for _ in range(rng.randint(0, 3))]
+    names = ("role", "content", "from", "value", "type", "text", "tool_calls", "weight", "votes", "pos", "p_chosen")
+    return {rng.choice(names): anything(rng, depth + 1) for _ in range(rng.randint(0, 4))}
+
+
+def test_any_row_gives_a_record_or_one_line() -> None:
+    """`--skip_invalid` can leave out a row only where its fault is a `UserError`."""
+    rng, read = random.Random(0), 0
+    for _ in range(3000):
+        row = {**PAIR, **{key: anything(rng) for key in rng.sample(KEYS, rng.randint(0, 4))}}
+        for parse in (parse_preference, parse_sft, parse_prompt):
+            try:
+                record = parse(row, WHERE)
+                assert record.prompt[-1].role == "user" and all(isinstance(t.content, str) for t in record.prompt)
+                read += 1
+            except UserError as error:
+                assert str(error).startswith(f"{WHERE}: ") and "\n" not in str(error) and len(str(error)) < 400
+    assert 500 < read < 6000
 
 
 @pytest.mark.skipif(not os.environ.get("PRL_DATA_DIR"), reason="PRL_DATA_DIR is not set")

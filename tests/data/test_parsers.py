@@ -435,7 +435,7 @@ def anything(rng: random.Random, depth: int = 0) -> Any:
 def test_any_row_gives_a_record_or_one_line() -> None:
     """`--skip_invalid` can leave out a row only where its fault is a `UserError`."""
     rng, read = random.Random(0), 0
-    for _ in range(3000):
+    for _ in range(1000):
         row = {**PAIR, **{key: anything(rng) for key in rng.sample(KEYS, rng.randint(0, 4))}}
         for parse in (parse_preference, parse_sft, parse_prompt):
             try:
@@ -444,7 +444,7 @@ def test_any_row_gives_a_record_or_one_line() -> None:
                 read += 1
             except UserError as error:
                 assert str(error).startswith(f"{WHERE}: ") and "\n" not in str(error) and len(str(error)) < 400
-    assert 500 < read < 6000
+    assert 150 < read < 2000
 
 
 @pytest.mark.skipif(not os.environ.get("PRL_DATA_DIR"), reason="PRL_DATA_DIR is not set")

@@ -155,6 +155,9 @@ class _Lengths:
             most = min(contexts)
             response = section.max_response or min(response, max(most - prompt, most // 2))
             prompt = section.max_prompt or min(prompt, most - response)
+            if prompt < 2:  # as short as a length may be
+                given = f"{name}.max_response={response}"
+                raise UserError(f"{given} leaves no room for prompts: the model's context holds {most}; set less")
         self.put(name, "max_prompt", prompt, prompts)
         self.put(name, "max_response", response, responses)
 

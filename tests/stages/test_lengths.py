@@ -9,6 +9,7 @@ from chat_families import FAMILIES, write_tokenizer
 from ml_collections import ConfigDict
 from running import MICRO, refused, says, write_rows
 
+from prl_jax.errors import UserError
 from prl_jax.sharding import make_mesh
 from prl_jax.stages import config as c
 from prl_jax.stages.context import StageContext
@@ -73,6 +74,9 @@ def test_no_length_is_beyond_the_context_and_what_is_cut_is_told(tmp_path):
     lengths = resolved.huggingface
     assert lengths.max_prompt + lengths.max_response <= 128 and resolved.genrm.max_length == 128
     assert any(says(line, "cut", "context") for line in told if "genrm" in line)
+    for given in (127, 128):
+        with pytest.raises(UserError, match=f"huggingface.max_response={given} leaves no room for prompts.* holds 128"):
+            found(own(tmp_path, [LONG, SHORT], context=128, huggingface=dict(max_response=given)), tmp_path / "run")
     resolved, told = found(own(tmp_path, [LONG, *[SHORT] * 200]), tmp_path / "run")
     assert any("would do for 99 %" in line for line in told)
 

@@ -1,7 +1,6 @@
 """What training, judging and sampling read: pairs, demonstrations and prompts. Imports no jax."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,9 +70,3 @@ class PromptRecord:
 
 
 Record = PreferenceRecord | SFTRecord | PromptRecord
-
-
-def unique_names(records: Sequence[Record], places: Sequence[str]) -> list[str]:
-    """Names that tell the records of a file apart: the id of each that no other has, else its place."""
-    counts = Counter(record.id for record in records)
-    return [record.id if counts[record.id] == 1 else place for record, place in zip(records, places, strict=True)]

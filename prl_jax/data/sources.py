@@ -4,9 +4,12 @@ Records are read and parsed one by one when they are asked for, so that each of 
 rows of a batch that are its own.
 """
 
+import contextlib
+import dataclasses
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +94,19 @@ class Records(Sequence):
     def take(self, indices: Sequence[int] | np.ndarray) -> "Records":
         """The records of these numbers."""
         return Records(self._read, np.asarray(self._rows)[indices], self._place, self.fingerprint)
+
+    def with_unique_ids(self) -> "Records":
+        """The same records; one whose id another one has as well is named by its place instead. Reads them all."""
+        counts: Counter[str] = Counter()
+        for i in range(len(self)):
+            with contextlib.suppress(UserError):  # it is malformed, which shows when it is read again
+                counts[self[i].id] += 1
+
+        def read(row: int) -> Record:
+            record = self._read(row)
+            return record if counts[record.id] <= 1 else dataclasses.replace(record, id=self._place(row))
+
+        return Records(read, self._rows, self._place, self.fingerprint)
 
     def place(self, index: int) -> str:
         """Where the record of this number stands in its source."""

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from prl_jax.data.jsonl import JsonLines, write_jsonl
-from prl_jax.data.records import PromptRecord, unique_names
+from prl_jax.data.records import PromptRecord
 from prl_jax.errors import UserError
 from prl_jax.judges import Judge, ScalarJudge, judge_pairs
 from prl_jax.processes import is_leader
@@ -28,16 +28,14 @@ ANCHORS_FILE = "anchors.jsonl"
 def run(context: StageContext) -> dict[str, float]:
     """Writes `anchors.jsonl`, rows of `id, prompt, anchors`, and returns a few numbers about them."""
     section = context.section
-    source = context.records(section.prompts, "prompt")
-    records = list(source)
+    records = list(context.records(section.prompts, "prompt").with_unique_ids())
     if section.choice == "reference":
         chosen = [[_reference(record)] for record in records]
     else:
         chosen = _best_of_n(context, records)
-    names = unique_names(records, [source.place(i) for i in range(len(source))])
     rows = [
-        {"id": name, "prompt": [turn._asdict() for turn in record.prompt], "anchors": texts}
-        for name, record, texts in zip(names, records, chosen, strict=True)
+        {"id": record.id, "prompt": [turn._asdict() for turn in record.prompt], "anchors": texts}
+        for record, texts in zip(records, chosen, strict=True)
     ]
     if is_leader():
         write_jsonl(context.directory / ANCHORS_FILE, rows)

@@ -54,6 +54,18 @@ def test_missing_field_names_file_line_and_field(tmp_path: Path) -> None:
     assert str(caught.value) == f'{tmp_path}/a.jsonl:2: field "rejected" is missing (expected the other response)'
 
 
+def test_repeated_ids_give_way_to_places(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{**PAIRS[0], "id": name} for name in ("a", "b", "a", f"{path}:2", 1, "1")]
+    write_jsonl(path, [*rows, {"id": "b"}])
+    records = load_records(SourceSpec("jsonl", str(path)), "prompt", data_dir=tmp_path).with_unique_ids()
+    names = [f"{path}:1", "b", f"{path}:3", f"{path}:2", f"{path}:5", f"{path}:6"]
+    assert [records[i].id for i in range(6)] == names and records[2:3][0].id == names[2]
+    assert records.fingerprint is not None and records.place(6) == f"{path}:7"
+    with pytest.raises(UserError, match=r"a\.jsonl:7: "):
+        records[6]
+
+
 def test_empty_data_set(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n")

@@ -137,7 +137,8 @@ class Lines:
                 yield chunk
         except _Damaged as error:
             raise UserError(
-                f"{self._path}: not a whole gzip file ({error}); the first {lines} lines are intact: fetch it again"
+                f"{self._path}: not a whole gzip file ({error}), intact up to line {lines}: fetch it again, or keep "
+                "what gunzip -c gives of it"
             ) from error
 
 

@@ -55,8 +55,22 @@ _WHOLE = (
     "huggingface.max_prompt=32",
     "huggingface.max_response=8",
 )
-_TASKS = ("model.width=16", "model.layers=1", "model.heads=2", "model.kv_heads=1", "model.head_dim=8",
+_MODEL = ("model.width=16", "model.layers=1", "model.heads=2", "model.kv_heads=1", "model.head_dim=8",
           "model.mlp_width=32")  # fmt: skip
+
+
+def _few(*stages: str) -> tuple[str, ...]:
+    """Two steps of small batches."""
+    rows = [("batch_size=4", "duration=2 steps", "validation.limit=4")]
+    return tuple(f"{stage}.{value}" for stage in stages for value in rows[0])
+
+
+def _judged_policies(*prompts: str) -> tuple[str, ...]:
+    """The stages behind the judges."""
+    found = [f"{stage}.{value}" for stage in ("ppo", "pairwise_ppo") for value in _PPO if "accumulate" not in value]
+    return *found, *(f"{stage}.prompts.limit=8" for stage in ("anchors", *prompts)), "anchors.batch_size=8", *_JUDGED
+
+
 RUNS = {
     "own_model": Run("mistral", "mistral", _ADAPTERS),
     "qwen3_0_6b_lora_gpu": Run("qwen3", "qwen3", _ADAPTERS),
@@ -65,10 +79,15 @@ RUNS = {
     "llama3_2_1b_v5e_4x4": Run("llama-llama3", "llama3", _WHOLE),
     "llama3_8b_v5e_8x8": Run("llama", "llama3", _WHOLE),
     "llama3_8b_v5p_4x4x4": Run("llama", "llama3", _WHOLE),
-    "quickstart": Run("", "", (*_TASKS, *(f"{name}.duration=2 steps" for name in ("sft", "bt", "genrm")), *_JUDGED)),
-    "ukp_judges": Run("", "", (*_TASKS, "tokenizer.vocab_size=300", "bt.batch_size=4", "genrm.batch_size=4", *_JUDGED)),
-    "hh_pairwise_ppo": Run("", "", (*_TASKS, "tokenizer.vocab_size=300", *_JUDGED)),
-}
+    "quickstart": Run("", "", (*_MODEL, *_few("sft", "bt", "genrm"), *_judged_policies("ppo", "pairwise_ppo"))),
+    "ukp_judges": Run("", "", (*_MODEL, "tokenizer.vocab_size=300", *_few("bt", "genrm"), "evaluation.pairs.limit=4")),
+    "hh_pairwise_ppo": Run(
+        "",
+        "",
+        (*_MODEL, "tokenizer.vocab_size=300", *_few("sft", "bt", "genrm", "referee"), "evaluation.batch_size=4",
+         *_judged_policies("ppo", "pairwise_ppo")),
+    ),
+}  # fmt: skip
 QUICK = ("own_model", "llama3_8b_v5e_8x8")  # adapters, and everything trained
 
 
@@ -76,13 +95,27 @@ def text(words: int, start: int) -> str:
     return " ".join(WORDS[(start + 3 * i) % len(WORDS)] for i in range(words))
 
 
-def pairs(number: int) -> list[dict[str, Any]]:
-    """Rows of the schema of preference data, a few of which have several turns or a tie."""
-    rows: list[dict[str, Any]] = []
-    for i in range(number):
-        row = {"id": f"pair:{i}", "prompt": text(2 + i % 3, i), "chosen": text(3, i + 1), "rejected": text(4, i + 2)}
-        rows.append(row | {"label_source": "human", "source": "made_up"})
-    return rows
+def pairs(number: int, **more: Any) -> list[dict[str, Any]]:
+    """Rows of the schema of preference data."""
+    texts = lambda i: {"prompt": text(2 + i % 3, i), "chosen": text(3, i + 1), "rejected": text(4, i + 2)}  # noqa: E731
+    return [
+        {"id": f"pair:{i}", **texts(i), "label_source": "human", "source": "made_up", **more} for i in range(number)
+    ]
+
+
+def write_data(folder: Path) -> None:
+    """Small files of the names and schemas of $PRL_DATA_DIR."""
+    folder.mkdir()
+    turns = [{"role": role, "content": text(3, i)} for i, role in enumerate(("user", "assistant", "user"))]
+    for split, number in (("train", 800), ("validation", 8), ("test", 8)):
+        votes = pairs(number, meta={"arg_1": "a", "arg_2": "b", "votes": [4, 1, 0], "pos": 1})
+        write(folder / f"ukp_convarg1.{split}.jsonl.gz", votes)
+        dialogues = [{**row, "prompt": turns} if i % 2 else row for i, row in enumerate(pairs(number))]
+        write(folder / f"hh_harmless_base.{split}.jsonl.gz", dialogues)
+        said = [
+            {"id": f"said:{i}", "prompt": text(2, i), "response": text(3, i), "source": "made_up"} for i in range(8)
+        ]
+        write(folder / f"sft_dolly_sub.{split}.jsonl.gz", said)
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
@@ -108,6 +141,8 @@ def test_each_config_has_an_entry():
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in RUNS])
 def test_it_runs_to_its_end(name, tmp_path, monkeypatch):
     run, argument = RUNS[name], ""
+    write_data(tmp_path / "data")
+    monkeypatch.setenv("PRL_DATA_DIR", str(tmp_path / "data"))
     if run.checkpoint:
         model = write_model(tmp_path / "model", run)
         argument = f":{model},{write(tmp_path / 'pairs.jsonl.gz', pairs(600))}"

@@ -173,7 +173,9 @@ def test_summary_is_the_final_table_as_data(workdir):
 def test_terminal_shows_stages_a_table_and_the_report_and_nothing_else(pipeline):
     workdir, done, _ = pipeline
     assert done.out.splitlines()[-1] == f"Report: {workdir / 'report.html'}" and "BT + PPO" in done.out
-    assert {line.split()[0] for line in done.err.splitlines()} == set(STAGES) - {"references"}
+    expected, *stages = done.err.splitlines()
+    assert says(expected, "Expected", "a device")
+    assert {line.split()[0] for line in stages} == {*STAGES, "together"} - {"references"}
     last = {line.split()[0]: line for line in done.err.splitlines()}
     assert says(last["sft"], "6/6", "step/s", "ETA 0:00", "loss") and says(last["bt"], "accuracy")
     assert says(last["pairwise_ppo"], "4/4", "win rate", "kl", "reward")

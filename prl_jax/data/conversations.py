@@ -68,21 +68,16 @@ def read_transcript(text: str) -> Prompt:
 def read_conversation(value: Any, name: str, where: str) -> Prompt:
     """Turns that end in the assistant's answer to the user, in any of the forms of a conversation."""
     if isinstance(value, str):
-        turns = _answered(read_text(value, name, where), name, where)
+        text = read_text(value, name, where)
+        turns = read_transcript(text)
+        if turns and turns[-1].role == "user":  # its answer is there, and empty
+            turns = (*turns, Turn("assistant", "")) if text.rstrip().endswith("Assistant:") else ()
         if not turns:
             raise missing(where, "prompt")
     else:
         turns = read_turns(value, name, where)
     if [turn.role for turn in turns[-2:]] != ["user", "assistant"]:
         raise UserError(f'{where}: field "{name}" does not end in a user and an assistant turn')
-    return turns
-
-
-def _answered(text: str, name: str, where: str) -> Prompt:
-    """The turns of a transcript, which the assistant has answered if it opens an answer at all."""
-    turns = read_transcript(text)
-    if turns and turns[-1].role == "user" and text.rstrip().endswith("Assistant:"):
-        raise UserError(f'{where}: field "{name}" ends in an empty answer (expected a response after Assistant:)')
     return turns
 
 
@@ -99,7 +94,7 @@ def read_answer(value: Any, name: str, where: str, prompt: Prompt) -> Prompt:
             )
         return read_answer(value[0], f"{name}[0]", where, prompt)
     if isinstance(value, str):
-        turns = _answered(read_text(value, name, where), name, where)
+        turns = read_transcript(read_text(value, name, where))
         if len(turns) <= len(prompt) or turns[: len(prompt)] != prompt:
             return (*prompt, Turn("assistant", value))
     else:

@@ -137,8 +137,7 @@ class Lines:
                 yield chunk
         except _Damaged as error:
             raise UserError(
-                f"{self._path}: not a whole gzip file ({error}), intact up to line {lines}: fetch it again, or keep "
-                "what gunzip -c gives of it"
+                f"{self._path}: not a whole gzip file ({error}); the first {lines} lines are intact: fetch it again"
             ) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import jax
 from prl_jax.plan.hlo_text import Computation
 from prl_jax.plan.trips import trip_count
 from prl_jax.stages.abstract import Step
+from prl_jax.stages.abstract_models import bytes_per_device, held_bytes
 
 
 class Memory(NamedTuple):
@@ -43,30 +43,9 @@ class Memory(NamedTuple):
         return self.parameters + self.optimizer + self.judge + self.cache + self.rows
 
 
-def bytes_per_device(tree: Any) -> float:
-    """Of the different abstract arrays of a pytree; one that is there twice counts once."""
-    return float(sum(_bytes(leaf) for leaf in {id(leaf): leaf for leaf in jax.tree.leaves(tree)}.values()))
-
-
-def _bytes(leaf: Any) -> int:
-    shape = leaf.sharding.shard_shape(leaf.shape) if getattr(leaf, "sharding", None) is not None else leaf.shape
-    return math.prod(shape) * leaf.dtype.itemsize
-
-
-def held_bytes(step: Step) -> dict[str, float]:
-    """Bytes of what a stage holds, by what it is; arrays that models share count for the first of them."""
-    seen: set[int] = set()
-    found = {}
-    for what, tree in step.held.items():
-        own = [leaf for leaf in jax.tree.leaves(tree) if id(leaf) not in seen]
-        seen |= {id(leaf) for leaf in own}
-        found[what] = bytes_per_device(own)
-    return found
-
-
 def memory_of(step: Step, stats: Any | None, *, on_cpu: bool = False, activations: float = 0.0) -> Memory:
     """The memory of a step; without the compiler's `stats` no temporary memory."""
-    held = held_bytes(step)
+    held = held_bytes(step.held)
     groups = {"optimizer": 0.0, "judge": 0.0, "parameters": 0.0}
     for what, size in held.items():
         groups["optimizer" if what.endswith("optimizer") else "judge" if what == "judge" else "parameters"] += size

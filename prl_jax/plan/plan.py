@@ -19,11 +19,12 @@ from prl_jax.plan.chips import Chip
 from prl_jax.plan.flops import count_flops
 from prl_jax.plan.hlo import Cost, analyse
 from prl_jax.plan.hlo_text import parse
-from prl_jax.plan.memory import Memory, activation_bytes, bytes_per_device, held_bytes, memory_of
+from prl_jax.plan.memory import Memory, activation_bytes, memory_of
 from prl_jax.plan.quiet import said_to_stderr
 from prl_jax.plan.topology import find_topology
 from prl_jax.sharding import make_mesh
 from prl_jax.stages.abstract import Step, abstract_steps
+from prl_jax.stages.abstract_models import bytes_per_device, held_bytes
 from prl_jax.stages.checks import check_config
 from prl_jax.stages.context import StageContext
 from prl_jax.stages.inputs import check_inputs
@@ -187,7 +188,7 @@ def _uncompiled(step: Step, devices: int, chip: Chip | None) -> Function:
     """What is known without a compiler; enough to tell that some do not fit."""
     memory, flops = memory_of(step, None), count_flops(step.traced.jaxpr) / devices
     fits = False if chip is not None and memory.known > chip.hbm else None
-    return Function(step.name, flops, memory, held_bytes(step), fits=fits)
+    return Function(step.name, flops, memory, held_bytes(step.held), fits=fits)
 
 
 def _function(step: Step, devices: int, chip: Chip | None, compiled: _Compiled) -> Function:

@@ -16,9 +16,7 @@ _FEW = 30  # prompts below which percentile intervals of a bootstrap are clearly
 def caveats(runs: Sequence[RunFiles]) -> list[str]:
     """What a reader has to know before believing the table."""
     reasons = obstacles(runs)
-    notes = [*reasons]
-    if any(arms_of(run.summary) or judges_of(run.summary) for run in runs):
-        notes.append(_seeds(runs, pooled=not reasons))
+    notes = [*reasons, _seeds(runs, pooled=not reasons)]
     of_runs = [[*_of_judges(run), *_of_prompts(run), *_written_notes(run.summary), *run.missing] for run in runs]
     notes += [note for note in of_runs[0] if all(note in others for others in of_runs)]
     notes += [
@@ -29,10 +27,9 @@ def caveats(runs: Sequence[RunFiles]) -> list[str]:
 
 def _seeds(runs: Sequence[RunFiles], *, pooled: bool) -> str:
     if len(runs) == 1:
-        seed = runs[0].summary.get("seed", runs[0].settings.get("seed", "unknown"))
         over = "a bootstrap over evaluation prompts" if arms_of(runs[0].summary) else "the evaluated pairs alone"
         return (
-            f"One seed ({seed}): the intervals come from {over} and do not cover how "
+            f"One seed ({runs[0].summary.get('seed', 'unknown')}): the intervals come from {over} and do not cover how "
             "much another training seed would change."
         )
     if not pooled:

@@ -47,8 +47,7 @@ def _different(one: RunFiles, other: RunFiles) -> list[str]:
     for first, second, prefix in pairs:
         for key in dict.fromkeys((*first, *second)):
             a, b = first.get(key, "absent"), second.get(key, "absent")
-            place = prefix and key.endswith(".path")  # where a data file lies is no difference
-            if a != b and key != "seed" and not place and not key.startswith(FREE):
+            if a != b and key != "seed" and not key.startswith(FREE):
                 found.append(f"{prefix}{key} ({_short(a)} against {_short(b)})")
     return found if len(found) <= _SHOWN else [*found[:_SHOWN], f"{len(found) - _SHOWN} more keys"]
 

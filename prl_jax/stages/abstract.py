@@ -15,11 +15,10 @@ from ml_collections import ConfigDict
 from prl_jax.judges.generative import judge_rows
 from prl_jax.judges.scalar import score_rows
 from prl_jax.models import CACHE_AXES, Decoder, ScalarModel
-from prl_jax.optim import make_optimizer
 from prl_jax.processes import whole_batch
 from prl_jax.sampling import SamplingConfig, decode, prefill
 from prl_jax.stages.abstract_models import AbstractJudge, AbstractModels
-from prl_jax.stages.durations import to_steps
+from prl_jax.stages.holdings import Holdings, held_judges
 from prl_jax.stages.reward_model import stage_objective
 from prl_jax.stages.win_rate import log_ratio
 from prl_jax.training.ppo import CriticContext, PPOConfig, PPOState, make_update, prepare
@@ -27,9 +26,6 @@ from prl_jax.training.rollout import Experience
 from prl_jax.training.sft import SFT
 from prl_jax.training.step import make_train_step, make_validation
 from prl_jax.types import PreferenceBatch, Rollout, SFTBatch
-
-# What data no plan reads would tell; schedules of optimizers depend on it, no cost does.
-_EXAMPLES = 100_000
 
 
 class Step(NamedTuple):
@@ -65,7 +61,8 @@ def abstract_steps(config: ConfigDict, mesh: Mesh) -> Iterator[Step]:
       config: the model directories that it names need no more than their `config.json`.
       mesh: of any devices, those of a machine that is not there included.
     """
-    steps = _Steps(config, AbstractModels(config, mesh))
+    models = AbstractModels(config, mesh)
+    steps = _Steps(config, models, Holdings(config, models))
     for name in config.stages:
         yield from {
             "sft": steps.supervised,
@@ -81,12 +78,12 @@ def abstract_steps(config: ConfigDict, mesh: Mesh) -> Iterator[Step]:
 class _Steps:
     config: ConfigDict
     models: AbstractModels
+    holdings: Holdings
 
     def supervised(self, name: str) -> Iterator[Step]:
         section, rows, token_rows = self.config[name], self.models.rows, self.models.token_rows
         size = section.batch_size
-        total = to_steps(section.duration, key=f"{name}.duration", batch_size=size, examples=_EXAMPLES)
-        optimizer = _optimizer(section.optimizer, total)
+        state, optimizer, held = self.holdings.supervised(name)
         batch: PreferenceBatch | SFTBatch
         if section.kind == "sft":
             length, objective = section.max_prompt + section.max_response, SFT
@@ -97,11 +94,8 @@ class _Steps:
             length = section.max_length if generative else section.max_prompt + section.max_response
             weight = rows(size, dtype=jnp.float32)
             batch = PreferenceBatch(token_rows(size, length), token_rows(size, length), weight, weight)
-        model: Decoder | ScalarModel = self.models.trainable(section)
-        state = self.models.state(self.models.scalar(model) if section.kind == "bradley_terry" else model, optimizer)
         dropout = jax.random.key(0) if section.lora.dropout else None
         step = make_train_step(objective, optimizer, section.accumulate, dropout=dropout)
-        held = {"parameters": state.model, "optimizer": (state.opt_state, state.step)}
         yield Step(name, "train_step", step.trace(state, batch), (state, batch), held)
         validation = make_validation(objective).trace(state.model, batch)
         yield Step(name, "validation", validation, (state.model, batch), held)
@@ -110,31 +104,15 @@ class _Steps:
         section = self.config[name]
         if section.choice != "best_of_n":
             return
-        policy, judge = self.models.decoder(section.policy), self.models.judge(section.judge)
-        held = {"policy": policy, **_judges({"judge": judge})}
+        policy, judge, held = self.holdings.anchors(name)
         sampling = self.sampling(section.policy, temperature=section.temperature)
         yield from self.generate(name, section.policy, policy, section.batch_size, sampling, held)
         yield from self.judge(name, judge, section.batch_size, None, held)
 
     def ppo(self, name: str) -> Iterator[Step]:
         section, models = self.config[name], self.models
-        config = PPOConfig(**section.algorithm.to_dict(), temperature=section.temperature)
-        total = to_steps(section.duration, key=f"{name}.duration", batch_size=section.prompts_per_step,
-                         examples=_EXAMPLES) * config.epochs * config.minibatches  # fmt: skip
-        optimizers = _optimizer(section.policy_optimizer, total), _optimizer(section.critic_optimizer, total)
-        reference = models.decoder(section.policy)
-        policy = models.state(models.trainable(section), optimizers[0])
-        critic = models.state(models.scalar(models.trainable(section), bias=section.value_init), optimizers[1])
-        state = PPOState(policy, critic, models.whole(dtype=jnp.float32))
-        judges = {key: models.judge(key) for key in (section.judge, section.evaluation.judge)}
-        held = {
-            "policy": policy.model,
-            "policy optimizer": (policy.opt_state, policy.step),
-            "critic": critic.model,
-            "critic optimizer": (critic.opt_state, critic.step, state.kl_coef),
-            "reference": reference,
-            **_judges(judges),
-        }
+        config, state, optimizers, reference, judges, held = self.holdings.ppo(name)
+        policy = state.policy
         size = section.prompts_per_step * section.group_size
         sampling = self.sampling(
             section.policy, temperature=section.temperature, top_k=section.top_k, top_p=section.top_p
@@ -184,14 +162,10 @@ class _Steps:
         for key in section.judges:
             judge = models.judge(key)
             pairs = 2 * section.pairs.limit or None
-            yield from self.judge(name, judge, section.batch_size, pairs, _judges({key: judge}), f"{key}_")
+            yield from self.judge(name, judge, section.batch_size, pairs, held_judges({key: judge}), f"{key}_")
         if not section.baseline:
             return
-        baseline, judge = models.decoder(section.baseline), models.judge(section.judge)
-        # Arms come one after the other.
-        arm = next(iter(section.arms), section.baseline)
-        policy = baseline if arm == section.baseline else models.decoder(arm)
-        held = {"baseline": baseline, "policy": policy, **_judges({section.judge: judge})}
+        baseline, policy, judge, held = self.holdings.evaluation(name)
         sampling = self.sampling(section.baseline, temperature=section.temperature)
         yield from self.generate(name, section.baseline, policy, section.batch_size, sampling, held)
         size, (before, room) = section.batch_size, models.lengths(section.baseline)
@@ -255,15 +229,3 @@ class _Steps:
             anchors = self.config[section.anchors]
             return anchors.keep if anchors.choice == "best_of_n" else 1
         return {"peer": 1, "group": section.group_size - 1, "pool": section.opponent_draws}[section.opponents]
-
-
-def _judges(judges: Mapping[str, AbstractJudge | None]) -> dict[str, Any]:
-    """The models of one or several judges, as a stage holds them."""
-    found = tuple(judge.model for judge in judges.values() if judge is not None)
-    return {"judge": found} if found else {}
-
-
-def _optimizer(section: ConfigDict, total: int) -> Any:
-    values = section.to_dict()
-    warmup = to_steps(values.pop("warmup"), key="warmup", total=total)
-    return make_optimizer(**values, warmup_steps=warmup, total_steps=total)

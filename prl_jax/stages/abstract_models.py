@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,7 +114,7 @@ class AbstractModels:
         """A model as another stage loads it, the same arrays each time."""
         if name not in self._decoders:
             config = self.decoder_config(name)
-            self._decoders[name] = abstract_model(lambda: Decoder(config, key=jax.random.key(0)), self.mesh)
+            self._decoders[name] = _another(_decoder(config, self.mesh))
         return self._decoders[name]
 
     def trainable(self, section: ConfigDict) -> Decoder:
@@ -124,13 +125,12 @@ class AbstractModels:
             config = dataclasses.replace(config, lora=lora_config(section))
         elif start:
             config = dataclasses.replace(config, param_dtype="float32")
-        own = abstract_model(lambda: Decoder(config, key=jax.random.key(0)), self.mesh)
+        own = _another(_decoder(config, self.mesh))
         return unflatten(own, flatten(own) | flatten(self.decoder(start))) if section.lora.rank else own
 
     def scalar(self, decoder: Decoder, *, bias: float | None = None) -> ScalarModel:
         """A scalar head on a decoder."""
-        config = decoder.config
-        model = abstract_model(lambda: ScalarModel(Decoder(config, key=jax.random.key(0)), bias=bias), self.mesh)
+        model = _another(_scalar(decoder.config, bias, self.mesh))
         return unflatten(model, flatten(model) | {f"decoder.{k}": leaf for k, leaf in flatten(decoder).items()})
 
     def judge(self, name: str) -> AbstractJudge | None:
@@ -174,3 +174,39 @@ class AbstractModels:
 def _origin(section: ConfigDict) -> str:
     """The model that a stage starts from."""
     return section.policy if section.kind == "ppo" else section.init_from
+
+
+@functools.lru_cache(maxsize=32)
+def _decoder(config: DecoderConfig, mesh: Mesh) -> Decoder:
+    return abstract_model(lambda: Decoder(config, key=jax.random.key(0)), mesh)
+
+
+@functools.lru_cache(maxsize=32)
+def _scalar(config: DecoderConfig, bias: float | None, mesh: Mesh) -> ScalarModel:
+    return abstract_model(lambda: ScalarModel(Decoder(config, key=jax.random.key(0)), bias=bias), mesh)
+
+
+def _another(model: Any) -> Any:
+    """The same model in arrays of its own."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), model)
+
+
+def bytes_per_device(tree: Any) -> float:
+    """Of the different abstract arrays of a pytree; one that is there twice counts once."""
+    return float(sum(_bytes(leaf) for leaf in {id(leaf): leaf for leaf in jax.tree.leaves(tree)}.values()))
+
+
+def _bytes(leaf: Any) -> int:
+    shape = leaf.sharding.shard_shape(leaf.shape) if getattr(leaf, "sharding", None) is not None else leaf.shape
+    return math.prod(shape) * leaf.dtype.itemsize
+
+
+def held_bytes(held: Mapping[str, Any]) -> dict[str, float]:
+    """Bytes of what a stage holds, by what it is; arrays that models share count for the first of them."""
+    seen: set[int] = set()
+    found = {}
+    for what, tree in held.items():
+        own = [leaf for leaf in jax.tree.leaves(tree) if id(leaf) not in seen]
+        seen |= {id(leaf) for leaf in own}
+        found[what] = bytes_per_device(own)
+    return found

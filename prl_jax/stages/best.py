@@ -29,11 +29,7 @@ class BestSoFar:
         self._value = 0.0
 
     def improved(self, n: int, values: Mapping[str, float]) -> bool:
-        """Whether step `n` has the best evaluation so far; of equal ones the first is.
-
-        The evaluation before the first step is not asked about: the result of a stage is something that it has trained,
-        and its curve shows where it began.
-        """
+        """Whether step `n` has the best evaluation so far; of equal ones the first is."""
         if not self._on:
             return False
         value = values[self._metric]

@@ -21,6 +21,7 @@ from prl_jax.sharding import make_mesh
 from prl_jax.stages import anchors, evaluation, ppo, reward_model, sft
 from prl_jax.stages.checks import check_config
 from prl_jax.stages.context import StageContext, first_model, keep_tokenizer
+from prl_jax.stages.expected import announce
 from prl_jax.stages.inputs import check_finished, check_inputs
 from prl_jax.stages.lengths import with_lengths
 from prl_jax.stages.measurements import Measurements
@@ -63,6 +64,7 @@ def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -
     tokenizer = measurements.tokenizer(scratch[0], "") if scratch else None
     left_out = check_inputs(contexts, measurements)
     contexts = [dataclasses.replace(context, left_out=left_out[context.name]) for context in contexts]
+    announce(contexts, measurements, _tell)
     wait_for_all("all have looked at the workdir")
     if is_leader():
         workdir.create()

@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 from plan.jaxpr_text import canonical
 from running import MICRO, prl
 
-from prl_jax.plan.memory import held_bytes, memory_of
+from prl_jax.plan.memory import memory_of
 from prl_jax.sharding import make_mesh
 from prl_jax.stages.abstract import abstract_steps
+from prl_jax.stages.abstract_models import held_bytes
 
 MESH = dict(data=2, fsdp=2, tensor=2)
 OVERRIDES = {
@@ -88,7 +89,7 @@ def plan_it(lowered: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
                 "lowered": lowered[before:],
                 "sizes": sizes(stats),
                 "memory": memory_of(step, stats, on_cpu=True)._asdict(),
-                "held": held_bytes(step),
+                "held": held_bytes(step.held),
             }
 
 

@@ -87,15 +87,6 @@ def test_other_experiments_are_no_seeds():
     assert not any("Student" in note for note in notes)
 
 
-def test_changed_data_are_another_experiment_wherever_they_lie():
-    first, second = seeds(0.02, 0.03)
-    first.config["data"] = {"sft.data": {"path": "/a/x.jsonl", "sha256": "1", "size": 5}}
-    second.config["data"] = {"sft.data": {"path": "/b/x.jsonl", "sha256": "1", "size": 5}}
-    assert "2 runs" in headline([first, second])[0]
-    second.config["data"]["sft.data"]["sha256"] = "2"
-    assert "data file sft.data.sha256 (1 against 2)" in caveats([first, second])[0]
-
-
 def test_one_seed_twice_is_one_seed():
     runs = [*seeds(0.02), *seeds(0.03)]
     assert "same seed (0)" in caveats(runs)[0] and headline(runs)[0].startswith("s0: ")

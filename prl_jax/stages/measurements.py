@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from prl_jax.stages.cards import read_card
 from prl_jax.stages.context import StageContext, run_tokenizer, source_key
 from prl_jax.stages.measured_files import identity, keep_measured, read_measured, versions
 from prl_jax.stages.measuring import Lengths, Measured, Measurer, look, measure_with
+from prl_jax.stages.measuring_apart import measure_fast
 from prl_jax.stages.readings import Reader
 from prl_jax.stages.rules import value_at
 from prl_jax.stages.workdir import Workdir
@@ -83,7 +84,9 @@ class Measurements:
             assert found is not None
             return found
         with _progress(context, key, len(records)) as shown:
-            found = _measure_together(records, Measurer(lengths, *reader[1:]), shown, context.stop)
+            measurer = Measurer(lengths, *reader[1:])
+            arguments = _template_args(context, reader.tokenizer)
+            found = _measure_together(records, measurer, arguments, shown, context.stop)
         if kept:
             self._to_keep.append((made_from, found))
         return found
@@ -92,23 +95,27 @@ class Measurements:
         self, context: StageContext, source: ConfigDict, what: str, records: Records, reader: Reader
     ) -> dict[str, Any]:
         """What the numbers follow from, as JSON holds it."""
-        name, fingerprint, arguments = reader.tokenizer, records.fingerprint, context.defaults.template_args
+        name, fingerprint = reader.tokenizer, records.fingerprint
         assert fingerprint is not None
         if name is not None and name not in self._identities:
             self._identities[name] = identity(self.tokenizer(context, name))
-        if name:
-            arguments = read_card(Path(name), context.defaults).template_args
         template = None if reader.template is None else dataclasses.asdict(reader.template)
         made_from = {
             "data": dataclasses.asdict(fingerprint),
             "rows": [source.skip, len(records)],
             "what": what,
             "tokenizer": None if name is None else self._identities[name],
-            "template_args": dict(arguments),
+            "template_args": _template_args(context, name),
             "reader": {**reader._asdict(), "tokenizer": None, "template": template},
             "versions": versions(),
         }
         return json.loads(json.dumps(made_from))
+
+
+def _template_args(context: StageContext, name: str | None) -> dict[str, Any]:
+    """What the chat template of a reader's tokenizer is given beside the conversation."""
+    card = read_card(Path(name), context.defaults) if name else context.defaults
+    return dict(card.template_args)
 
 
 def _folder(workdir: Workdir) -> Path:
@@ -116,12 +123,17 @@ def _folder(workdir: Workdir) -> Path:
 
 
 def _measure_together(
-    records: Records, measurer: Measurer, shown: Callable[[int], None], stop: Callable[[], bool]
+    records: Records,
+    measurer: Measurer,
+    template_args: Mapping[str, Any],
+    shown: Callable[[int], None],
+    stop: Callable[[], bool],
 ) -> Measured:
-    """Each process measures a part of the records, and has the numbers of all."""
+    """Each process of the run measures a part of the records, and has the numbers of all; a single one uses all
+    cores."""
     number, index = jax.process_count(), jax.process_index()
     if number == 1:  # where a signal ends the run at once
-        return measure_with(records, measurer, shown)
+        return measure_fast(records, measurer, template_args, shown)
     parts = []
     for first in range(0, len(records), _BLOCK * number):
         if stop():

@@ -263,8 +263,8 @@ def test_a_run_that_is_continued_does_not_measure_again(gemma, tmp_path, stages,
         stages(config, workdir, sft=stop)
     said = capsys.readouterr().err
     measured = []
-    measure = measurements.measure_with
-    monkeypatch.setattr(measurements, "measure_with", lambda *a: (measured.append(1), measure(*a))[1])
+    measure = measurements.measure_fast
+    monkeypatch.setattr(measurements, "measure_fast", lambda *a: (measured.append(1), measure(*a))[1])
     with pytest.raises(KeyboardInterrupt):
         stages(config, workdir, sft=stop)
     assert not measured and capsys.readouterr().err == said

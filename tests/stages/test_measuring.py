@@ -1,5 +1,7 @@
 """Lengths of records are those of the encoders that the stages use."""
 
+import subprocess
+
 import chat_families
 import numpy as np
 import pytest
@@ -9,7 +11,17 @@ from prl_jax.data.records import PreferenceRecord, PromptRecord, SFTRecord
 from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, encode_sft
 from prl_jax.data.sources import Records, SourceSpec, load_records
 from prl_jax.errors import UserError
-from prl_jax.stages.measuring import Measured, measure, unused_keys, unused_line, valid_records
+from prl_jax.stages import measuring_apart
+from prl_jax.stages.measuring import (
+    Lengths,
+    Measured,
+    Measurer,
+    measure,
+    measure_with,
+    unused_keys,
+    unused_line,
+    valid_records,
+)
 from prl_jax.text.chat import Turn
 from prl_jax.text.judging import JudgeTemplate
 from prl_jax.text.tokenizer import ByteTokenizer, load_tokenizer
@@ -104,3 +116,55 @@ def test_problems_are_told_with_their_place(tmp_path):
     assert measured.lengths["prompt"][:2].tolist() == [0, 0] and measured.lengths["prompt"][2] > 0
     reason = measure(records[1:], tokenizer).reason
     assert reason.startswith("f.jsonl:2: ") and "System role not supported" in reason
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Pairs, some of which are malformed or refused by the tokenizer's template."""
+    rows = [{"prompt": "hi " * (i % 7), "chosen": "hello", "rejected": "bye " * (i % 3), "x": 1} for i in range(300)]
+    rows[7] = {"prompt": "hi"}
+    turns = [{"role": "system", "content": "brief"}, {"role": "user", "content": "hi"}]
+    rows[5], rows[290] = {**rows[5], "prompt": turns, "tie": True}, {**rows[290], "prompt": turns}
+    path = write_rows(tmp_path_factory.mktemp("rows") / "pairs.jsonl", rows)
+    return load_records(SourceSpec("jsonl", str(path)), "preference", data_dir=path.parent)
+
+
+def measurer(family: str, folder) -> Measurer:
+    tokenizer = load_tokenizer(chat_families.write_tokenizer(folder, chat_families.FAMILIES[family]))
+    return Measurer(Lengths(tokenizer), JudgeTemplate("question-v1"))
+
+
+def test_processes_measure_what_one_does(many, tmp_path):
+    gemma, done = measurer("gemma", tmp_path), []
+    expected, found = measure_with(many, gemma), measuring_apart.measure_apart(many, gemma, {}, 2, done.append)
+    assert np.array_equal(found.rows, expected.rows) and found.problems == [5, 7, 290]
+    assert found.reason == expected.reason and str(tmp_path) in found.reason
+    assert done[-1] == 300 and done == sorted(done)
+
+
+def test_a_process_that_fails_is_made_up_for(many, monkeypatch):
+    monkeypatch.setattr(measuring_apart.sys, "executable", "/bin/false")
+    bytes_ = Measurer(Lengths(ByteTokenizer()))
+    found = measuring_apart.measure_apart(many, bytes_, {}, 2, lambda done: None)
+    assert np.array_equal(found.rows, measure_with(many, bytes_).rows)
+
+
+def test_processes_are_started_only_where_it_saves_time_and_end_with_an_interrupt(many, monkeypatch):
+    started, bytes_ = [], Measurer(Lengths(ByteTokenizer()))
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    monkeypatch.setattr(measuring_apart.os, "sched_getaffinity", lambda _: {0, 1})
+    expected = measure_with(many, bytes_)
+    assert np.array_equal(measuring_apart.measure_fast(many, bytes_, {}, lambda done: None).rows, expected.rows)
+    assert not started
+    monkeypatch.setattr(measuring_apart, "_WORTH_SECONDS", 0.0)
+    assert np.array_equal(measuring_apart.measure_fast(many, bytes_, {}, lambda done: None).rows, expected.rows)
+    assert len(started) == 2 and None not in [worker.poll() for worker in started]
+
+    def interrupt(done):
+        if done > 200:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measuring_apart.measure_fast(many, bytes_, {}, interrupt)
+    assert len(started) == 4 and None not in [worker.poll() for worker in started]

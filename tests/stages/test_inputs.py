@@ -129,12 +129,15 @@ def test_a_prompt_that_its_anchors_leave_out_is_left_out(gemma, tmp_path, stages
     """They are made with a policy that refuses it; the other policy takes anything."""
     path = write_rows(tmp_path / "prompts.jsonl", [*ROWS, SYSTEM])
     prompts = c.source(kind="jsonl", path=str(path))
+    rows = dict(data=prompts, validation=prompts)
     sections = dict(
         anchors=c.anchors(prompts=prompts, policy=str(gemma), judge="bt"),
-        ppo=c.ppo(prompts=prompts, judge="bt", evaluation=dict(prompts=c.source(), judge="bt")),
+        ppo=c.ppo(prompts=prompts, judge="bt", evaluation=dict(prompts=prompts, judge="bt")),
     )
     config = c.build(
-        dict(sft=c.sft(**BATCH), bt=c.bradley_terry(**BATCH), **sections), skip_invalid=1, huggingface=LENGTHS
+        dict(sft=c.sft(**BATCH, **rows), bt=c.bradley_terry(**BATCH, **rows), **sections),
+        skip_invalid=1,
+        huggingface=LENGTHS,
     )
     read = stages(config, tmp_path / "run")
     assert len(read["anchors"]) == len(read["ppo"]) == 40

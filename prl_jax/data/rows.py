@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from prl_jax.data.records import PreferenceRecord, SFTRecord
-from prl_jax.text.chat import Turn, encode_conversation, encode_prompt, encode_response, truncate_left
+from prl_jax.text.chat import Turn, encode_conversation, encode_prompt, encode_response, fit_prompt, fit_turns
 from prl_jax.text.judging import JudgeRow, JudgeTemplate, encode_judge_row
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
@@ -37,22 +37,23 @@ def encode_sft(
 ) -> tuple[SFTBatch, bool]:
     """A demonstration as one row of `max_prompt + max_response` tokens, and whether anything was cut.
 
-    A long prompt loses its left end; a long response its right end, end-of-response token included, so that nothing
-    teaches the model to stop there. The mask marks targets that are response tokens, that token included; with
-    `train_on="all"` those of the assistant's turns in the prompt as well (`encode_conversation` says which).
+    The contents of a long prompt lose their beginning (`fit_turns`); a long response loses its right end,
+    end-of-response token included, so that nothing teaches the model to stop there. The mask marks targets that are
+    response tokens, that token included; with `train_on="all"` those of the assistant's turns in the prompt as well
+    (`encode_conversation` says which), but for turns that were cut.
     """
     if train_on not in TRAIN_ON:
         raise ValueError(f"train_on={train_on!r}, expected one of {TRAIN_ON}")
     response = encode_response(tokenizer, record.response)
+    prompt, cut = fit_turns(tokenizer, record.prompt, max_prompt)
     if train_on == "all":
-        ids, taught = encode_conversation(tokenizer, (*record.prompt, Turn("assistant", record.response)))
+        ids, taught = encode_conversation(tokenizer, (*prompt, Turn("assistant", record.response)), context=cut)
     else:
-        ids = encode_prompt(tokenizer, record.prompt) + response
+        ids = encode_prompt(tokenizer, prompt) + response
         taught = [False] * (len(ids) - len(response)) + [True] * len(response)
-    start = len(ids) - len(response)
-    kept = slice(max(0, start - max_prompt), start + max_response)
-    truncated = len(ids[kept]) < len(ids)
-    ids, taught = ids[kept], taught[kept]
+    truncated = cut > 0 or len(response) > max_response
+    kept = len(ids) - len(response) + max_response
+    ids, taught = ids[:kept], taught[:kept]
     length = max_prompt + max_response
     targets = np.full((length,), tokenizer.pad_id, np.int32)
     targets[: len(ids) - 1] = ids[1:]
@@ -69,7 +70,7 @@ def encode_scalar_pair(
 
     The last valid token of each row is the end-of-response token, of a cut response too: the score is read there.
     """
-    prompt, truncated = truncate_left(encode_prompt(tokenizer, record.prompt), max_prompt)
+    prompt, truncated = fit_prompt(tokenizer, record.prompt, max_prompt)
     rows = []
     for text in (record.chosen, record.rejected):
         content = tokenizer.encode(text)

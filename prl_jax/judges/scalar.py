@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from prl_jax.errors import UserError
 from prl_jax.judges.base import Judged, check_lengths, in_batches
 from prl_jax.models import ScalarModel
-from prl_jax.text.chat import Prompt, encode_prompt, encode_response, truncate_left
+from prl_jax.text.chat import Prompt, encode_prompt, encode_response, fit_prompt
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.types import TokenRows
@@ -27,7 +27,7 @@ class ScalarJudge:
       tokenizer: of the model.
       max_length: static length of a row.
       batch_size: rows of one forward pass.
-      on_long: "truncate" (a row that is too long loses the beginning of its prompt) or "error".
+      on_long: "truncate" (the prompt of a row that is too long loses the beginning of its contents) or "error".
       mesh: cuts the rows of a forward pass over its devices.
     """
 
@@ -68,9 +68,12 @@ class ScalarJudge:
                 f"prompt and response take {needed} tokens, but the judge's context holds {self.max_length}: "
                 "shorten them or use a judge with a longer context"
             )
-        # The score is read at the end-of-response token, of a cut response too.
-        answer = [*answer[:-1][: self.max_length - 2], answer[-1]]
-        return truncate_left(question, self.max_length - len(answer))[0] + answer
+        if needed <= self.max_length:
+            return question + answer
+        # The score is read at the end-of-response token, of a cut response too. The prompt keeps its frame.
+        bare = len(encode_prompt(self.tokenizer, tuple(turn._replace(content="") for turn in prompt[-1:])))
+        answer = [*answer[:-1][: max(self.max_length - bare - 1, 0)], answer[-1]]
+        return fit_prompt(self.tokenizer, prompt, self.max_length - len(answer))[0] + answer
 
     def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
         scores = self.scores([*prompts, *prompts], [*first, *second])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from prl_jax.errors import UserError
 from prl_jax.models import Decoder
 from prl_jax.processes import batch_rows, fetch, put_batch
 from prl_jax.sampling.decode import SamplingConfig, generate, row_keys
-from prl_jax.text.chat import Prompt, encode_prompt, truncate_left
+from prl_jax.text.chat import Prompt, encode_prompt, fit_prompt
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.types import Rollout
@@ -25,7 +25,7 @@ class EncodedPrompts(NamedTuple):
     Attributes:
       tokens: `[N, P]` int32.
       mask: `[N, P]` bool.
-      truncated: `[N]` bool, which of them lost their beginning.
+      truncated: `[N]` bool, of which of them contents were cut.
     """
 
     tokens: Int[np.ndarray, "N P"]
@@ -36,24 +36,26 @@ class EncodedPrompts(NamedTuple):
 def encode_prompts(
     tokenizer: Tokenizer, prompts: Sequence[Prompt], *, length: int, on_long: str = "truncate"
 ) -> EncodedPrompts:
-    """Encodes prompts to `length` tokens; longer ones lose their beginning, or raise with `on_long="error"`."""
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    for i, ids in enumerate(encoded):
-        if on_long == "error" and len(ids) > length:
+    """Encodes prompts to `length` tokens; longer ones lose the beginning of their contents (`fit_turns`), or raise with
+    `on_long="error"`."""
+    for i, prompt in enumerate(prompts if on_long == "error" else ()):
+        ids = encode_prompt(tokenizer, prompt)
+        if len(ids) > length:
             raise UserError(
                 f"prompt {i + 1} has {len(ids)} tokens, the model's context has room for {length}; shorten it"
             )
-    cut = [truncate_left(ids, length) for ids in encoded]
+    cut = [fit_prompt(tokenizer, prompt, length) for prompt in prompts]
     rows = pad_rows([ids for ids, _ in cut], length, pad_id=tokenizer.pad_id, side="left")
     return EncodedPrompts(rows.tokens, rows.segments > 0, np.array([was for _, was in cut], bool))
 
 
-def decode_responses(tokenizer: Tokenizer, rollout: Rollout) -> list[str]:
-    """Texts of the valid response tokens; the stop token is special and leaves no text."""
-    return [
-        tokenizer.decode(ids[valid].tolist())
-        for ids, valid in zip(np.asarray(rollout.response), np.asarray(rollout.mask), strict=True)
-    ]
+def decode_responses(tokenizer: Tokenizer, rollout: Rollout, stop_ids: Collection[int] = ()) -> list[str]:
+    """Texts of the valid response tokens; the token that stops a response leaves no text."""
+    texts = []
+    for row, valid in zip(np.asarray(rollout.response), np.asarray(rollout.mask), strict=True):
+        ids = row[valid].tolist()
+        texts.append(tokenizer.decode(ids[:-1] if ids and ids[-1] in stop_ids else ids))
+    return texts
 
 
 def respond(
@@ -83,4 +85,4 @@ def respond(
         keys = row_keys(key, first_row + batch * batch_size, batch_size)
         parts.append(fetch(generate(model, tokens, mask, keys, config=config), mesh))
     rollout = Rollout(*(np.concatenate(columns)[:count] for columns in zip(*parts, strict=True)))
-    return decode_responses(tokenizer, rollout), rollout
+    return decode_responses(tokenizer, rollout, config.stop_ids), rollout

@@ -28,7 +28,7 @@ from prl_jax.stages.cards import (
     read_card,
     trained_length,
 )
-from prl_jax.text.huggingface import holds_tokenizer
+from prl_jax.text.hf_files import holds_tokenizer
 from prl_jax.text.judging import JudgeTemplate
 from prl_jax.text.tokenizer import Tokenizer, load_tokenizer
 from prl_jax.tree import flatten, unflatten

@@ -18,7 +18,7 @@ from prl_jax.processes import fetch, local_rows, put_batch
 from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, row_keys
 from prl_jax.stages.cards import ModelCard
 from prl_jax.stages.context import StageContext
-from prl_jax.text.chat import Prompt, encode_prompt, prompt_text, truncate_left
+from prl_jax.text.chat import Prompt, fit_prompt, prompt_text
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.opponents import Comparisons, compare
@@ -92,7 +92,7 @@ def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
     keys = row_keys(jax.random.fold_in(jax.random.fold_in(context.key, n), 0), 0, len(prompts))
     rollout = generate(policy, encoded.tokens, encoded.mask, keys, config=setup.sampling)
     known, cut = fetch((rollout, encoded.truncated), context.mesh)
-    responses = decode_responses(setup.tokenizer, known)
+    responses = decode_responses(setup.tokenizer, known, setup.sampling.stop_ids)
     if section.reward == "score":
         assert isinstance(setup.judge, ScalarJudge)
         scores = setup.judge.scores(prompts, responses)
@@ -121,7 +121,7 @@ def critic_context(setup: Setup, done: Step) -> CriticContext:
     lead = tokenizer.encode("Reference: ") if marker is None else [marker]
     rows = []
     for i in local_rows(mesh, len(done.prompts)):
-        question, _ = truncate_left(encode_prompt(tokenizer, done.prompts[i]), card.max_prompt)
+        question, _ = fit_prompt(tokenizer, done.prompts[i], card.max_prompt)
         rows.append([*lead, *tokenizer.encode(done.anchors[i][0])[: card.max_response], *question])
     length = len(lead) + card.max_response + card.max_prompt
     padded = pad_rows(rows, length, pad_id=tokenizer.pad_id, side="left")

@@ -57,7 +57,7 @@ def encode_response(tokenizer: Tokenizer, response: str) -> list[int]:
     return [*tokenizer.encode(response), tokenizer.eos_id]
 
 
-def encode_conversation(tokenizer: Tokenizer, turns: Prompt) -> tuple[list[int], list[bool]]:
+def encode_conversation(tokenizer: Tokenizer, turns: Prompt, *, context: int = 0) -> tuple[list[int], list[bool]]:
     """Token ids of a conversation that ends in the assistant's turn, and which of them the assistant has to produce.
 
     The ids are those of the prompt and of the response to it. The mask is true on the contents of the assistant's
@@ -68,6 +68,11 @@ def encode_conversation(tokenizer: Tokenizer, turns: Prompt) -> tuple[list[int],
     puts the system's turn into the last user's), or opens a response with more than it leaves in the history, the turn
     is context only.
 
+    Args:
+      tokenizer: of the model.
+      turns: the conversation.
+      context: how many of the first turns do not count in any case, such as those that were cut.
+
     Raises:
       UserError: for a conversation that the tokenizer's own template refuses.
       ValueError: for one that does not end in a user and an assistant turn.
@@ -77,7 +82,7 @@ def encode_conversation(tokenizer: Tokenizer, turns: Prompt) -> tuple[list[int],
         raise ValueError(f"roles {roles}, expected a conversation that ends in a user and an assistant turn")
     ids = encode_prompt(tokenizer, turns[:-1]) + encode_response(tokenizer, turns[-1].content)
     mask = [False] * len(ids)
-    for i in range(1, len(turns)):
+    for i in range(max(context, 1), len(turns)):
         if roles[i - 1 : i + 1] == ["user", "assistant"]:
             asked, response = encode_prompt(tokenizer, turns[:i]), encode_response(tokenizer, turns[i].content)
             end = len(asked) + len(response)
@@ -86,11 +91,63 @@ def encode_conversation(tokenizer: Tokenizer, turns: Prompt) -> tuple[list[int],
     return ids, mask
 
 
-def truncate_left(ids: Sequence[int], length: int) -> tuple[list[int], bool]:
-    """The last `length` ids, and whether any were cut off."""
+def fit_prompt(tokenizer: Tokenizer, prompt: Prompt, length: int) -> tuple[list[int], bool]:
+    """Token ids of a prompt, `length` at most, and whether its contents were cut for that as `fit_turns` cuts them."""
+    ids = encode_prompt(tokenizer, prompt)
     if len(ids) <= length:
-        return list(ids), False
-    return list(ids[len(ids) - length :]), True
+        return ids, False
+    return encode_prompt(tokenizer, fit_turns(tokenizer, prompt, length)[0]), True
+
+
+def fit_turns(tokenizer: Tokenizer, prompt: Prompt, length: int) -> tuple[Prompt, int]:
+    """A prompt that takes `length` tokens at most, and how many of its first turns are not what they were.
+
+    Contents lose their beginning, the oldest first; what the template writes around them stays whole: the begin of the
+    sequence, the openings of turns, their ends. Where even this does not fit, the oldest exchanges go altogether (a
+    system turn stays).
+
+    Raises:
+      UserError: the template alone, around empty contents of a lone question, takes more.
+    """
+    excess = len(encode_prompt(tokenizer, prompt)) - length
+    if excess <= 0:
+        return prompt, 0
+    contents = [tokenizer.encode(turn.content) for turn in prompt]
+    removed, total = 0, sum(map(len, contents))
+    while removed < total:
+        removed = min(removed + excess, total)
+        fitting, cut = _without(tokenizer, prompt, contents, removed)
+        excess = len(encode_prompt(tokenizer, fitting)) - length
+        if excess <= 0:
+            return fitting, cut
+    bare = tuple(turn._replace(content="") for turn in prompt)
+    while True:
+        needed = len(encode_prompt(tokenizer, bare))
+        if needed <= length:
+            return bare, len(bare)
+        first = 1 if bare[0].role == "system" else 0
+        questions = [i for i, turn in enumerate(bare) if turn.role == "user" and i > first]
+        if not questions:
+            raise UserError(
+                f"the chat template takes {needed} tokens for a question without any content, more than the {length} "
+                "that a prompt may have; give prompts more room"
+            )
+        bare = bare[:first] + bare[questions[0] :]
+
+
+def _without(tokenizer: Tokenizer, prompt: Prompt, contents: Sequence[Sequence[int]], count: int) -> tuple[Prompt, int]:
+    """A prompt whose contents have lost their first `count` tokens together, and how many turns have lost some.
+
+    It is a text again, whose tokens may be a few more or less than those that are left.
+    """
+    turns, changed = list(prompt), 0
+    for i, ids in enumerate(contents):
+        if count <= 0:
+            break
+        kept = len(tokenizer.decode(ids[count:])) if count < len(ids) else 0
+        turns[i], changed = turns[i]._replace(content=turns[i].content[len(turns[i].content) - kept :]), i + 1
+        count -= len(ids)
+    return tuple(turns), changed
 
 
 def role_id(tokenizer: Tokenizer, role: str) -> int:

@@ -1,18 +1,21 @@
 """Hugging Face tokenizer directories, with their chat templates."""
 
-import logging
+from __future__ import annotations
+
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from prl_jax.errors import UserError
 from prl_jax.files import moving_into
-from prl_jax.text.common import one_line, valid_text, write_json
+from prl_jax.text.common import valid_text, write_json
+from prl_jax.text.hf_files import own_template, quiet, read_tokenizer
+from prl_jax.text.templates import ChatTemplate
 
-_HF_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 DEFAULT_CHAT_TEMPLATE = (
     "{{ bos_token if bos_token else '' }}{% for message in messages %}"
     "### {{ message['role'] | capitalize }}:\n{{ message['content'] }}"
@@ -24,9 +27,6 @@ DEFAULT_CHAT_TEMPLATE = (
 # Reasoning models write these themselves, so they belong to a response's text unless the tokenizer flags them as
 # special; templates write them too, and some take what they enclose out of earlier answers.
 _THINKING = ("<think>", "</think>")
-# What templates that name the day are told instead of it: the same conversation has the same tokens every day. It is
-# the date that Llama 3.1's template falls back to.
-_DATE = "26 Jul 2024"
 # Stand-ins for contents in rendered templates: a number between two private-use characters.
 _HELD = re.compile("\ue0f0([0-9]+)\ue0f1")
 _HOLD_MARKS = re.compile("[\ue0f0\ue0f1]")
@@ -44,31 +44,34 @@ class HFTokenizer:
     Args:
       directory: holds the tokenizer files.
       template_args: what the chat template is given beside the conversation, such as `enable_thinking`.
+      template: a chat template in place of the directory's.
+
+    Attributes:
+      rows_needed: rows of an embedding that holds every id which text and templates can have. A special token that no
+        template writes needs none (Gemma 3 has one for images, also where the model reads none).
 
     Raises:
       UserError: when the directory holds no tokenizer that can be read, or one without an end-of-sequence token.
     """
 
-    def __init__(self, directory: Path, template_args: Mapping[str, Any] = NO_ARGUMENTS) -> None:
-        if not holds_tokenizer(directory):
-            raise UserError(f"{directory}: no tokenizer files (expected one of {', '.join(_HF_FILES)})")
-        with _quiet():
-            from transformers import AutoTokenizer
-
-            try:
-                self._hf = AutoTokenizer.from_pretrained(
-                    str(directory), local_files_only=True, trust_remote_code=False, clean_up_tokenization_spaces=False
-                )
-            except Exception as error:  # the library raises many kinds for broken files
-                raise UserError(f"{directory}: cannot read the tokenizer: {one_line(error)}") from error
-        self._where, self._arguments = str(directory), dict(template_args)
-        if not self._hf.chat_template:
+    def __init__(
+        self, directory: Path, template_args: Mapping[str, Any] = NO_ARGUMENTS, template: str | None = None
+    ) -> None:
+        self._hf = read_tokenizer(directory)
+        self._where = str(directory)
+        if template is not None:
+            self._hf.chat_template = template
+        own = own_template(self._hf, self._where)
+        if own is None:
             self._hf.chat_template = DEFAULT_CHAT_TEMPLATE
-        self._source = str(self._hf.chat_template)
+        specials = {name: str(token) for name, token in self._hf.special_tokens_map.items() if isinstance(token, str)}
+        self._template = ChatTemplate(own or DEFAULT_CHAT_TEMPLATE, self._where, specials, template_args)
         self._control = self._control_ids()
         self.vocab_size = max(len(self._hf), max(self._hf.added_tokens_decoder, default=-1) + 1)
-        self.eos_id, self._margins = self._answer_frame()
+        self._opening = ""
+        self.eos_id, self._margins, self._opening = self._answer_frame()
         self.pad_id = self.eos_id if self._hf.pad_token_id is None else self._hf.pad_token_id
+        self.rows_needed = self._rows_needed()
 
     def encode(self, text: str) -> list[int]:
         return self._encode_plain(valid_text(text))
@@ -82,7 +85,7 @@ class HFTokenizer:
 
     def save_pretrained(self, directory: Path) -> None:
         """Writes the tokenizer and its chat template in Hugging Face's format."""
-        with _quiet(), moving_into(directory) as folder:
+        with quiet(), moving_into(directory) as folder:
             self._hf.save_pretrained(str(folder))
 
     def save(self, directory: Path) -> None:
@@ -100,7 +103,7 @@ class HFTokenizer:
         messages, answers = [], []
         for role, content in turns:
             content = valid_text(content)
-            thinking = _THINKING[1] in content and _THINKING[1] in self._source
+            thinking = _THINKING[1] in content and _THINKING[1] in self._template.source
             answer = role == "assistant" and not thinking
             if answer or _HOLD_MARKS.search(content) or not self._control.isdisjoint(self._encode_text(content)):
                 held.append(content)
@@ -130,15 +133,7 @@ class HFTokenizer:
         return _HELD.split(self._render(messages, generate=generate))[::2]
 
     def _render(self, messages: list[dict[str, str]], *, generate: bool) -> str:
-        try:
-            return self._hf.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=generate,
-                **{"date_string": _DATE, **self._arguments},
-            )
-        except Exception as error:  # templates raise their own kinds, e.g. for a role that they do not know
-            raise UserError(f"{self._where}: the chat template refuses this conversation: {one_line(error)}") from error
+        return self._template.render(messages, generate=generate) + (self._opening if generate else "")
 
     def _encode_text(self, text: str) -> list[int]:
         """Template text: control tokens in it are control tokens."""
@@ -169,18 +164,23 @@ class HFTokenizer:
         ids = set(self._hf.all_special_ids)
         for token_id, token in self._hf.added_tokens_decoder.items():
             plain = token.content in _THINKING or token.content.isspace()
-            if token.special or (token.content in self._source and not plain):
+            if token.special or (token.content in self._template.source and not plain):
                 ids.add(token_id)
         named = {self._hf.eos_token_id, self._hf.bos_token_id, self._hf.pad_token_id}
         ids -= {self._hf.unk_token_id} - named
         self._control_words = tuple(str(word) for word in self._hf.convert_ids_to_tokens(sorted(ids)))
         return frozenset(ids)
 
-    def _answer_frame(self) -> tuple[int, tuple[str, str]]:
-        """The token that ends an answer: the control token right after its content in the chat template, else the end
-        of sequence. And the margins: whitespace around the content that belongs to neither side, since a response
-        follows the assistant's opening and is followed by its end without it (Llama 2 and Mistral)."""
-        end, before, after = self._hf.eos_token_id, "", ""
+    def _answer_frame(self) -> tuple[int, tuple[str, str], str]:
+        """How the chat template frames an answer.
+
+        Returns:
+          The token that ends it: the control token right after its content, else the end of sequence. The margins:
+          whitespace around the content that belongs to neither side, since a response follows the assistant's opening
+          and is followed by its end without it (Llama 2 and Mistral). And the opening where the template writes that
+          only with an answer, so that prompts have to be given it.
+        """
+        end, before, after, opening = self._hf.eos_token_id, "", "", ""
         asked, turns = self._frame("user", generate=True), self._frame("user", "assistant", generate=False)
         if len(turns) == 3:
             tail = turns[2].lstrip()
@@ -189,32 +189,51 @@ class HFTokenizer:
                 end, after = ids[0], turns[2].removesuffix(tail)
             space = turns[1].removeprefix(asked[-1]) if turns[1].startswith(asked[-1]) else ""
             before = space if space.isspace() else ""
+            if not before and turns[1] != asked[-1] and asked == self._frame("user", generate=False):
+                opening = self._missing_opening(asked[-1], turns[1])
         if end is None:
             raise UserError(
                 f"{self._where}: the tokenizer has no end-of-sequence token (eos_token), which ends responses"
             )
-        return end, (before, after)
+        return end, (before, after), opening
 
+    def _missing_opening(self, alone: str, answered: str) -> str:
+        """What stands between a question and its answer, beyond what stands behind a question alone."""
+        if not answered.startswith(alone):
+            raise UserError(
+                f"{self._where}: the chat template has no generation prompt (add_generation_prompt changes nothing), "
+                f"and the opening of an answer cannot be told: {alone[-60:]!r} stands behind a question alone, "
+                f"{answered[-60:]!r} before an answer; add a generation prompt to the template"
+            )
+        return answered.removeprefix(alone)
 
-def holds_tokenizer(directory: Path) -> bool:
-    """Whether a directory has any file of a tokenizer."""
-    return any((directory / name).is_file() for name in _HF_FILES)
+    def _rows_needed(self) -> int:
+        named = {self.eos_id, self.pad_id, self._hf.bos_token_id, self._hf.unk_token_id}
+        idle = {
+            token_id
+            for token_id, token in self._hf.added_tokens_decoder.items()
+            if token.special and token_id not in named and token.content not in self._template.source
+        }
+        size = self.vocab_size
+        while size - 1 in idle:
+            size -= 1
+        return size
+
+    def unused_ids(self, rows: int) -> tuple[tuple[int, int], ...]:
+        """The ids below `rows` that are of no token, as ranges `(first, behind the last)`."""
+        used = np.zeros(rows + 2, bool)
+        used[[0, -1]] = True
+        known = np.fromiter(self._hf.get_vocab().values(), int)
+        used[known[known < rows] + 1] = True
+        edges = np.flatnonzero(np.diff(used))
+        return tuple((int(first), int(last)) for first, last in zip(edges[::2], edges[1::2], strict=True))
+
+    def differing(self, other: HFTokenizer) -> list[str]:
+        """The tokens of both vocabularies that have different ids in them."""
+        known = other._hf.get_vocab()
+        return sorted(token for token, i in self._hf.get_vocab().items() if known.get(token, i) != i)
+
 
 
 def _hold(index: int) -> str:
     return f"\ue0f0{index}\ue0f1"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps transformers from telling the terminal that it found no PyTorch; leaves its log level as it was."""
-    logger = logging.getLogger("transformers")
-
-    def errors_only(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-    logger.addFilter(errors_only)
-    try:
-        yield
-    finally:
-        logger.removeFilter(errors_only)

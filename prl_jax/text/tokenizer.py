@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from prl_jax.errors import UserError
-from prl_jax.files import parse_json
+from prl_jax.files import read_object
 from prl_jax.text import export
 from prl_jax.text.common import FILE_NAME, one_line, valid_text, write_json
 from prl_jax.text.huggingface import NO_ARGUMENTS, HFTokenizer
@@ -148,22 +148,43 @@ def load_tokenizer(directory: Path, template_args: Mapping[str, Any] = NO_ARGUME
     path = directory / FILE_NAME
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory (expected one with {FILE_NAME} or Hugging Face files)")
-    if not path.is_file():
-        return HFTokenizer(directory, template_args)
-    try:
-        data = parse_json(path.read_text(encoding="utf-8"))
-        kind = data["kind"]
-        if kind == "bpe":
-            from tokenizers import Tokenizer as Backend
-
-            return BPETokenizer(Backend.from_str(json.dumps(data["tokenizer"])))
-    except Exception as error:  # `tokenizers` raises plain Exception
-        raise UserError(f"{path}: not a tokenizer file: {one_line(error)}") from error
+    data = read_object(path) if path.is_file() else {"kind": "huggingface"}
+    kind = data.get("kind")
     if kind == "huggingface":
         return HFTokenizer(directory, template_args)
+    if template_args:
+        raise UserError(f"{path}: template_args={dict(template_args)}: this tokenizer's chat template takes none")
     if kind == "bytes":
         return ByteTokenizer()
-    raise UserError(f'{path}: unknown tokenizer kind "{kind}": expected bytes, bpe or huggingface')
+    if kind != "bpe":
+        raise UserError(f'{path}: unknown tokenizer kind "{kind}": expected bytes, bpe or huggingface')
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        return BPETokenizer(Backend.from_str(json.dumps(data["tokenizer"])))
+    except Exception as error:  # `tokenizers` raises plain Exception
+        raise UserError(f"{path}: not a tokenizer file: {one_line(error)}") from error
+
+
+def check_rows(tokenizer: Tokenizer, rows: int, where: Path) -> None:
+    """Raises `UserError` for a tokenizer with ids that a model's embedding of so many rows does not have.
+
+    They would be clamped to the last row, without a word.
+    """
+    if getattr(tokenizer, "rows_needed", tokenizer.vocab_size) > rows:
+        raise UserError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, but the model's embedding only {rows} rows; give "
+            "the model the tokenizer that it was trained with, or resize its embedding and train the new tokens"
+        )
+
+
+def unused_ids(tokenizer: Tokenizer, rows: int) -> tuple[tuple[int, int], ...]:
+    """The rows of an embedding that are of no token, as ranges `(first, behind the last)`: no text has them.
+
+    The few that fill up the vocabularies of this package's own tokenizers are left as they are: a model that is made
+    for one learns not to give them any probability.
+    """
+    return tokenizer.unused_ids(rows) if isinstance(tokenizer, HFTokenizer) else ()
 
 
 def _round_up(size: int) -> int:

@@ -16,7 +16,7 @@ from prl_jax.data.rows import (
     stack_rows,
     token_row,
 )
-from prl_jax.text.chat import Turn, encode_conversation, encode_prompt, encode_response
+from prl_jax.text.chat import Turn, encode_conversation, encode_prompt, encode_response, fit_turns
 from prl_jax.text.huggingface import HFTokenizer
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row
 from prl_jax.text.tokenizer import ByteTokenizer
@@ -95,7 +95,8 @@ def test_sft_prompt_is_cut_on_the_left() -> None:
     tokenizer = ByteTokenizer()
     row, truncated = encode_sft(tokenizer, DEMO, max_prompt=5, max_response=8)
     assert truncated and row.rows.tokens.shape == (13,)
-    assert valid(row.rows) == [*encode_prompt(tokenizer, PROMPT)[-5:], *b"abc", tokenizer.eos_id]
+    opening, *content, end, answer = encode_prompt(tokenizer, PROMPT)
+    assert valid(row.rows) == [opening, *content[-2:], end, answer, *b"abc", tokenizer.eos_id]
     assert row.targets[row.mask].tolist() == [*b"abc", tokenizer.eos_id]
 
 
@@ -127,18 +128,18 @@ def test_sft_masks_under_truncation(tokenizer: ByteTokenizer | str, tmp_path: Pa
     """However much is cut, a target is what it was in the whole row."""
     if isinstance(tokenizer, str):
         tokenizer = HFTokenizer(write_tokenizer(tmp_path, FAMILIES[tokenizer]))
-    ids, taught = encode_conversation(tokenizer, (*TALK.prompt, Turn("assistant", TALK.response)))
     response = encode_response(tokenizer, TALK.response)
-    prompt = len(ids) - len(response)
-    for room in range(1, prompt + 2):
+    whole = len(encode_prompt(tokenizer, TALK.prompt))
+    for room in (whole + 1, whole, whole - 1, whole - 3, len(encode_prompt(tokenizer, (Turn("user", ""),)))):
+        prompt, cut = fit_turns(tokenizer, TALK.prompt, room)
+        ids, taught = encode_conversation(tokenizer, (*prompt, Turn("assistant", TALK.response)), context=cut)
         for most in range(1, len(response) + 2):
             row, truncated = encode_sft(tokenizer, TALK, max_prompt=room, max_response=most, train_on="all")
-            kept = slice(max(0, prompt - room), prompt + most)
-            assert valid(row.rows) == ids[kept] and row.mask.shape == (room + most,)
-            assert truncated == (room < prompt or most < len(response))
-            n = len(ids[kept])
-            assert row.mask.tolist() == [*taught[kept][1:], *[False] * (room + most - n + 1)]
-            assert row.targets[: n - 1].tolist() == ids[kept][1:]
+            n = min(len(ids), len(ids) - len(response) + most)
+            assert valid(row.rows) == ids[:n] and row.mask.shape == (room + most,)
+            assert truncated == (room < whole or most < len(response))
+            assert row.mask.tolist() == [*taught[1:n], *[False] * (room + most - n + 1)]
+            assert row.targets[: n - 1].tolist() == ids[1:n]
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
@@ -152,10 +153,11 @@ def test_scalar_pair_ends_in_the_end_of_response(tokenizer: ByteTokenizer) -> No
     assert (batch.label, batch.weight) == (1.0, 1.0)
     assert batch.label.dtype == batch.weight.dtype == np.float32 and batch.label.shape == ()
 
-    batch, truncated = encode_scalar_pair(tokenizer, PAIR, max_prompt=4, max_response=4)
+    batch, truncated = encode_scalar_pair(tokenizer, PAIR, max_prompt=5, max_response=4)
     assert truncated
-    assert valid(batch.first) == [*prompt[-4:], *b"abc", tokenizer.eos_id]
-    assert valid(batch.second) == [*prompt[-4:], *b"cba", tokenizer.eos_id]
+    prompt = [prompt[0], *prompt[-4:]]
+    assert valid(batch.first) == [*prompt, *b"abc", tokenizer.eos_id]
+    assert valid(batch.second) == [*prompt, *b"cba", tokenizer.eos_id]
     assert not encode_scalar_pair(tokenizer, PAIR, max_prompt=11, max_response=6)[1]
     assert encode_scalar_pair(tokenizer, PAIR, max_prompt=11, max_response=5)[1]
     assert encode_scalar_pair(tokenizer, PAIR, max_prompt=10, max_response=6)[1]

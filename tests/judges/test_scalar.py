@@ -50,8 +50,9 @@ def test_long_rows_lose_the_start_of_their_prompt_and_keep_their_end(judge, expe
     prompt = user("abcdefghij")
     asked = encode_prompt(TOKENIZER, prompt)
     ids = [
-        asked[-9:] + encode_response(TOKENIZER, "klm"),
-        asked[-1:] + [10] * 11 + [TOKENIZER.eos_id],  # a response that fills the row still ends in the stop token
+        asked[:1] + asked[-8:] + encode_response(TOKENIZER, "klm"),
+        # A response that fills the row still ends in the stop token, and the frame of the prompt stays.
+        asked[:1] + asked[-2:] + [10] * 9 + [TOKENIZER.eos_id],
     ]
     np.testing.assert_allclose(judge.scores([prompt] * 2, ["klm", "k" * 30]), expected_scores(ids), atol=2e-5)
 

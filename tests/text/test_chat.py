@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prl_jax.errors import UserError
-from prl_jax.text.chat import Turn, encode_prompt, encode_response, prompt_text, truncate_left
+from prl_jax.text.chat import Turn, encode_prompt, encode_response, prompt_text
 from prl_jax.text.huggingface import HFTokenizer
 from prl_jax.text.tokenizer import ByteTokenizer, load_tokenizer
 
@@ -50,12 +50,6 @@ def test_unknown_template_and_role() -> None:
         encode_prompt(ByteTokenizer(), DIALOGUE, template="chat-v9")
     with pytest.raises(UserError, match='no token for role "robot": expected one of system, user, assistant'):
         encode_prompt(ByteTokenizer(), (Turn("robot", "x"),))
-
-
-def test_truncate_left() -> None:
-    assert truncate_left([1, 2, 3], 3) == ([1, 2, 3], False)
-    assert truncate_left([1, 2, 3], 2) == ([2, 3], True)
-    assert truncate_left([1, 2, 3], 0) == ([], True)
 
 
 def test_hugging_face_template_is_the_library_s(make_hf: Callable[..., Path], chatml: str) -> None:

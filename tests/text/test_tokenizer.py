@@ -96,8 +96,8 @@ def test_save_and_load(tmp_path: Path, bpe: BPETokenizer) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not a tokenizer file"),
-        ('{"a": 1}', "not a tokenizer file"),
+        ("{", "cannot be read"),
+        ('{"a": 1}', 'unknown tokenizer kind "None"'),
         ('{"kind": "bpe", "tokenizer": {}}', "not a tokenizer file"),
         ('{"kind": "words"}', 'unknown tokenizer kind "words": expected bytes, bpe or huggingface'),
     ],

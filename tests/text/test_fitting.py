@@ -1,0 +1,87 @@
+"""Prompts that are too long: contents are cut, what the template writes around them is not."""
+
+import pytest
+from chat_families import FAMILIES, write_tokenizer
+
+from prl_jax.data.records import SFTRecord
+from prl_jax.data.rows import encode_sft
+from prl_jax.errors import UserError
+from prl_jax.text.chat import Prompt, Turn, encode_conversation, encode_prompt, fit_prompt, fit_turns
+from prl_jax.text.huggingface import HFTokenizer
+from prl_jax.text.tokenizer import ByteTokenizer, Tokenizer
+
+BYTES = ByteTokenizer()
+CONVERSATION = (
+    Turn("user", "first question " * 3),
+    Turn("assistant", "first answer"),
+    Turn("user", "second question"),
+)
+
+
+@pytest.fixture(scope="module")
+def llama3(tmp_path_factory: pytest.TempPathFactory) -> HFTokenizer:
+    return HFTokenizer(write_tokenizer(tmp_path_factory.mktemp("llama3"), FAMILIES["llama3"]))
+
+
+@pytest.fixture(params=["bytes", "llama3"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    return BYTES if request.param == "bytes" else request.getfixturevalue("llama3")
+
+
+def structure(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """The tokens that the template writes: those around empty contents."""
+    return encode_prompt(tokenizer, tuple(turn._replace(content="") for turn in prompt))
+
+
+def test_a_long_system_turn_is_cut_and_its_frame_kept(llama3):
+    prompt = (Turn("system", "be brief and kind " * 20), Turn("user", "hi"))
+    ids, cut = fit_prompt(llama3, prompt, 40)
+    words = llama3._hf.convert_ids_to_tokens(ids)
+    assert cut and 36 <= len(ids) <= 40
+    assert words[:3] == ["<|begin_of_text|>", "<|start_header_id|>", "system"]
+    assert words[-10:-4] == ["<|start_header_id|>", "user", "<|end_header_id|>", "ĊĊ", "hi", "<|eot_id|>"]
+    assert words[-4:] == ["<|start_header_id|>", "assistant", "<|end_header_id|>", "ĊĊ"]
+
+
+def test_the_oldest_contents_go_first_and_every_length_keeps_the_frame(tokenizer):
+    frame, whole = len(structure(tokenizer, CONVERSATION)), len(encode_prompt(tokenizer, CONVERSATION))
+    for length in range(frame, whole + 1):
+        turns, cut = fit_turns(tokenizer, CONVERSATION, length)
+        ids = encode_prompt(tokenizer, turns)
+        assert len(ids) <= length and [turn.role for turn in turns] == [turn.role for turn in CONVERSATION]
+        assert (ids, cut > 0) == fit_prompt(tokenizer, CONVERSATION, length)
+        assert turns[cut:] == CONVERSATION[cut:]
+        for i, (kept, turn) in enumerate(zip(turns, CONVERSATION, strict=True)):
+            assert turn.content.endswith(kept.content)
+            assert kept.content == "" or i >= cut - 1
+    assert cut == 0
+    exact = fit_prompt(BYTES, CONVERSATION, 60)[0]
+    assert len(exact) == 60  # a byte is a token: not one more is cut than has to be
+
+
+def test_where_the_frame_alone_is_too_long_the_oldest_exchanges_go(tokenizer):
+    prompt = (Turn("system", "be kind"), *CONVERSATION)
+    short = (prompt[0], prompt[-1])
+    turns, cut = fit_turns(tokenizer, prompt, len(structure(tokenizer, short)))
+    assert [turn.role for turn in turns] == ["system", "user"] and cut == len(turns)
+    least = len(structure(tokenizer, short))
+    with pytest.raises(UserError, match=f"takes {least} tokens .* more than the {least - 1}"):
+        fit_turns(tokenizer, prompt, least - 1)
+
+
+def test_cuts_inside_a_character_leave_whole_ones():
+    for length in range(8, 20):
+        (turn,), _ = fit_turns(BYTES, (Turn("user", "aä€𝄞bä€𝄞"),), length)
+        assert "aä€𝄞bä€𝄞".endswith(turn.content)
+
+
+def test_an_answer_that_was_cut_does_not_train():
+    record = SFTRecord("id", CONVERSATION, "an answer")
+    whole = len(encode_prompt(BYTES, CONVERSATION))
+    for max_prompt in (whole, 30):
+        row, cut = encode_sft(BYTES, record, max_prompt=max_prompt, max_response=12, train_on="all")
+        taught = bytes(i for i in row.targets[row.mask].tolist() if i < 256)
+        assert (taught, cut) == ((b"first answeran answer", False) if max_prompt == whole else (b"an answer", True))
+    turns = (*CONVERSATION, Turn("assistant", "an answer"))
+    ids, mask = encode_conversation(BYTES, turns, context=2)
+    assert bytes(i for i, counts in zip(ids, mask, strict=True) if counts and i < 256) == b"an answer"

@@ -18,6 +18,18 @@ Axis = int | tuple[int, ...] | None
 EXP_LIMIT = 20.0
 
 
+# Far below any logit, but finite where it is squared: beside others its exponential is 0 exactly.
+_NO_LOGIT = -1e9
+
+
+def without_ids(logits: Float[Array, "... V"], unused: tuple[tuple[int, int], ...]) -> Float[Array, "... V"]:
+    """Logits that leave no probability to the ids in these ranges, `(first, behind the last)`."""
+    ids = jnp.arange(logits.shape[-1])
+    for first, end in unused:
+        logits = jnp.where((ids >= first) & (ids < end), _NO_LOGIT, logits)
+    return logits
+
+
 def check_shapes(rank: int | None = None, **arrays: Shaped[Array, "..."]) -> None:
     """Raises ValueError unless all arrays have one shape, of `rank` axes where a rank is given.
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from prl_jax.masked import check_floats, check_shapes, masked_count, masked_sum
+from prl_jax.masked import check_floats, check_shapes, masked_count, masked_sum, without_ids
 from prl_jax.sharding import RULES, SPREAD, Rules, constrain, parts, platform
 from prl_jax.types import LossOutput
 
@@ -33,6 +33,7 @@ def chunked_logprobs(
     *,
     temperature: float = 1.0,
     softcap: float | None = None,
+    unused: tuple[tuple[int, int], ...] = (),
     chunk: int | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-probability of each target and entropy of the distribution it came from, never holding `[B, T, V]`.
@@ -44,6 +45,7 @@ def chunked_logprobs(
       mask: `[B, T]`; where false both results are 0 and no gradient flows.
       temperature: divides the logits, after soft-capping.
       softcap: replaces logits z by `softcap tanh(z / softcap)`.
+      unused: ranges of ids, `(first, behind the last)`, that are out of the distribution.
       chunk: tokens of the global batch a chunk; by default chosen from the vocabulary's size and the platform.
 
     Returns:
@@ -52,7 +54,7 @@ def chunked_logprobs(
     check_inputs(hidden, out_embed, targets, mask)
     hidden, targets = jnp.where(mask[..., None], hidden, 0), jnp.where(mask, targets, 0)
     count = chunk_count(targets.shape, out_embed.shape[1], chunk)
-    logp, entropy = _logprobs(hidden, out_embed, targets, temperature, softcap, count)
+    logp, entropy = _logprobs(hidden, out_embed, targets, temperature, softcap, unused, count)
     return jnp.where(mask, logp, 0.0), jnp.where(mask, entropy, 0.0)
 
 
@@ -64,6 +66,7 @@ def chunked_cross_entropy(
     *,
     temperature: float = 1.0,
     softcap: float | None = None,
+    unused: tuple[tuple[int, int], ...] = (),
     chunk: int | None = None,
 ) -> LossOutput:
     """Next-token cross-entropy: minus the sum of what `chunked_logprobs` returns, over the number of tokens.
@@ -74,7 +77,7 @@ def chunked_cross_entropy(
     check_inputs(hidden, out_embed, targets, mask)
     hidden, targets = jnp.where(mask[..., None], hidden, 0), jnp.where(mask, targets, 0)
     count = chunk_count(targets.shape, out_embed.shape[1], chunk)
-    total, entropy = _cross_entropy(hidden, out_embed, targets, mask, temperature, softcap, count)
+    total, entropy = _cross_entropy(hidden, out_embed, targets, mask, temperature, softcap, unused, count)
     tokens = masked_count(mask)
     return LossOutput(total, tokens, {"entropy": (jax.lax.stop_gradient(entropy), tokens)})
 
@@ -162,7 +165,11 @@ def _rules(vocab: int) -> Rules:
 
 
 def _logits(
-    hidden: Float[Array, "B C D"], out_embed: Float[Array, "D V"], temperature: float, softcap: float | None
+    hidden: Float[Array, "B C D"],
+    out_embed: Float[Array, "D V"],
+    temperature: float,
+    softcap: float | None,
+    unused: tuple[tuple[int, int], ...],
 ) -> Float[Array, "B C V"]:
     rules = _rules(out_embed.shape[1])
     hidden = constrain(hidden, "batch", "length", "stream", rules=rules)
@@ -171,7 +178,7 @@ def _logits(
     z = constrain(z, "batch", "length", "vocab", rules=rules)
     if softcap is not None:
         z = softcap * jnp.tanh(z / softcap)
-    return z / temperature if temperature != 1.0 else z
+    return without_ids(z / temperature if temperature != 1.0 else z, unused)
 
 
 def _hidden_and_embedding_grads(
@@ -218,16 +225,16 @@ def _statistics(
     return chosen - top[..., 0] - log_total, entropy, log_total + top[..., 0], exps / total[..., None]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _logprobs(hidden, out_embed, targets, temperature, softcap, count):
-    outputs, _ = _logprobs_forward(hidden, out_embed, targets, temperature, softcap, count)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _logprobs(hidden, out_embed, targets, temperature, softcap, unused, count):
+    outputs, _ = _logprobs_forward(hidden, out_embed, targets, temperature, softcap, unused, count)
     return outputs
 
 
-def _logprobs_forward(hidden, out_embed, targets, temperature, softcap, count):
+def _logprobs_forward(hidden, out_embed, targets, temperature, softcap, unused, count):
     def one(_, xs):
         hidden, targets = xs
-        logits = jax.lax.optimization_barrier(_logits(hidden, out_embed, temperature, softcap))
+        logits = jax.lax.optimization_barrier(_logits(hidden, out_embed, temperature, softcap, unused))
         return None, _statistics(logits, targets)[:3]
 
     _, stats = jax.lax.scan(one, None, (_split(hidden, count), _split(targets, count)), unroll=count == 1)
@@ -235,13 +242,13 @@ def _logprobs_forward(hidden, out_embed, targets, temperature, softcap, count):
     return (logp, entropy), (hidden, out_embed, targets, entropy, log_norm)
 
 
-def _logprobs_backward(temperature, softcap, count, residuals, cotangents):
+def _logprobs_backward(temperature, softcap, unused, count, residuals, cotangents):
     hidden, out_embed, targets, entropy, log_norm = residuals
     tokens = (hidden, targets, entropy, log_norm, *cotangents)
 
     def one(d_embed, xs):
         hidden, targets, entropy, log_norm, d_logp, d_entropy = xs
-        logits = jax.lax.optimization_barrier(_logits(hidden, out_embed, temperature, softcap))
+        logits = jax.lax.optimization_barrier(_logits(hidden, out_embed, temperature, softcap, unused))
         log_probs = logits - log_norm[..., None]
         # d logp_y / d l_j = 1[j = y] - p_j  and  d H / d l_j = -p_j (log p_j + H)
         slope = d_logp[..., None] + d_entropy[..., None] * (log_probs + entropy[..., None])
@@ -258,17 +265,17 @@ def _logprobs_backward(temperature, softcap, count, residuals, cotangents):
 _logprobs.defvjp(_logprobs_forward, _logprobs_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _cross_entropy(hidden, out_embed, targets, mask, temperature, softcap, count):
-    (logp, entropy), _ = _logprobs_forward(hidden, out_embed, targets, temperature, softcap, count)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _cross_entropy(hidden, out_embed, targets, mask, temperature, softcap, unused, count):
+    (logp, entropy), _ = _logprobs_forward(hidden, out_embed, targets, temperature, softcap, unused, count)
     return -jnp.sum(jnp.where(mask, logp, 0.0)), jnp.sum(jnp.where(mask, entropy, 0.0))
 
 
-def _cross_entropy_forward(hidden, out_embed, targets, mask, temperature, softcap, count):
+def _cross_entropy_forward(hidden, out_embed, targets, mask, temperature, softcap, unused, count):
     def one(carry, xs):
         loss, entropy, d_embed = carry
         hidden, targets, mask = xs
-        logits = jax.lax.optimization_barrier(_logits(hidden, out_embed, temperature, softcap))
+        logits = jax.lax.optimization_barrier(_logits(hidden, out_embed, temperature, softcap, unused))
         logp, token_entropy, _, probs = _statistics(logits, targets)
         chosen = targets[..., None] == jnp.arange(logits.shape[-1])
         d_logits = jnp.where(mask[..., None], probs - jnp.where(chosen, 1.0, 0.0), 0.0)
@@ -285,7 +292,7 @@ def _cross_entropy_forward(hidden, out_embed, targets, mask, temperature, softca
     return (loss, entropy), (_join(d_hidden, hidden.shape[1]), d_embed, jnp.zeros(0, out_embed.dtype))
 
 
-def _cross_entropy_backward(temperature, softcap, count, residuals, cotangents):
+def _cross_entropy_backward(temperature, softcap, unused, count, residuals, cotangents):
     d_hidden, d_embed, like = residuals
     scale, _ = cotangents
     return (scale * d_hidden).astype(d_hidden.dtype), (scale * d_embed).astype(like.dtype), None, None

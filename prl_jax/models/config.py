@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from prl_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
+# Several times what the largest models have. A number that is more than this is a mistake, found before memory is asked
+# for it.
+LARGEST = MappingProxyType(
+    dict(vocab_size=2**24, width=2**20, layers=2**12, heads=2**14, kv_heads=2**14, head_dim=2**14, mlp_width=2**22)
+)
 ACTIVATIONS = ("silu", "gelu_tanh")
 ROPE_SCALINGS = ("linear", "llama3", "yarn")
 
@@ -107,6 +113,8 @@ class DecoderConfig:
       local_rope_theta: base of the windowed layers' rotary frequencies, never stretched; 0 for that of the others.
       rope_scaling: stretches the frequencies of `rope_theta`.
       lora: adapters, which are then all that is trained.
+      unused: ranges of ids, `(first, behind the last)`, that no text has: rows that fill up the embedding. They have no
+        probability, in sampling nor in training.
     """
 
     vocab_size: int
@@ -138,11 +146,14 @@ class DecoderConfig:
     local_rope_theta: float = 0.0
     rope_scaling: RopeScaling | None = None
     lora: LoraConfig | None = None
+    unused: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self):
         for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width"):
             if getattr(self, name) < 1:
                 raise UserError(f"model: {name} is {getattr(self, name)}, expected at least 1")
+            if getattr(self, name) > LARGEST[name]:
+                raise UserError(f"model: {name} is {getattr(self, name)}, expected at most {LARGEST[name]}")
         if self.heads % self.kv_heads:
             raise UserError(f"model: heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
         if self.head_dim % 2:
@@ -174,4 +185,5 @@ class DecoderConfig:
             if isinstance(values.get(name), Mapping):
                 values[name] = part(**{k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()})
         values["windowed"] = tuple(values.get("windowed", ()))
+        values["unused"] = tuple((first, end) for first, end in values.get("unused", ()))
         return cls(**values)

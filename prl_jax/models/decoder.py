@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from prl_jax.masked import without_ids
 from prl_jax.models.cache import CACHE_AXES, Cache, Prefilled, build_cache
 from prl_jax.models.config import DecoderConfig
 from prl_jax.models.layers import Block, attention_mask, norm, softcap
@@ -104,7 +105,7 @@ class Decoder(nnx.Module):
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Float32 logits of hidden states."""
         logits = jnp.matmul(hidden, self.output_embedding(), preferred_element_type=jnp.float32)
-        return softcap(logits, self.config.logit_softcap)
+        return without_ids(softcap(logits, self.config.logit_softcap), self.config.unused)
 
     def prefill(self, tokens: Int[Array, "B P"], mask: Bool[Array, "B P"], room: int) -> Prefilled:
         """Reads left-padded prompts; the cache has `room` free slots."""

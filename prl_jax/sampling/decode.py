@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,8 @@ from prl_jax.models import CACHE_AXES, Cache, Decoder, Prefilled
 from prl_jax.sampling.filters import filtered_log_probs, sample_categorical
 from prl_jax.sharding import DECODING, constrain, constrain_tree
 from prl_jax.types import Rollout
+
+_COLDEST = 1e-30  # below it float32 loses the temperature itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +45,11 @@ class SamplingConfig:
             raise UserError(f"sampling: max_new_tokens={self.max_new_tokens}, expected at least 1")
         if not self.stop_ids:
             raise UserError("sampling: stop_ids is empty, expected the end-of-turn token at least")
-        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0):
+        warm = self.temperature == 0 or _COLDEST <= self.temperature < math.inf
+        if not (warm and 0 < self.top_p <= 1 and self.top_k >= 0):
             raise UserError(
-                f"sampling: temperature={self.temperature} (>= 0), top_p={self.top_p} (in (0, 1]), "
-                f"top_k={self.top_k} (>= 0) is out of range"
+                f"sampling: temperature={self.temperature} (0, or finite and at least {_COLDEST}), "
+                f"top_p={self.top_p} (in (0, 1]), top_k={self.top_k} (>= 0) is out of range"
             )
 
     @property

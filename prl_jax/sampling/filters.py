@@ -17,7 +17,10 @@ def filtered_log_probs(
     Temperature first, then the `top_k` most likely tokens (0: all), then the smallest set of the most likely tokens
     whose probability reaches `top_p` (arXiv 1904.09751); ties with the last kept token stay. `temperature` is > 0.
     """
-    logits = logits.astype(jnp.float32) / temperature
+    logits = logits.astype(jnp.float32)
+    if temperature != 1.0:
+        # Relative to the largest: a small temperature makes large numbers, whose differences would be lost.
+        logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
     vocab = logits.shape[-1]
     if 0 < top_k < vocab:
         kth = jax.lax.top_k(logits, top_k)[0][:, -1:]

@@ -28,9 +28,9 @@ from prl_jax.stages.cards import (
     read_card,
     trained_length,
 )
-from prl_jax.text.hf_files import holds_tokenizer
+from prl_jax.text.hf_files import TEMPLATE_FILE, holds_tokenizer
 from prl_jax.text.judging import JudgeTemplate
-from prl_jax.text.tokenizer import Tokenizer, load_tokenizer
+from prl_jax.text.tokenizer import HFTokenizer, Tokenizer, check_rows, load_tokenizer, unused_ids
 from prl_jax.tree import flatten, unflatten
 
 TOKENIZER_DIR, CHECKPOINTS_DIR = "tokenizer", "checkpoints"
@@ -63,11 +63,14 @@ def load_model(
     tokenizer = model_tokenizer(directory, defaults)
     if peft is not None:
         decoder = load_adapters(load_decoder(peft, mesh, trunks, defaults), directory, mesh)
+        decoder.config = dataclasses.replace(decoder.config, unused=unused_ids(tokenizer, decoder.config.vocab_size))
         card = dataclasses.replace(card, decoder=dataclasses.asdict(decoder.config), base=None)
         return card, decoder, tokenizer
     if is_huggingface(directory):
-        config = card.config
-        model = from_hf(directory, dtype=config.param_dtype, compute_dtype=config.dtype, remat=config.remat, mesh=mesh)
+        config = dataclasses.replace(card.config, unused=unused_ids(tokenizer, card.config.vocab_size))
+        card = dataclasses.replace(card, decoder=dataclasses.asdict(config))
+        options = dict(compute_dtype=config.dtype, remat=config.remat, unused=config.unused, mesh=mesh)
+        model = from_hf(directory, dtype=config.param_dtype, **options)
         return card, model, tokenizer
     like = abstract_model(functools.partial(_make, card), mesh)
     if card.base is not None:
@@ -80,10 +83,38 @@ def load_model(
 
 
 def model_tokenizer(directory: Path, defaults: Defaults = NO_DEFAULTS) -> Tokenizer:
-    """The tokenizer of a model directory, with the arguments of its chat template."""
-    arguments = read_card(directory, defaults).template_args
-    directory = adapter_base(directory) or directory
-    return load_tokenizer(directory if is_huggingface(directory) else directory / TOKENIZER_DIR, arguments)
+    """The tokenizer of a model directory, with the arguments of its chat template; an adapter's own where it has one.
+
+    Raises:
+      UserError: it has ids that the model's embedding lacks, or an adapter's gives tokens other ids than its base's.
+    """
+    card, base = read_card(directory, defaults), adapter_base(directory)
+    if base is None:
+        place = directory if is_huggingface(directory) else directory / TOKENIZER_DIR
+        tokenizer = load_tokenizer(place, card.template_args)
+    elif not holds_tokenizer(directory):
+        if not (directory / TEMPLATE_FILE).is_file():
+            return model_tokenizer(base, defaults)
+        place = base if is_huggingface(base) else base / TOKENIZER_DIR
+        template = (directory / TEMPLATE_FILE).read_text(encoding="utf-8")
+        tokenizer = HFTokenizer(place, card.template_args, template)
+    else:
+        tokenizer = HFTokenizer(directory, card.template_args)
+        _check_same_ids(directory, tokenizer, base)
+    check_rows(tokenizer, card.config.vocab_size, directory)
+    return tokenizer
+
+
+def _check_same_ids(directory: Path, tokenizer: HFTokenizer, base: Path) -> None:
+    """Refuses an adapter whose tokenizer is of another vocabulary than the model that it belongs to."""
+    place = base if is_huggingface(base) else base / TOKENIZER_DIR
+    known = HFTokenizer(place) if holds_tokenizer(place) else None
+    differing = tokenizer.differing(known) if known is not None else []
+    if differing:
+        raise UserError(
+            f"{directory}: its tokenizer, of {tokenizer.vocab_size} ids, gives {len(differing)} tokens other ids than "
+            f"that of {base}, such as {differing[0]!r}; give the tokenizer that the adapter was trained with"
+        )
 
 
 def has_tokenizer(directory: Path) -> bool:

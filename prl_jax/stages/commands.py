@@ -105,7 +105,7 @@ def export_model(workdir: Path, stage: str, out: Path, *, adapters: bool, dtype:
         model = merge(model)
     if dtype:
         model = with_param_dtype(model, dtype)
-    to_hf(model, out, tokenizer=tokenizer if with_tokenizer else None, source=card.source)
+    to_hf(model, out, tokenizer=tokenizer if with_tokenizer else None, source=card.source, generation=card.generation)
     write_json(out / EXPORT_FILE, export_card(card))
 
 

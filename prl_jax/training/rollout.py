@@ -59,8 +59,8 @@ def response_logprobs(
     `temperature` is that of sampling, so that the ratio compares the distributions that acted.
     """
     hidden = model.hidden(*rows)[:, -response.shape[1] - 1 : -1]
-    embedding, softcap = model.output_embedding(), model.logit_softcap
-    return chunked_logprobs(hidden, embedding, response, mask, temperature=temperature, softcap=softcap)
+    options = dict(temperature=temperature, softcap=model.logit_softcap, unused=model.config.unused)
+    return chunked_logprobs(hidden, model.output_embedding(), response, mask, **options)
 
 
 def response_values(critic: ScalarModel, rows: TokenRows, length: int) -> tuple[Float[Array, "B T"], Float[Array, "B"]]:

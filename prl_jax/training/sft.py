@@ -12,8 +12,8 @@ from prl_jax.types import LossOutput, SFTBatch
 def sft_terms(model: Decoder, batch: SFTBatch) -> dict[str, LossOutput]:
     """Cross-entropy of the response tokens, the stop token included: a mean over tokens of the global batch."""
     hidden = model.hidden(*batch.rows)
-    embedding, softcap = model.output_embedding(), model.logit_softcap
-    return {"nll": chunked_cross_entropy(hidden, embedding, batch.targets, batch.mask, softcap=softcap)}
+    options = dict(softcap=model.logit_softcap, unused=model.config.unused)
+    return {"nll": chunked_cross_entropy(hidden, model.output_embedding(), batch.targets, batch.mask, **options)}
 
 
 SFT = Objective(

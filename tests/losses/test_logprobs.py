@@ -65,6 +65,28 @@ def assert_close(got, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["plain", "both"])
+def test_unused_ids_are_as_if_they_were_not_there(name):
+    """In values and gradients, whatever their rows of the embedding hold."""
+    used = np.r_[0:30, 35:45]
+    kept = jnp.asarray(np.searchsorted(used, np.asarray(TARGETS) % 30))
+    options = OPTIONS[name]
+
+    def total(function, hidden, embed, targets, **more):
+        outputs = function(hidden, embed, targets, MASK, **options, **more)
+        return sum(jnp.sum(w * x) for w, x in zip(COTANGENTS, outputs, strict=True)), outputs
+
+    run = functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    loud = EMBED.at[:, 30:35].multiply(40.0)
+    ours = functools.partial(total, lp.chunked_logprobs, unused=((30, 35), (45, V)), chunk=6)
+    (value, outputs), (d_hidden, d_embed) = jax.jit(run(ours))(HIDDEN, loud, TARGETS % 30)
+    expected = jax.jit(run(functools.partial(total, naive)))(HIDDEN, EMBED[:, used], kept)
+    assert_close(((value, outputs), (d_hidden, d_embed[:, used])), expected)
+    assert float(jnp.abs(jnp.delete(d_embed, used, axis=1)).max()) == 0.0
+    loss = lp.chunked_cross_entropy(HIDDEN, loud, TARGETS % 30, MASK, unused=((30, 35), (45, V)), **options)
+    np.testing.assert_allclose(loss.sum, -outputs[0].sum(), rtol=1e-5)
+
+
 @every_case
 def test_equals_the_naive_computation_with_gradients(name, chunk):
     ours = objective(lp.chunked_logprobs, chunk=chunk, **OPTIONS[name])

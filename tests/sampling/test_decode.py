@@ -67,6 +67,28 @@ def test_row_08_a_row_depends_on_its_key_and_prompt_alone(model, prompts, keys, 
         np.testing.assert_array_equal(part.mask, rollout.mask[start : start + half])
 
 
+def test_ids_of_no_token_are_never_sampled_and_have_no_probability(model, prompts, keys):
+    padded = jax.tree.map(lambda x: x, model)
+    padded.config = dataclasses.replace(model.config, unused=((22, 32),))
+    logits = np.asarray(jax.jit(lambda m, x: m.logits(x))(padded, jnp.ones((3, 16))))
+    assert np.exp(logits - logits.max(-1, keepdims=True))[:, 22:].max() == 0.0
+    for temperature in (0.0, 5.0):
+        config = dataclasses.replace(CONFIG, temperature=temperature)
+        rollout = jax.device_get(generate(padded, *prompts, keys, config=config))
+        assert rollout.response[rollout.mask].max() < 22
+        before = join_rows(*map(jnp.asarray, (rollout.prompt, rollout.prompt_mask, rollout.response, rollout.mask)))
+        states = model.hidden(*before)[:, PROMPT - 1 : -1]
+        log_probs = jax.nn.log_softmax(model.logits(states)[..., :22] / (temperature or 1.0))
+        expected = np.take_along_axis(np.asarray(log_probs), rollout.response[..., None], axis=2)[..., 0]
+        np.testing.assert_allclose(rollout.logp[rollout.mask], expected[rollout.mask], atol=2e-4)
+
+
+@pytest.mark.parametrize("temperature", [float("inf"), float("nan"), -1.0, 1e-40])
+def test_temperatures_that_mean_nothing_are_refused(temperature):
+    with pytest.raises(UserError, match="temperature="):
+        dataclasses.replace(CONFIG, temperature=temperature)
+
+
 def test_row_keys_are_those_of_global_rows():
     key = jax.random.key(1)
     whole, part = row_keys(key, 0, 10), row_keys(key, jnp.int32(4), 3)

@@ -1,5 +1,8 @@
 """Filters against plain Python; draws against the law they should follow."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -99,3 +102,12 @@ def test_a_token_of_probability_zero_is_never_drawn(vocab):
 def test_rows_use_their_own_uniform_and_their_own_distribution():
     log_probs = jnp.log(jnp.array([[0.5, 0.5], [0.5, 0.5], [0.9, 0.1]]))
     np.testing.assert_array_equal(sample_categorical(jnp.array([0.4, 0.6, 0.6]), log_probs), [0, 1, 0])
+
+
+def test_a_temperature_near_zero_takes_the_largest_with_certainty():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(64, 300)).astype(np.float32) * 5 + 30)
+    for temperature in (1e-9, 1e-30):
+        run = jax.jit(functools.partial(filtered_log_probs, temperature=temperature))
+        log_probs = np.asarray(run(logits))
+        assert log_probs.max() == 0.0 and (log_probs.argmax(1) == np.asarray(logits).argmax(1)).all()
+        assert np.isneginf(log_probs[log_probs < 0]).all() or log_probs[log_probs < 0].max() < -1000

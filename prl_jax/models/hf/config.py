@@ -9,12 +9,17 @@ from typing import Any
 
 from prl_jax.errors import UserError
 from prl_jax.files import read_object
-from prl_jax.models.config import DecoderConfig
-from prl_jax.models.hf.families import ACTIVATIONS, FAMILIES, FIELDS, FIXED, FULL, INERT, SLIDING, Family
+from prl_jax.models.config import LARGEST, DecoderConfig
+from prl_jax.models.hf.families import ACTIVATIONS, BOOKKEEPING, FAMILIES, FIELDS, FIXED, FULL, INERT, SLIDING, Family
 from prl_jax.models.hf.rope import read_rope
 from prl_jax.models.hf.values import KINDS, is_a, short
 
 CONFIG_FILE = "config.json"
+QUANTISED = (
+    "the checkpoint is quantised, which is not read: save it dequantised (in transformers: model.dequantize(), then "
+    "save_pretrained)"
+)
+_MOST = 2**31  # of numbers that are no size of an array, such as positions
 
 # Keys that say a value a second time, as some checkpoints do.
 _ALIASES = {
@@ -84,6 +89,8 @@ def decoder_config(hf: Mapping[str, Any], where: str) -> DecoderConfig:
       UserError: names the keys that are not supported, or whose values are not.
     """
     family = family_of(hf, where)
+    if hf.get("quantization_config") or hf.get("compression_config"):
+        raise UserError(f"{where}: {QUANTISED}")
     values = _values(hf, family, where)
     heads, width = values["num_attention_heads"], values["hidden_size"]
     if family.whole_heads and width % heads:
@@ -136,13 +143,16 @@ def _values(hf: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]
     for key, value in values.items():
         kind = _NULLABLE.get(key, type(family.defaults[key]))
         zero = key == "max_window_layers" and value == 0  # all layers have the window
-        if is_a(kind, value):
+        largest = LARGEST.get(FIELDS.get(key, ""), _MOST)
+        if kind is int and is_a(int, value) and value > largest:
+            wrong.append(f"{key}={short(value)} (expected at most {largest})")
+        elif is_a(kind, value):
             values[key] = kind(value)
         elif not zero and (value is not None or key not in _NULLABLE):
             wrong.append(f"{key}={short(value)} (expected {KINDS[kind]})")
     for key, value in hf.items():
         alias = _ALIASES.get(key)
-        if value is None or key in family.defaults or key in INERT:
+        if value is None or key in family.defaults or key in INERT or key.startswith(BOOKKEEPING):
             continue
         if alias in family.defaults:
             if value != values[alias]:

@@ -166,6 +166,9 @@ FIXED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     }
 )
 
+# What other programs note of their own begins with these.
+BOOKKEEPING = ("unsloth_", "axolotl_")
+
 # Keys that change no logits: bookkeeping, defaults of generation, names of labels, settings of other programs.
 INERT = frozenset(
     {

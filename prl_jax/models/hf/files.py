@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prl_jax.errors import UserError
-from prl_jax.files import parse_json
+from prl_jax.files import parse_json, read_object
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -27,6 +27,14 @@ DTYPES: Mapping[str, Any] = MappingProxyType(
     {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
 )
 _CHUNK = 64 * 1024 * 1024  # bytes read at once where rows are read that are not wholly needed
+_CHECKED = 1024 * 1024  # numbers checked at once
+_EXPONENTS = MappingProxyType(
+    {
+        "float32": (np.uint32, np.uint32(0x7F80_0000)),
+        "bfloat16": (np.uint16, np.uint16(0x7F80)),
+        "float16": (np.uint16, np.uint16(0x7C00)),
+    }
+)
 _MAX_HEADER = 100_000_000  # bytes, as in the library
 
 
@@ -50,13 +58,19 @@ class Tensors:
         self.index: dict[str, Tensor] = {}
         self._files: dict[Path, BinaryIO] = {}
         with contextlib.ExitStack() as stack:
-            for path in _paths(directory):
+            paths, weight_map = _paths(directory)
+            for path in paths:
                 try:
                     file = stack.enter_context(open(path, "rb", buffering=0))
                 except OSError as error:
                     raise UserError(f"{path}: cannot be read ({error.strerror})") from error
                 self._files[path] = file
-                self.index.update(_read_header(path, file))
+                header = _read_header(path, file)
+                twice = sorted(header.keys() & self.index.keys())
+                if twice:
+                    raise UserError(f"{path}: holds {twice[0]}, which {self.index[twice[0]].file.name} holds too")
+                self.index.update(header)
+            _check_index(directory / INDEX_FILE, weight_map, self.index)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Tensors:
@@ -85,21 +99,27 @@ class Tensors:
         return out
 
 
-def _paths(directory: Path) -> list[Path]:
+def _paths(directory: Path) -> tuple[list[Path], Mapping[str, str] | None]:
+    """The files of weights, and which tensor the index says is in which, if it is the index that names them."""
     index, single = directory / INDEX_FILE, directory / SINGLE_FILE
     if index.is_file():
-        try:
-            names = sorted(set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            if not all(isinstance(name, str) and Path(name).name == name for name in names):
-                raise ValueError("file names expected in weight_map")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index}: not an index of safetensors files ({error})") from error
-        absent = [name for name in names if not (directory / name).is_file()]
-        if absent:
-            raise UserError(f"{index}: names files that are not there: {', '.join(absent)}")
-        return [directory / name for name in names]
-    if single.is_file():
-        return [single]
+        weight_map = read_object(index).get("weight_map")
+        names = weight_map.values() if isinstance(weight_map, dict) else [None]
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise UserError(f"{index}: not an index of safetensors files (weight_map: file names by tensor expected)")
+        assert isinstance(weight_map, dict)
+        files = sorted(set(weight_map.values()))
+        absent = [name for name in files if not (directory / name).is_file()]
+        if not single.is_file() or SINGLE_FILE in files:
+            if absent:
+                raise UserError(f"{index}: names files that are not there: {', '.join(absent)}")
+            return [directory / name for name in files], weight_map
+        if not absent:
+            raise UserError(
+                f"{directory}: two sets of weights, {SINGLE_FILE} and the files that {INDEX_FILE} names; delete one"
+            )
+    if single.is_file():  # an index whose files are gone is left from an earlier save
+        return [single], None
     pickled = next((directory / name for name in PICKLED if (directory / name).is_file()), None)
     if pickled is not None:
         raise UserError(
@@ -107,6 +127,18 @@ def _paths(directory: Path) -> list[Path]:
             "transformers' save_pretrained writes safetensors"
         )
     raise UserError(f"{directory}: no weights, expected {SINGLE_FILE} or {INDEX_FILE}")
+
+
+def _check_index(index: Path, weight_map: Mapping[str, str] | None, found: Mapping[str, Tensor]) -> None:
+    """An index that does not belong to its files is of another save, or they are."""
+    if weight_map is None:
+        return
+    missing = [name for name, file in weight_map.items() if name not in found or found[name].file.name != file]
+    unnamed = [name for name in found if name not in weight_map]
+    for names, problem in ((missing, "names tensors that its files do not hold"), (unnamed, "does not name tensors")):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(f"{index}: {problem}: {', '.join(names[:3])}{more}; index and files are of different saves")
 
 
 def _read_header(path: Path, file: BinaryIO) -> dict[str, Tensor]:
@@ -142,3 +174,12 @@ def _read(file: BinaryIO, tensor: Tensor, start: int, shape: tuple[int, ...], dt
             raise UserError(f"{tensor.file}: ended early; it has changed while it was read")
         done += count
     return out
+
+
+def not_finite(array: np.ndarray) -> int:
+    """How many numbers of an array in one of `DTYPES` are NaN or infinite, told by their exponents, some at a time."""
+    bits, mask = _EXPONENTS[array.dtype.name]
+    flat = np.ascontiguousarray(array).reshape(-1).view(bits)
+    return sum(
+        int(np.count_nonzero((flat[low : low + _CHECKED] & mask) == mask)) for low in range(0, flat.size, _CHECKED)
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,18 @@ from prl_jax.errors import UserError
 from prl_jax.models.config import DecoderConfig
 from prl_jax.models.decoder import LOGICAL_AXES, Decoder
 from prl_jax.models.heads import ScalarModel
-from prl_jax.models.hf.config import CONFIG_FILE, decoder_config, is_reward_model, read_config
-from prl_jax.models.hf.files import DTYPES, Tensors
+from prl_jax.models.hf.config import CONFIG_FILE, QUANTISED, decoder_config, is_reward_model, read_config
+from prl_jax.models.hf.files import DTYPES, Tensors, not_finite
 from prl_jax.models.hf.tensors import EMBEDDING, LM_HEAD, SCORE, Parameter, make_model, parameters
 from prl_jax.sharding import make_mesh, tree_shardings
 from prl_jax.tree import flatten, unflatten
 
 _SHOWN = 20  # tensors named of each kind of mistake
 _COMPARED_ROWS = 4096
+# What quantised checkpoints hold: integers and narrow floats, and how they are scaled.
+_NARROW = ("I8", "U8", "I16", "I32", "U32", "F8_E4M3", "F8_E5M2", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
+_PACKED = (".absmax", ".quant_map", ".qweight", ".qzeros", ".SCB", ".weight_packed", ".weight_scale")
+_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 
 
 def from_hf(
@@ -34,6 +39,7 @@ def from_hf(
     dtype: str | None = None,
     compute_dtype: str | None = None,
     remat: bool = False,
+    unused: tuple[tuple[int, int], ...] = (),
     mesh: Mesh | None = None,
 ) -> Decoder | ScalarModel:
     """The model of a Hugging Face checkpoint directory.
@@ -47,6 +53,7 @@ def from_hf(
         several dtypes. (The head of a reward model is float32 always.)
       compute_dtype: of activations and matrix products; by default that of the parameters.
       remat: see `DecoderConfig`.
+      unused: see `DecoderConfig`; what the tokenizer tells (`text.tokenizer.unused_ids`).
       mesh: where the parameters go, with the shardings of `tree_shardings`; by default one device.
 
     Returns:
@@ -63,24 +70,40 @@ def from_hf(
         config = dataclasses.replace(config, tied_embeddings=True)
     mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     with Tensors(directory) as tensors:
+        _check_layers(where, tensors, config)
         places = parameters(_shapes(config, reward_model), config)
         _check(directory, tensors, places.values(), tied=config.tied_embeddings and not reward_model)
         stored = {tensors.index[name].dtype for place in places.values() for name in place.names if name != SCORE}
         dtype = dtype or ("bfloat16" if stored == {"BF16"} else "float32")
         like = _shapes(
-            dataclasses.replace(config, param_dtype=dtype, dtype=compute_dtype or dtype, remat=remat), reward_model
+            dataclasses.replace(config, param_dtype=dtype, dtype=compute_dtype or dtype, remat=remat, unused=unused),
+            reward_model,
         )
-        shardings = flatten(tree_shardings(like, mesh, LOGICAL_AXES))
-        arrays = {name: _load(tensors, places[name], leaf, shardings[name]) for name, leaf in flatten(like).items()}
+        shardings, broken = flatten(tree_shardings(like, mesh, LOGICAL_AXES)), {}
+        arrays = {
+            name: _load(tensors, places[name], leaf, shardings[name], broken) for name, leaf in flatten(like).items()
+        }
+    if broken:
+        names = _list([f"{name} ({count})" for name, count in broken.items()])
+        raise UserError(f"{directory}: {sum(broken.values())} weights are not finite (NaN or infinity): {names}")
     return unflatten(like, arrays)
+
+
+def _check_layers(where: str, tensors: Tensors, config: DecoderConfig) -> None:
+    """The number of layers, before anything is built: the headers of the weights know it."""
+    found = {int(match[1]) for name in tensors.index if (match := _LAYER.match(name))}
+    if found and max(found) + 1 != config.layers:
+        raise UserError(f"{where}: num_hidden_layers={config.layers}, but the weights have {max(found) + 1} layers")
 
 
 def _shapes(config: DecoderConfig, reward_model: bool) -> Any:
     return jax.eval_shape(functools.partial(make_model, config, reward_model))
 
 
-def _load(tensors: Tensors, place: Parameter, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
-    """One parameter. Transposing and casting happen on the devices."""
+def _load(
+    tensors: Tensors, place: Parameter, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding, broken: dict[str, int]
+) -> jax.Array:
+    """One parameter. Transposing and casting happen on the devices. `broken` counts numbers that are not finite."""
     spec = (*sharding.spec, *(None for _ in range(leaf.ndim - len(sharding.spec))))
     spec = spec[1:] if place.stacked else spec
     spec = spec[::-1] if place.transposed else (None, *spec)[-len(place.shape) :]
@@ -88,7 +111,7 @@ def _load(tensors: Tensors, place: Parameter, leaf: jax.ShapeDtypeStruct, shardi
     start, put = _programs(leaf.shape, leaf.dtype, place.stacked, place.transposed, sharding)
     array = start()
     for layer, name in enumerate(place.names):
-        piece = _read(tensors, name, piece_sharding)
+        piece = _read(tensors, name, piece_sharding, broken)
         # Waiting keeps the host from reading ahead of the devices, so that copies pile up.
         array = jax.block_until_ready(put(array, piece, layer))
         del piece
@@ -112,7 +135,7 @@ def _programs(
     return start, jax.jit(put, out_shardings=sharding, donate_argnums=0)
 
 
-def _read(tensors: Tensors, name: str, sharding: NamedSharding) -> jax.Array:
+def _read(tensors: Tensors, name: str, sharding: NamedSharding, broken: dict[str, int]) -> jax.Array:
     """A tensor as it is stored, spread over the mesh. Devices with the same part share one read."""
     parts: dict[str, np.ndarray] = {}
 
@@ -120,6 +143,9 @@ def _read(tensors: Tensors, name: str, sharding: NamedSharding) -> jax.Array:
         key = str(index)
         if key not in parts:
             parts[key] = tensors.read(name, index)
+            count = not_finite(parts[key])
+            if count:
+                broken[name] = broken.get(name, 0) + count
         return parts[key]
 
     array = jax.block_until_ready(jax.make_array_from_callback(tensors.index[name].shape, sharding, part))
@@ -150,6 +176,11 @@ def _check(directory: Path, tensors: Tensors, places: Collection[Parameter], *, 
             f"{name} {tensor.dtype}" for name, tensor in found.items() if tensor.dtype not in DTYPES
         ],
     }
+    packed = [
+        f"{n} {tensor.dtype}" for n, tensor in tensors.index.items() if n.endswith(_PACKED) or tensor.dtype in _NARROW
+    ]
+    if packed:
+        raise UserError(f"{directory}: {QUANTISED}; of its tensors: {_list(packed[:3])}")
     lines = [f"{kind}: {_list(names)}" for kind, names in wrong.items() if names]
     if lines:
         advice = f"; tie_word_embeddings is true, but {LM_HEAD} differs from {EMBEDDING}" if differs else ""

@@ -132,6 +132,15 @@ def adapter_base(path: Path | str) -> Path | None:
     return base
 
 
+def _is_idle(key: str, values: Mapping[str, Any]) -> bool:
+    """Whether a key belongs to a switch that is off: `qalora_group_size` to `use_qalora`."""
+    return any(
+        key.startswith(f"{switch.removeprefix('use_')}_")
+        for switch, value in values.items()
+        if switch.startswith("use_") and not value
+    )
+
+
 def _read_config(directory: Path) -> LoraConfig:
     path = directory / CONFIG
     try:
@@ -144,7 +153,7 @@ def _read_config(directory: Path) -> LoraConfig:
     if unknown:
         raise UserError(f"{path}: target_modules {unknown} are not supported; supported: {sorted(_MODULES)}")
     for key, value in values.items():
-        off = value is None or value is False or value in ({}, [])
+        off = value is None or value is False or value in ({}, []) or _is_idle(key, values)
         if key in _INERT or key in _USED or off or value in _UNDERSTOOD.get(key, ()):
             continue
         raise UserError(f"{path}: {key}={value!r} is not supported")

@@ -21,9 +21,11 @@ from prl_jax.models.heads import ScalarModel
 from prl_jax.models.hf.config import CONFIG_FILE
 from prl_jax.models.hf.export_config import export_config
 from prl_jax.models.hf.files import INDEX_FILE, SINGLE_FILE
+from prl_jax.models.hf.generation import GENERATION_FILE
 from prl_jax.models.hf.tensors import LM_HEAD, SCORE, Parameter, parameters
 from prl_jax.tree import flatten
 
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 MAX_SHARD_BYTES = 2 * 1024**3
 
 
@@ -50,6 +52,7 @@ def to_hf(
     *,
     tokenizer: Any = None,
     source: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Writes a model as a Hugging Face checkpoint: weights, `config.json`, `generation_config.json`, tokenizer.
@@ -63,6 +66,7 @@ def to_hf(
       path: a directory that does not exist yet, or is empty.
       tokenizer: an `ExportableTokenizer`; None writes no tokenizer files.
       source: the `config.json` that the model came from (`read_config`), whose keys are kept.
+      generation: the `generation_config.json` that the model came with, whose keys are kept.
       max_shard_bytes: of a file of weights; a larger tensor has a file of its own.
 
     Raises:
@@ -78,12 +82,12 @@ def to_hf(
         )
     if tokenizer is not None and not isinstance(tokenizer, ExportableTokenizer):
         raise UserError(f"export: a {type(tokenizer).__name__} has no form in Hugging Face's format; export without it")
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+    if tokenizer is not None and getattr(tokenizer, "rows_needed", tokenizer.vocab_size) > config.vocab_size:
         raise UserError(
             f"export: the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary only {config.vocab_size}"
         )
     values = export_config(config, reward_model=reward_model, source=source)
-    tokens = _token_ids(values, tokenizer)
+    tokens = _token_ids(values, tokenizer, generation or {})
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: is there already; delete it or name another directory")
     with appearing(path) if jax.process_index() == 0 else contextlib.nullcontext() as folder:
@@ -91,21 +95,26 @@ def to_hf(
         if folder is not None:
             added = {key: value for key, value in tokens.items() if values.get(key) is None}
             write_json(folder / CONFIG_FILE, {**values, **added}, indent=2)
-            write_json(folder / "generation_config.json", tokens, indent=2)
+            write_json(folder / GENERATION_FILE, {**(generation or {}), **tokens}, indent=2)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
 
 
-def _token_ids(values: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """Special tokens of generation: those of the tokenizer, and what else ended sequences of the source."""
-    named = ("bos_token_id", "eos_token_id", "pad_token_id")
-    tokens = {key: values[key] for key in named if values.get(key) is not None}
+def _token_ids(values: Mapping[str, Any], tokenizer: Any, generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Special tokens of generation: what `generation` says, else those of the tokenizer, else those of `values`. All
+    that ended a sequence before still does."""
+    sources = [values, generation]
     if tokenizer is not None:
-        ends = tokens.get("eos_token_id", [])
-        ends = list(dict.fromkeys([tokenizer.eos_id, *(ends if isinstance(ends, list) else [ends])]))
-        tokens.update(eos_token_id=ends if len(ends) > 1 else ends[0], pad_token_id=tokenizer.pad_id)
-        bos = tokenizer.special("bos")
-        tokens.update({} if bos is None else {"bos_token_id": bos})
+        own = dict(bos_token_id=tokenizer.special("bos"), eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
+        sources.insert(1, own)
+    named = [{key: said[key] for key in _TOKENS if said.get(key) is not None} for said in sources]
+    tokens = {key: value for said in named for key, value in said.items()}
+    ends: list[int] = []
+    for said in reversed(named):  # in the order of what counts most
+        end = said.get("eos_token_id", [])
+        ends += end if isinstance(end, list) else [end]
+    if len(set(ends)) > 1:
+        tokens["eos_token_id"] = list(dict.fromkeys(ends))
     return tokens
 
 

@@ -107,7 +107,11 @@ def test_unsupported_values_are_refused_by_name(family):
     base = BASES[family]
     decoder_config(base, "here")
     refuse({**base, "num_experts": 8}, "num_experts=8", "unknown", repr(family))
-    refuse({**base, "quantization_config": {"bits": 4}, "alibi": True}, "quantization_config={'bits': 4}", "alibi=True")
+    refuse({**base, "use_moe": True, "alibi": True}, "use_moe=True", "alibi=True")
+    refuse({**base, "quantization_config": {"quant_method": "fp8"}}, "quantised", "save it dequantised")
+    # What would ask for memory before anything can be held against the weights.
+    for key in ("num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings"):
+        refuse({**base, key: 10**12}, f"{key}=1000000000000 (expected at most")
     wrong = {"attention_dropout": 0.1, "partial_rotary_factor": 0.5, "is_encoder_decoder": True}
     wrong |= {key: "other" for key in FIXED if key not in FAMILIES[family].defaults and key not in wrong}
     refuse({**base, **wrong}, *(f"{key}=" for key in wrong))

@@ -76,7 +76,9 @@ def test_unknown_dtypes_are_refused(tmp_path):
     refused(tmp_path, "dtype='float16'", "'bfloat16'", dtype="float16")
     refused(tmp_path, "dtype='int8'", compute_dtype="int8")
     eight_bits = {"model.layers.1.mlp.up_proj.weight": np.zeros((48, 32), np.int8)}
-    refused(write(tmp_path, LLAMA, **eight_bits), "another dtype than F32, BF16, F16", "layers.1.mlp.up_proj.weight I8")
+    refused(write(tmp_path, LLAMA, **eight_bits), "quantised", "save it dequantised", "layers.1.mlp.up_proj.weight I8")
+    whole = {"model.layers.1.mlp.up_proj.weight": np.zeros((48, 32), np.int64)}
+    refused(write(tmp_path, LLAMA, **whole), "another dtype than F32, BF16, F16", "layers.1.mlp.up_proj.weight I64")
 
 
 def test_all_that_is_wrong_with_tensors_is_one_message(tmp_path):
@@ -168,7 +170,7 @@ def test_shards_that_are_not_there_are_named(tmp_path):
     refused(tmp_path, str(index), "model-2.safetensors")
     for content in ("{", "{}", '{"weight_map": {"a": "../model.safetensors"}}', '{"weight_map": {"a": 1}}'):
         index.write_text(content)
-        refused(tmp_path, str(index), "not an index")
+        refused(tmp_path, str(index), "cannot be read" if content == "{" else "not an index")
 
 
 def test_pickled_and_absent_weights_are_refused(tmp_path):
@@ -182,3 +184,55 @@ def test_pickled_and_absent_weights_are_refused(tmp_path):
 
 def test_eight_devices_hold_their_shards():
     assert on_virtual_devices(Path(__file__).parents[2] / "hf_mesh.py") == "equal\n"
+
+
+def test_an_index_has_to_belong_to_its_files(tmp_path):
+    write(tmp_path, LLAMA)
+    index, weights = tmp_path / "model.safetensors.index.json", tmp_path / "model.safetensors"
+    names = list(tensors(LLAMA))
+
+    def map_to(files: dict[str, str]) -> None:
+        index.write_text(json.dumps({"weight_map": files}))
+
+    # One that is left from an earlier save in several files does not count, as in transformers.
+    map_to({name: "model-00001-of-00002.safetensors" for name in names})
+    assert from_hf(tmp_path).config.layers == 3
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(weights.read_bytes())
+    refused(tmp_path, "two sets of weights")
+    weights.unlink()
+    assert from_hf(tmp_path).config.layers == 3
+    map_to({name: "model-00001-of-00002.safetensors" for name in [*names, "model.layers.3.mlp.up_proj.weight"]})
+    refused(tmp_path, str(index), "do not hold: model.layers.3.mlp.up_proj.weight", "different saves")
+    map_to({name: "model-00001-of-00002.safetensors" for name in names[1:]})
+    refused(tmp_path, str(index), f"does not name tensors: {names[0]}")
+    first = (tmp_path / "model-00001-of-00002.safetensors").read_bytes()
+    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(first)
+    map_to({name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(names)})
+    refused(tmp_path, "which model-00001-of-00002.safetensors holds too")
+
+
+def test_layers_are_held_against_the_weights_before_anything_is_built(tmp_path, monkeypatch):
+    write(tmp_path, LLAMA)
+    monkeypatch.setattr("prl_jax.models.hf.load._shapes", lambda *_: pytest.fail("the model was built"))
+    for layers in (2, 4000):
+        (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": layers}))
+        refused(tmp_path, f"num_hidden_layers={layers}, but the weights have 3 layers")
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": 10**9}))
+    refused(tmp_path, "num_hidden_layers=1000000000 (expected at most")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_not_finite_are_counted(tmp_path, dtype):
+    norm, up = (np.array(tensors(LLAMA)[name]) for name in ("model.norm.weight", "model.layers.1.mlp.up_proj.weight"))
+    norm[3], up[0, :2], up[1, 1] = np.nan, np.inf, -np.inf
+    changed = {"model.norm.weight": norm.astype(dtype), "model.layers.1.mlp.up_proj.weight": up.astype(dtype)}
+    found = ("model.norm.weight (1)", "model.layers.1.mlp.up_proj.weight (3)")
+    refused(write(tmp_path, LLAMA, dtype, **changed), "4 weights are not finite", *found)
+
+
+def test_json_that_nests_without_end_is_one_line(tmp_path):
+    write(tmp_path, LLAMA)
+    for name in ("config.json", "model.safetensors.index.json"):
+        (tmp_path / name).write_text("[" * 100_000)
+        refused(tmp_path, name, "nested more than")
+        (tmp_path / name).write_text(json.dumps(LLAMA) if name == "config.json" else "{}")

@@ -1,6 +1,7 @@
 """Adapters in PEFT's format: out and in again, and what is refused."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,20 @@ def test_what_has_no_effect_is_accepted(base, saved, inert):
     config = json.loads((saved / CONFIG).read_text())
     (saved / CONFIG).write_text(json.dumps({**config, **inert}))
     load_adapters(base, saved, one_device())
+
+
+def test_a_file_of_the_newest_peft_with_all_its_defaults_is_accepted(base, saved):
+    """Its keys are those that `LoraConfig.to_dict` of PEFT 0.21.2 writes. What a switch that is off has no use for is
+    idle, and counts again where the switch is on."""
+    newest = json.loads((Path(__file__).parent / "peft_0_21_2.json").read_text())
+    config = json.loads((saved / CONFIG).read_text())
+    kept = {key: config[key] for key in ("r", "lora_alpha", "target_modules", "base_model_name_or_path")}
+    (saved / CONFIG).write_text(json.dumps({**newest, **kept}))
+    assert load_adapters(base, saved, one_device()).config.lora == LORA
+    for change in ({"use_qalora": True}, {"qalora_group_size": 8, "use_qalora": True}, {"lora_bias": True}):
+        (saved / CONFIG).write_text(json.dumps({**newest, **kept, **change}))
+        with pytest.raises(UserError, match="is not supported"):
+            load_adapters(base, saved, one_device())
 
 
 def test_missing_tensors_and_files_are_named(base, saved, tmp_path):

@@ -24,7 +24,7 @@ from prl_jax.stages.measurements import Measurements
 from prl_jax.stages.measuring import IDENTICAL, PLAIN, TIE, Measured, invalid_rows, unused_keys, unused_line
 from prl_jax.stages.readings import Reading, readings
 from prl_jax.stages.rules import RULES, value_at
-from prl_jax.text.chat import Turn
+from prl_jax.text.chat import Turn, fit_turns
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row, verdict_ids
 
 LeftOut = Mapping[tuple[Any, ...], Sequence[int]]
@@ -61,6 +61,11 @@ def check_inputs(
             merged = {*found.get(source_key(source, what), ()), *bad}
             found[source_key(source, what)] = sorted(merged)
             said += [f"{key}: {line}" for line in lines]
+        if "max_prompt" in section and not (absent and _no_tokenizer(context, first_model(context))):
+            with naming(f"{context.name}.max_prompt"):
+                fit_turns(
+                    measurements.tokenizer(context, first_model(context)), (Turn("user", ""),), section.max_prompt
+                )
         if section.kind == "generative" and not (absent and _no_tokenizer(context, first_model(context))):
             with naming(context.name):
                 _check_template(section, measurements.tokenizer(context, first_model(context)))

@@ -103,11 +103,11 @@ def fit_turns(tokenizer: Tokenizer, prompt: Prompt, length: int) -> tuple[Prompt
     """A prompt that takes `length` tokens at most, and how many of its first turns are not what they were.
 
     Contents lose their beginning, the oldest first; what the template writes around them stays whole: the begin of the
-    sequence, the openings of turns, their ends. Where even this does not fit, the oldest exchanges go altogether (a
-    system turn stays).
+    sequence, the openings of turns, their ends. Where even this does not fit, the oldest exchanges go altogether, and
+    a system turn last.
 
     Raises:
-      UserError: the template alone, around empty contents of a lone question, takes more.
+      UserError: the template alone, around a lone question without content, takes more.
     """
     excess = len(encode_prompt(tokenizer, prompt)) - length
     if excess <= 0:
@@ -127,6 +127,8 @@ def fit_turns(tokenizer: Tokenizer, prompt: Prompt, length: int) -> tuple[Prompt
             return bare, len(bare)
         first = 1 if bare[0].role == "system" else 0
         questions = [i for i, turn in enumerate(bare) if turn.role == "user" and i > first]
+        if not questions and first:
+            first, questions = 0, [1]
         if not questions:
             raise UserError(
                 f"the chat template takes {needed} tokens for a question without any content, more than the {length} "

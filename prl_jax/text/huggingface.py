@@ -234,6 +234,5 @@ class HFTokenizer:
         return sorted(token for token, i in self._hf.get_vocab().items() if known.get(token, i) != i)
 
 
-
 def _hold(index: int) -> str:
     return f"\ue0f0{index}\ue0f1"

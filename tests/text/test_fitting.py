@@ -64,7 +64,8 @@ def test_where_the_frame_alone_is_too_long_the_oldest_exchanges_go(tokenizer):
     short = (prompt[0], prompt[-1])
     turns, cut = fit_turns(tokenizer, prompt, len(structure(tokenizer, short)))
     assert [turn.role for turn in turns] == ["system", "user"] and cut == len(turns)
-    least = len(structure(tokenizer, short))
+    assert [turn.role for turn in fit_turns(tokenizer, prompt, len(structure(tokenizer, short)) - 1)[0]] == ["user"]
+    least = len(structure(tokenizer, prompt[-1:]))
     with pytest.raises(UserError, match=f"takes {least} tokens .* more than the {least - 1}"):
         fit_turns(tokenizer, prompt, least - 1)
 

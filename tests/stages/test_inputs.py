@@ -106,7 +106,7 @@ def test_a_row_that_cannot_be_read_is_told_or_left_out(gemma, tmp_path, stages, 
     read = stages(own(gemma, path, skip_invalid=2), tmp_path / "run")
     good = [str(i) for i in range(10, 41) if i != 20]
     assert read["sft"] == read["pairwise_ppo"] == good and read["evaluation"] == [str(i) for i in range(10)]
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sft ")]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sft ") and "rows" in line]
     assert len(said) == 1 and says(said[0], "data: 2 of 32 rows left out, the first:", f"{path}:21: ", reason)
     counted = json.loads((tmp_path / "run" / "sft" / "result.json").read_text())["metrics"]
     assert counted == {"invalid_rows_skipped": 2}
@@ -147,7 +147,9 @@ def test_what_will_be_cut_is_counted(gemma, tmp_path, stages, capsys):
     long = {"prompt": "hi " * 40, "chosen": "hello " * 30, "rejected": "bye"}
     path = write_rows(tmp_path / "pairs.jsonl", [*ROWS, long])
     stages(own(gemma, path), tmp_path / "run")
-    said = {line.split()[0]: line for line in capsys.readouterr().err.splitlines()}
+    lines = [line for line in capsys.readouterr().err.splitlines() if "will be cut" in line]
+    said = {line.split()[0]: line for line in lines}
+    assert len(said) == len(lines)
     assert says(said["sft"], "data: 1 of 31 rows are longer than max_prompt=32 and will be cut (longest ")
     assert says(said["sft"], "1 of 31 rows are longer than max_response=16 and will be cut (longest ")
     assert says(said["pairwise_ppo"], "prompts: 1 of 31 rows are longer than max_prompt=32")

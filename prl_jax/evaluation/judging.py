@@ -134,7 +134,7 @@ def judge_faults(metrics: Mapping[str, Any]) -> list[str]:
         slot = "first" if value["position_bias"] > 0 else "second"
         faults.append(f"position bias {value['position_bias']:+.2f}: it favours the {slot} slot, whatever stands there")
     if accuracy is not None and (accuracy if low is None else low) <= 0.5:
-        faults.append(f"accuracy {accuracy:.3f}{interval} is not above that of a coin")
+        faults.append(f"accuracy {accuracy:.3f}{interval} may be that of a coin")
     elif accuracy is not None and longer is not None and (accuracy if high is None else high) <= longer:
         faults.append(f"accuracy {accuracy:.3f}{interval} is below that of picking the longer response, {longer:.3f}")
     return faults

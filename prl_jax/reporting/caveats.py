@@ -8,7 +8,7 @@ from typing import Any
 from prl_jax.reporting.inputs import RunFiles, number
 from prl_jax.reporting.pooling import obstacles
 from prl_jax.reporting.tables import arms_of, judges_of
-from prl_jax.reporting.trust import is_measured, mean_nothing, no_judges
+from prl_jax.reporting.trust import is_measured, no_judges, sentences
 
 _FEW = 30  # prompts below which percentile intervals of a bootstrap are clearly too narrow
 
@@ -51,7 +51,7 @@ def _of_judges(run: RunFiles) -> list[str]:
             notes.append(f"Win rates are told by a learned judge ({teller}), which has errors and tastes of its own.")
             if teller not in none and not is_measured(run, teller):
                 notes.append(f"Nothing here shows how often {teller} is right: name it in the evaluation's judges.")
-    notes += mean_nothing(list(none), none)
+    notes += sentences(list(none), none, run.summary)
     learned = [(arm["name"], arm["judge"]) for arm in arms_of(run.summary) if arm.get("judge") in none]
     notes += [f"{name} learned from {judge}, so that its win rate means nothing." for name, judge in learned]
     for judge in judges_of(run.summary):

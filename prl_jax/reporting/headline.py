@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prl_jax.reporting import trust
 from prl_jax.reporting.inputs import RunFiles, number
 from prl_jax.reporting.means import across_seeds
 from prl_jax.reporting.names import baseline_of, evaluation_of, kinds
 from prl_jax.reporting.pooling import obstacles
 from prl_jax.reporting.tables import arms_of, is_trained, judges_of, pairs_of
-from prl_jax.reporting.trust import mean_nothing, no_judges
 
 _KEY = "win_rate"
 
@@ -29,7 +29,7 @@ def _sentences(runs: Sequence[RunFiles]) -> list[str]:
     measured = [arm for arm in arms if number(arm, _KEY) is not None]
     if not measured:
         return _without_win_rates(runs[0])
-    none = {judge: reason for run in runs for judge, reason in no_judges(run).items()}
+    none = {judge: reason for run in runs for judge, reason in trust.no_judges(run).items()}
     teller = str(summary.get("win_rate_judge"))
     if teller in none:
         return [f"No win rate of this run means anything: {teller}, which tells them, is no judge: {none[teller]}."]
@@ -53,9 +53,9 @@ def _without_win_rates(run: RunFiles) -> list[str]:
     if any(number(arm, "prompts_left_out") for arm in arms_of(run.summary)):
         return ["No win rate could be measured: the judge that tells them gave no finite number."]
     if evaluated:
-        none = no_judges(run)
+        none = trust.no_judges(run)
         weak = [name for name in none if name in {str(judge["stage"]) for judge in evaluated}]
-        return [*mean_nothing(weak, none), *(_accuracy(judge) for judge in evaluated)]
+        return [*trust.sentences(weak, none, run.summary), *(_accuracy(judge) for judge in evaluated)]
     if stages and "evaluation" not in stages.values():
         judges_alone = "no policy was compared with another" if "ppo" not in stages.values() else "no final win rate"
         return [f"This run has no evaluation stage: {judges_alone}. The curves show how its stages trained."]

@@ -11,7 +11,7 @@ from prl_jax.progress import format_seconds
 from prl_jax.reporting.inputs import RunFiles, clean, number
 from prl_jax.reporting.means import across_seeds
 from prl_jax.reporting.names import arm_name
-from prl_jax.reporting.trust import mean_nothing, no_judges_of_summary, sample_orders
+from prl_jax.reporting.trust import no_judges_of_summary, sample_orders, sentences
 
 DASH = "–"
 
@@ -61,8 +61,8 @@ def points(row: Mapping[str, Any], key: str = "difference") -> str:
     value, low, high = number(row, key), number(row, f"{key}_low"), number(row, f"{key}_high")
     if value is None:
         return DASH
-    shown = f"{100 * value:+.1f}"
-    return shown if low is None or high is None else f"{shown} [{100 * low:.1f}, {100 * high:.1f}]"
+    value, low, high = (None if share is None else round(100 * share, 1) + 0.0 for share in (value, low, high))
+    return f"{value:+.1f}" if low is None or high is None else f"{value:+.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _arm_columns(baseline: str) -> tuple[Column, ...]:
@@ -238,7 +238,7 @@ def terminal_table(summary: Mapping[str, Any]) -> str:
     parts = [_aligned(table) for table in (arms_table(summary), pairs, judges_table(summary)) if table.rows]
     reasons = no_judges_of_summary(summary)
     if reasons:
-        parts.append("\n".join(mean_nothing(list(reasons), reasons)))
+        parts.append("\n".join(sentences(list(reasons), reasons, summary)))
     return "\n\n".join(parts).replace(DASH, "-") or "no results"
 
 

@@ -78,6 +78,7 @@ def _faulty(evidence: Evidence) -> dict[str, str]:
     return found
 
 
-def mean_nothing(names: Sequence[str], reasons: Mapping[str, str]) -> list[str]:
+def sentences(names: Sequence[str], reasons: Mapping[str, str], summary: Mapping[str, Any]) -> list[str]:
     """A sentence for each judge that is none."""
-    return [f"{name} is no judge: {reasons[name]}. Win rates that it tells mean nothing." for name in names]
+    ending = " Win rates that it tells mean nothing." if summary.get("arms") else ""
+    return [f"{name} is no judge: {reasons[name]}.{ending}" for name in names]

@@ -131,6 +131,7 @@ def test_a_run_of_judges_alone_is_about_judges():
     assert "exact judge" not in notes and "One seed (4)" in notes and "prompts" not in notes
     broken = run([], judges={"genrm": JUDGE | {"order_consistency": 0.0}})
     assert headline([broken])[0].startswith("genrm is no judge: order consistency 0.00")
+    assert not any("in rate" in sentence for sentence in [*headline([broken]), *caveats([broken])])
 
 
 def test_a_run_that_has_no_evaluation_says_so():

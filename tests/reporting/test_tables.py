@@ -120,4 +120,5 @@ def test_differences_of_runs_and_their_mean():
     table = tables.paired_table(runs, pooled=True)
     assert table.rows == [*rows, ["Pairwise-RL", "x", "mean of 2", "+3.0 [-9.7, 15.7]"]] and table.strong == {2}
     assert tables.paired_table(runs, pooled=False).rows == rows
+    assert tables.points({"difference": -1e-5, "difference_low": -2e-4, "difference_high": 0}) == "+0.0 [0.0, 0.0]"
     assert tables.paired_table(runs[:1], pooled=True).rows == [["Pairwise-RL", "x", "+2.0 [1.0, 3.0]"]]

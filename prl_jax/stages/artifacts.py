@@ -24,6 +24,7 @@ from prl_jax.stages.cards import (
     NO_DEFAULTS,
     Defaults,
     ModelCard,
+    check_lengths,
     is_huggingface,
     read_card,
     trained_length,
@@ -159,6 +160,7 @@ def load_policy(
     card = read_card(directory, defaults)
     if card.kind != "policy":
         raise UserError(f"{directory}: holds a {card.kind}, expected a policy (an sft or ppo stage)")
+    check_lengths(card, directory)
     policy = load_decoder(directory, mesh, trunks, defaults)
     card = dataclasses.replace(card, decoder=dataclasses.asdict(policy.config), base=None)
     return card, policy, model_tokenizer(directory, defaults)
@@ -182,6 +184,8 @@ def load_judge(
     card, model, tokenizer = load_model(directory, mesh, trunks, defaults)
     if card.kind not in ("scalar_judge", "generative_judge"):
         raise UserError(f"{directory}: holds a {card.kind}, expected a judge (a bradley_terry or generative stage)")
+    if not max_length:
+        check_lengths(card, directory)
     return make_judge(card, model, tokenizer, mesh, batch_size=batch_size, on_long=on_long, max_length=max_length)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from prl_jax.errors import UserError, naming
+from prl_jax.errors import UserError
 from prl_jax.files import read_object
 from prl_jax.models import DecoderConfig
 from prl_jax.models.config import DTYPES
@@ -137,6 +137,16 @@ def trained_length(card: ModelCard) -> int:
     return card.max_prompt + (0 if card.kind == "generative_judge" else card.max_response)
 
 
+def check_lengths(card: ModelCard, where: Path | str) -> None:
+    """Raises `UserError` for a model that is to be used with more tokens than its context holds."""
+    if card.context and trained_length(card) > card.context:
+        raise UserError(
+            f"{where}: max_prompt={card.max_prompt} and max_response={card.max_response} take {trained_length(card)} "
+            f"tokens, but the model's context holds {card.context}; set huggingface.max_prompt and "
+            "huggingface.max_response to less"
+        )
+
+
 def read_card(directory: Path, defaults: Defaults = NO_DEFAULTS) -> ModelCard:
     """What a model directory says of its model; a directory that holds none is a `UserError`."""
     path = directory / MODEL_FILE
@@ -177,8 +187,7 @@ def _huggingface_card(directory: Path, defaults: Defaults) -> ModelCard:
     if ours.is_file():
         said |= read_object(ours)
     else:
-        with naming(where):
-            prompt, response = _lengths(defaults, context)
+        prompt, response = _lengths(defaults, context)
         said |= {"max_prompt": prompt, "max_response": response}
     try:
         card = ModelCard(
@@ -195,15 +204,10 @@ def _huggingface_card(directory: Path, defaults: Defaults) -> ModelCard:
 
 
 def _lengths(defaults: Defaults, context: int) -> tuple[int, int]:
-    """Tokens of prompts and responses of a Hugging Face model: what is asked for, where its context holds it."""
+    """Tokens of prompts and responses of a Hugging Face model: what is asked for, else what its context leaves."""
     prompt, response = defaults.max_prompt, defaults.max_response
-    if prompt + response > context:
-        raise UserError(
-            f"huggingface.max_prompt={prompt} and huggingface.max_response={response} take {prompt + response} "
-            f"tokens, the model's context holds {context}; set less"
-        )
-    response = response or min(_MOST_NEW_TOKENS, (context - prompt + 1) // 2)
-    return prompt or context - response, response
+    response = response or max(min(_MOST_NEW_TOKENS, (context - prompt + 1) // 2), 1)
+    return prompt or max(context - response, 1), response
 
 
 def _with_arguments(card: ModelCard, defaults: Defaults) -> ModelCard:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -18,9 +17,9 @@ from prl_jax.models import DecoderConfig
 from prl_jax.optim import make_optimizer
 from prl_jax.sampling import SamplingConfig
 from prl_jax.stages.arms import arm_rows
-from prl_jax.stages.cards import read_card
 from prl_jax.stages.config import build
 from prl_jax.stages.context import gold_arguments, is_directory, lora_config
+from prl_jax.stages.contexts import check_context, check_directory
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.rules import CARDS, GOLD, JUDGES, NONE, POLICIES, RULES, value_at
 from prl_jax.stages.telemetry import profile_steps
@@ -129,8 +128,7 @@ def _check_reference(config: ConfigDict, name: str, key: str, value: str, kinds:
     if (value == "" and NONE in kinds) or (value == GOLD and GOLD in kinds):
         return
     if is_directory(value):
-        with naming(f"{name}.{key}"):
-            card = read_card(Path(value))
+        card = check_directory(config, f"{name}.{key}", value)
         if not any(CARDS.get(kind) == card.kind for kind in kinds):
             raise UserError(f"{name}.{key}={value!r} holds a {card.kind}, expected the model of a {' or '.join(kinds)}")
         return
@@ -244,10 +242,10 @@ def _check_evaluation(config: ConfigDict, name: str) -> None:
 
 
 _FURTHER: Mapping[str, Sequence[Callable[[ConfigDict, str], None]]] = {
-    "sft": (_check_accumulation, _check_lora, _check_result),
-    "bradley_terry": (_check_accumulation, _check_lora, _check_result),
-    "generative": (_check_accumulation, _check_lora, _check_result),
+    "sft": (check_context, _check_accumulation, _check_lora, _check_result),
+    "bradley_terry": (check_context, _check_accumulation, _check_lora, _check_result),
+    "generative": (check_context, _check_accumulation, _check_lora, _check_result),
     "anchors": (_check_anchors,),
-    "ppo": (_check_ppo, _check_lora, _check_result),
+    "ppo": (_check_ppo, check_context, _check_lora, _check_result),
     "evaluation": (_check_evaluation,),
 }

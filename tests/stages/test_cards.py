@@ -13,17 +13,20 @@ from safetensors.numpy import load_file, save_file
 from prl_jax.errors import UserError
 from prl_jax.models.hf.config import context_length
 from prl_jax.models.hf.save import _token_ids
+from prl_jax.stages import config as c
 from prl_jax.stages.artifacts import load_model, model_tokenizer
 from prl_jax.stages.cards import (
     EXPORT_FILE,
     Defaults,
     ModelCard,
+    check_lengths,
     command_length,
     export_card,
     generation_lengths,
     read_card,
     stop_ids,
 )
+from prl_jax.stages.checks import check_config
 from prl_jax.text.chat import Turn, encode_prompt
 from prl_jax.text.huggingface import HFTokenizer
 from prl_jax.text.tokenizer import check_rows, unused_ids
@@ -48,8 +51,9 @@ def test_lengths_are_taken_as_they_are_given_or_refused(tmp_path):
     folder = write(tmp_path, max_position_embeddings=512)
     card = read_card(folder, Defaults(max_prompt=400, max_response=100))
     assert (card.max_prompt, card.max_response, card.context) == (400, 100, 512)
-    with pytest.raises(UserError, match="max_prompt=400 and .*max_response=200 take 600 tokens, .* holds 512"):
-        read_card(folder, Defaults(max_prompt=400, max_response=200))
+    check_lengths(card, "here")
+    with pytest.raises(UserError, match="max_prompt=400 and max_response=200 take 600 tokens, .* holds 512"):
+        check_lengths(read_card(folder, Defaults(max_prompt=400, max_response=200)), "here")
     for given, filled in (((0, 0), (256, 256)), ((0, 100), (412, 100)), ((400, 0), (400, 56))):
         card = read_card(folder, Defaults(*given))
         assert (card.max_prompt, card.max_response) == filled
@@ -196,3 +200,30 @@ def test_weights_that_are_not_finite_are_refused_through_an_adapter_s_base(tmp_p
     save_file(tensors, base / "model.safetensors")
     with pytest.raises(UserError, match="1 weights are not finite"):
         load_model(adapter(tmp_path / "adapter", base), one_device())
+
+
+@pytest.mark.parametrize(
+    ("stage", "values", "words"),
+    [
+        ("sft", dict(max_prompt=400, max_response=113), ("sft.max_prompt=400", "take 513 tokens", "holds 512")),
+        ("sft", dict(max_prompt=400, max_response=112), ()),
+        ("generative", dict(max_length=600, template="question-v1"), ("generative.max_length=600", "holds 512")),
+        ("ppo", dict(critic_sees_anchor=True), ("critic_sees_anchor", "take 708 tokens", "holds 512")),
+        ("ppo", {}, ()),
+        ("ppo", dict(huggingface=600), ("ppo.policy", "max_prompt=600", "holds 512")),
+    ],
+)
+def test_configured_lengths_are_held_against_the_context(tmp_path, stage, values, words):
+    model = str(write(tmp_path, max_position_embeddings=512))
+    lengths = dict(max_prompt=values.pop("huggingface", 300), max_response=200)
+    start = {"policy": model, "judge": "gold", "anchors": "anchors"} if stage == "ppo" else {"init_from": model}
+    stages = {stage: getattr(c, stage)(**start, **values)}
+    if stage == "ppo":
+        stages = {"anchors": c.anchors(choice="reference"), **stages}
+    config = c.build(stages, huggingface=lengths)
+    if not words:
+        check_config(config)
+        return
+    with pytest.raises(UserError) as caught:
+        check_config(config)
+    assert not [word for word in words if word not in str(caught.value)], caught.value

@@ -38,7 +38,8 @@ def main() -> None:
         for judge in summary["judges"].values():
             del judge["reliability"]
         rows.append({"seed": seed, "seconds": round(time.monotonic() - start, 1), **summary})
-        print(json.dumps({"seed": seed, "seconds": rows[-1]["seconds"], "arms": summary["arms"]}), flush=True)
+        shown = {key: summary[key] for key in ("arms", "paired")}
+        print(json.dumps({"seed": seed, "seconds": rows[-1]["seconds"], **shown}), flush=True)
     subprocess.run([*prl, "report", "--workdir", *map(str, folders)], check=True)
     run = json.loads((folders[0] / "config.json").read_text())
     result = {

@@ -140,7 +140,7 @@ def _between(
             sentences.append(f"{ahead} is ahead of {behind} by {100 * abs(value):.1f} points (no interval).")
             continue
         low, high = ends if value >= 0 else (-ends[1], -ends[0])
-        verdict = "more than chance explains" if low > 0 else "it includes zero, so this order may be chance"
+        verdict = "it lies above zero" if low > 0 else "it includes zero, so this order may be chance"
         sentences.append(
             f"{ahead} is ahead of {behind} by {100 * abs(value):.1f} points "
             f"(paired 95 % interval {100 * low:.1f} to {100 * high:.1f}); {verdict}."

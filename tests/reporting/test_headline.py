@@ -42,9 +42,7 @@ def test_policies_are_compared_by_the_paired_interval_whoever_is_ahead():
     paired = [pair("Pairwise-RL", "BT + PPO", -0.038, -0.024, -0.009)]
     sentences = headline([run(arms, paired=paired)])
     assert sentences[0].startswith("Pairwise-RL") and sentences[1].startswith("BT + PPO")
-    ahead = (
-        "BT + PPO is ahead of Pairwise-RL by 2.4 points (paired 95 % interval 0.9 to 3.8); more than chance explains."
-    )
+    ahead = "BT + PPO is ahead of Pairwise-RL by 2.4 points (paired 95 % interval 0.9 to 3.8); it lies above zero."
     assert sentences[2] == ahead
     turned = [pair("BT + PPO", "Pairwise-RL", 0.009, 0.024, 0.038)]
     assert headline([run(arms, paired=turned)])[2] == ahead

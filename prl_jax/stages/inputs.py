@@ -142,10 +142,9 @@ def _check_pairs(section: ConfigDict, path: str, kinds: np.ndarray) -> None:
     identical, ties = (int((kinds == kind).sum()) for kind in (IDENTICAL, TIE))
     if (kinds == PLAIN).any() or (ties and section.get("soft_labels", False)):
         return
-    parts = [f"{identical} have two identical responses" if identical else "", f"{ties} are ties" if ties else ""]
     raise UserError(
-        f"{path}: none of its {len(kinds)} pairs has a better response ({', '.join(filter(None, parts))}); expected at "
-        "least one that has"
+        f"{path}: none of its {len(kinds)} pairs has a better response (pairs of identical responses: {identical}, "
+        f"ties: {ties}); expected at least one that has"
     )
 
 
@@ -156,10 +155,7 @@ def _cut(reading: Reading, measured: Measured, kept: np.ndarray) -> list[str]:
         lengths = limit.lengths(measured)[kept]
         over = int((lengths > limit.tokens).sum())
         if over:
-            lines.append(
-                f"{over} of {len(kept)} rows are longer than {limit.key}={limit.tokens} and will be cut (longest "
-                f"{int(lengths.max())})"
-            )
+            lines.append(f"{limit.key}={limit.tokens} cuts {over} of {len(kept)} rows (the longest: {lengths.max()})")
     return lines
 
 

@@ -145,9 +145,11 @@ class _Lengths:
         measured = [self.measured(use) for use in own]
         prompts = np.concatenate([one.lengths["prompt"] for one in measured])
         responses = np.concatenate([one.lengths[key] for one in measured for key in ("response", "rejected")])
-        prompt = section.max_prompt or friendly(int(prompts.max()))
+        # Where rows cannot be read, any length will do: the check of the data comes next and says which and why.
+        least = int(any(len(one.problems) for one in measured))
+        prompt = section.max_prompt or friendly(max(int(prompts.max()), least))
         written = [self.room(use.policy) for use in own if use.policy]
-        response = section.max_response or friendly(max([int(responses.max()), *written]))
+        response = section.max_response or friendly(max([int(responses.max()), *written, least]))
         if not response:
             raise UserError(f"{name}.max_response: no record has a response to take its length from")
         contexts = [context for use in own if (context := self.limit(use.model))]

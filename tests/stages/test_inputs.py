@@ -36,7 +36,8 @@ def gemma(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "gemma"
     chat_families.write_tokenizer(folder, chat_families.FAMILIES["gemma"])
     words = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]) + 5
-    return hf_checkpoints.write(folder, {**hf_checkpoints.CASES["gemma2"], "vocab_size": words})
+    room = dict(max_position_embeddings=512)
+    return hf_checkpoints.write(folder, {**hf_checkpoints.CASES["gemma2"], "vocab_size": words, **room})
 
 
 @pytest.fixture
@@ -91,6 +92,11 @@ def refusal(config, path) -> str:
     return str(error.value)
 
 
+def about_rows(capsys) -> list[str]:
+    """The lines on the terminal about rows of data."""
+    return [line for line in capsys.readouterr().err.splitlines() if " rows" in line]
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [(SYSTEM, "the chat template refuses this conversation: System role"), ({"prompt": "hi"}, 'field "')],
@@ -106,7 +112,7 @@ def test_a_row_that_cannot_be_read_is_told_or_left_out(gemma, tmp_path, stages, 
     read = stages(own(gemma, path, skip_invalid=2), tmp_path / "run")
     good = [str(i) for i in range(10, 41) if i != 20]
     assert read["sft"] == read["pairwise_ppo"] == good and read["evaluation"] == [str(i) for i in range(10)]
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sft ") and "rows" in line]
+    said = [line for line in about_rows(capsys) if line.startswith("sft ")]
     assert len(said) == 1 and says(said[0], "data: 2 of 32 rows left out, the first:", f"{path}:21: ", reason)
     counted = json.loads((tmp_path / "run" / "sft" / "result.json").read_text())["metrics"]
     assert counted == {"invalid_rows_skipped": 2}
@@ -147,12 +153,12 @@ def test_what_will_be_cut_is_counted(gemma, tmp_path, stages, capsys):
     long = {"prompt": "hi " * 40, "chosen": "hello " * 30, "rejected": "bye"}
     path = write_rows(tmp_path / "pairs.jsonl", [*ROWS, long])
     stages(own(gemma, path), tmp_path / "run")
-    lines = [line for line in capsys.readouterr().err.splitlines() if "will be cut" in line]
+    lines = about_rows(capsys)
     said = {line.split()[0]: line for line in lines}
     assert len(said) == len(lines)
-    assert says(said["sft"], "data: 1 of 31 rows are longer than max_prompt=32 and will be cut (longest ")
-    assert says(said["sft"], "1 of 31 rows are longer than max_response=16 and will be cut (longest ")
-    assert says(said["pairwise_ppo"], "prompts: 1 of 31 rows are longer than max_prompt=32")
+    assert says(said["sft"], "data: max_prompt=32 cuts 1 of 31 rows (the longest: ")
+    assert says(said["sft"], "; data: max_response=16 cuts 1 of 31 rows (the longest: 32)")
+    assert says(said["pairwise_ppo"], "prompts: max_prompt=32 cuts 1 of 31 rows")
     assert "anchors" not in said and "evaluation" not in said
 
 
@@ -187,12 +193,25 @@ def test_a_plan_checks_what_is_there(gemma, tmp_path, capsys):
         check(bare, write_rows(path, [*ROWS, {"prompt": "hi", "rejected": "bye"}]))
 
 
+def test_rows_of_which_none_can_be_read_are_told_where_lengths_come_from_them(gemma, tmp_path):
+    path = write_rows(tmp_path / "pairs.jsonl", [{"question": "hi", "good": "hello", "bad": "bye"}] * 30)
+    config = own(gemma, path)
+    with config.unlocked():
+        for name, key in (("huggingface", "max_prompt"), ("huggingface", "max_response"), ("genrm", "max_length")):
+            config[name][key] = 0
+        config.sft.max_prompt = config.sft.max_response = 0
+    assert says(refusal(config, tmp_path / "run"), f"sft.data: {path}:11: ", "20 of 20 rows cannot be read")
+
+
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        ([{**ROWS[0], "rejected": "hello"}] * 3, "(3 have two identical responses)"),
-        ([{**ROWS[0], "tie": True}] * 3, "(3 are ties)"),
-        ([{**ROWS[0], "tie": True}, {"prompt": "", "chosen": "", "rejected": ""}], "(1 have two identical"),
+        ([{**ROWS[0], "rejected": "hello"}] * 3, "(pairs of identical responses: 3, ties: 0)"),
+        ([{**ROWS[0], "tie": True}] * 3, "(pairs of identical responses: 0, ties: 3)"),
+        (
+            [{**ROWS[0], "tie": True}, {"prompt": "", "chosen": "", "rejected": ""}],
+            "(pairs of identical responses: 1, ties: 1)",
+        ),
     ],
     ids=["identical", "ties", "both"],
 )
@@ -266,13 +285,13 @@ def test_a_run_that_is_continued_does_not_measure_again(gemma, tmp_path, stages,
 
     with pytest.raises(KeyboardInterrupt):
         stages(config, workdir, sft=stop)
-    said = capsys.readouterr().err
+    said = about_rows(capsys)
     measured = []
     measure = measurements.measure_fast
     monkeypatch.setattr(measurements, "measure_fast", lambda *a: (measured.append(1), measure(*a))[1])
     with pytest.raises(KeyboardInterrupt):
         stages(config, workdir, sft=stop)
-    assert not measured and capsys.readouterr().err == said
+    assert not measured and about_rows(capsys) == said
     files = sorted((workdir / "data" / "measured").iterdir())
     wrong = ["[]", "{", files[1].read_text()]
     for file, text in zip(files, wrong, strict=False):

@@ -4,7 +4,7 @@
 
 MODEL is the directory of a Gemma 3 4B language model (model_type gemma3_text); PAIRS.jsonl[.gz] has `prompt`, `chosen`,
 `rejected`. SFT on the chosen responses, a generative judge on the pairs, pairwise PPO against the chosen responses;
-every parameter is trained.
+every parameter is trained. The first 128 rows are kept for evaluation; prompts and responses have 512 tokens.
 
 Hardware: 8 GPU H100 of 80 GB.
 Memory: 40 bytes a parameter of state (README, "Models"), 155 GB, cut over 8 GPUs: 19.4 GB each; with activations the

@@ -4,7 +4,7 @@
 
 MODEL is the directory of a Gemma 3 4B language model (model_type gemma3_text); PAIRS.jsonl[.gz] has `prompt`, `chosen`,
 `rejected`. SFT on the chosen responses, a generative judge on the pairs, pairwise PPO against the chosen responses;
-every parameter is trained.
+every parameter is trained. The first 128 rows are kept for evaluation; prompts and responses have 512 tokens.
 
 Hardware: 16 TPU v6e chips of 32 GB (v6e:4x4), the same command on each host.
 Memory: 40 bytes a parameter of state (README, "Models"), 155 GB, cut over 16 chips: 9.7 GB each; with activations the

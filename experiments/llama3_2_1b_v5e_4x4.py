@@ -4,7 +4,7 @@
 
 MODEL is the directory of a Llama 3.2 1B checkpoint; PAIRS.jsonl[.gz] has `prompt`, `chosen`,
 `rejected`. SFT on the chosen responses, a generative judge on the pairs, pairwise PPO against the chosen responses;
-every parameter is trained.
+every parameter is trained. The first 128 rows are kept for evaluation; prompts and responses have 512 tokens.
 
 Hardware: 16 TPU v5e chips of 16 GB (v5e:4x4), the same command on each host.
 Memory: 40 bytes a parameter of state (README, "Models"), 50 GB, cut over 16 chips: 3.1 GB each; with activations the

@@ -4,7 +4,7 @@
 
 MODEL is the directory of a Llama 3 8B checkpoint; PAIRS.jsonl[.gz] has `prompt`, `chosen`,
 `rejected`. SFT on the chosen responses, a generative judge on the pairs, pairwise PPO against the chosen responses;
-every parameter is trained.
+every parameter is trained. The first 512 rows are kept for evaluation; prompts and responses have 512 tokens.
 
 Hardware: 64 TPU v5p chips of 95 GB (v5p:4x4x4), the same command on each host.
 Memory: 40 bytes a parameter of state (README, "Models"), 321 GB, cut over 64 chips: 5 GB each; with activations the

@@ -6,11 +6,13 @@
 
 MODEL is an instruction-tuned Hugging Face checkpoint directory (config.json, safetensors, tokenizer). PAIRS.jsonl[.gz]
 has `prompt`, `chosen` and `rejected` in each row; the first 100 rows are kept for evaluation, the chosen responses of
-the others are the anchors. Lengths, in tokens, are those of `--config.huggingface.max_prompt` and `.max_response`.
+the others are the anchors. Lengths, in tokens, are as long as the data need, unless they are given:
+`--config.huggingface.max_prompt=N`, `.max_response=N`, and `--config.genrm.max_length=N` for the judge's rows.
 
 Hardware: 1 GPU that holds the model's parameters once, frozen and shared by policy, reference, critic and judge, and
 the activations; a CPU for a model of a few million parameters.
-Time: 1 minute with tiny checkpoints on 2 CPU cores, nearly all of it compilation; nothing larger has been measured.
+Time: 1 minute with tiny checkpoints on 2 CPU cores, nearly all of it compilation; nothing larger has been measured. The
+run says before its first stage how much memory and time it will take, about.
 Result: a win rate of 0.5 at the start; what it comes to depends on the pairs. The win rate in the report is told by the
 judge that was trained on them: it says what the policy has learnt of its taste, not whether that taste is yours. Read
 the samples.

@@ -3,11 +3,13 @@
     prl run --config experiments/qwen3_0_6b_lora_gpu.py:MODEL,PAIRS.jsonl --workdir runs/qwen3
 
 MODEL is the directory of Qwen3-0.6B (config.json, safetensors, tokenizer); PAIRS.jsonl[.gz] has `prompt`, `chosen`,
-`rejected`. A generative judge is trained on the pairs; pairwise PPO compares with the chosen responses.
+`rejected`; the first 500 rows are kept for evaluation. A generative judge is trained on the pairs; pairwise PPO
+compares with the chosen responses. Lengths are as long as the data need, unless they are given (see `own_model.py`).
 
 Hardware: 1 GPU of 24 GB.
-Memory: parameters 1.2 GB in bfloat16, shared by all; adapters with optimizer 0.7 GB for policy and critic. The compiler
-plans at most 22 GB for any step function, that which scores 64 rollouts before the update.
+Memory: parameters 1.2 GB in bfloat16, shared by all; adapters with optimizer 0.7 GB for policy and critic. With prompts
+and responses of 512 tokens, the compiler plans at most 22 GB for any step function, that which scores 64 rollouts
+before the update.
 Time: not measured on a GPU; its step functions are compiled ahead of time in the tests, in 1 minute on 2 CPUs.
 Result: a win rate of 0.5 against the model at the start; no run of this size has been made.
 """

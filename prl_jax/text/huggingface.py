@@ -69,6 +69,7 @@ class HFTokenizer:
         self._control = self._control_ids()
         self.vocab_size = max(len(self._hf), max(self._hf.added_tokens_decoder, default=-1) + 1)
         self._opening = ""
+        self._user_frame: tuple[list[int], list[int]] | None = None
         self.eos_id, self._margins, self._opening = self._answer_frame()
         self.pad_id = self.eos_id if self._hf.pad_token_id is None else self._hf.pad_token_id
         self.rows_needed = self._rows_needed()
@@ -122,10 +123,13 @@ class HFTokenizer:
     def user_frame(self) -> tuple[list[int], list[int]]:
         """What the chat template writes before and after the content of a lone user turn, the assistant's opening
         included."""
-        frame = self._frame("user", generate=True)
-        if len(frame) != 2:
-            raise UserError(f"{self._where}: the chat template does not write the user's content exactly once")
-        return self._encode_text(frame[0]), self._encode_text(frame[1])
+        if self._user_frame is None:  # each row of a judge asks for it
+            frame = self._frame("user", generate=True)
+            if len(frame) != 2:
+                raise UserError(f"{self._where}: the chat template does not write the user's content exactly once")
+            self._user_frame = self._encode_text(frame[0]), self._encode_text(frame[1])
+        before, after = self._user_frame
+        return list(before), list(after)
 
     def _frame(self, *roles: str, generate: bool) -> list[str]:
         """What the chat template writes around the contents of turns of these roles."""

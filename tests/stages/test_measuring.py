@@ -24,7 +24,7 @@ from prl_jax.stages.measuring import (
 )
 from prl_jax.text.chat import Turn
 from prl_jax.text.judging import JudgeTemplate
-from prl_jax.text.tokenizer import ByteTokenizer, load_tokenizer
+from prl_jax.text.tokenizer import ByteTokenizer, HFTokenizer, load_tokenizer
 
 PROMPT = (Turn("user", "hi"), Turn("assistant", "hello there"), Turn("user", "bye\nbye"))
 PAIRS = [
@@ -171,3 +171,10 @@ def test_processes_are_started_only_where_it_saves_time_and_end_with_an_interrup
     with pytest.raises(KeyboardInterrupt):
         measuring_apart.measure_fast(many, bytes_, {}, interrupt)
     assert len(started) == 4 and None not in [worker.poll() for worker in started]
+
+
+def test_a_judges_frame_is_rendered_once_for_all_rows(many, tmp_path, monkeypatch):
+    reader, rendered = measurer("qwen2.5", tmp_path)._replace(chat=False), []
+    render = HFTokenizer._render
+    monkeypatch.setattr(HFTokenizer, "_render", lambda *a, **k: (rendered.append(1), render(*a, **k))[1])
+    assert measure_with(many, reader).lengths["frame"].max() > 0 and len(rendered) == 1

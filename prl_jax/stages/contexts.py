@@ -1,4 +1,4 @@
-"""Lengths of a config against the contexts of the models that it starts from, before anything runs."""
+"""The model directories of a config before anything runs: their files, and lengths against their contexts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from prl_jax.errors import UserError, naming
-from prl_jax.stages.cards import Defaults, ModelCard, check_lengths, read_card
+from prl_jax.models.hf.load import check_weights
+from prl_jax.models.hf.peft import adapter_base
+from prl_jax.stages.cards import Defaults, ModelCard, check_lengths, is_huggingface, read_card
 from prl_jax.stages.context import is_directory
 
 _LEAD = 8  # tokens that introduce the anchor to a critic, at most
@@ -33,12 +35,16 @@ def check_context(config: ConfigDict, name: str) -> None:
 
 
 def check_directory(config: ConfigDict, key: str, directory: str) -> ModelCard:
-    """The card of a model directory that a key names, whose lengths have to fit where it is used with them."""
+    """The card of a model directory that a key names, whose lengths have to fit where it is used with them, and the
+    headers of whose weights, where they are there, have to fit its config.json."""
     lengths = config.huggingface
     with naming(key):
         card = read_card(Path(directory), Defaults(lengths.max_prompt, lengths.max_response))
         if not key.endswith(".init_from"):
             check_lengths(card, directory)
+        weights = adapter_base(directory) or Path(directory)
+        if is_huggingface(weights):
+            check_weights(weights)
     return card
 
 

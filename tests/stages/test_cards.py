@@ -227,3 +227,17 @@ def test_configured_lengths_are_held_against_the_context(tmp_path, stage, values
     with pytest.raises(UserError) as caught:
         check_config(config)
     assert not [word for word in words if word not in str(caught.value)], caught.value
+
+
+def test_weights_are_held_against_their_index_before_a_run(tmp_path):
+    model = write(tmp_path)
+    config = c.build({"sft": c.sft(init_from=str(model))})
+    check_config(config)
+    single, shard = model / "model.safetensors", "model-00001-of-00002.safetensors"
+    names = {name: shard.replace("00001", f"0000{1 + i % 2}") for i, name in enumerate(load_file(single))}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    single.rename(model / shard)
+    with pytest.raises(UserError, match="sft.init_from: .*index.json: names files that are not there"):
+        check_config(config)
+    (model / "model.safetensors.index.json").unlink()  # config.json is enough for a plan
+    check_config(config)

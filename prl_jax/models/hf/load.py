@@ -20,7 +20,7 @@ from prl_jax.models.config import DecoderConfig
 from prl_jax.models.decoder import LOGICAL_AXES, Decoder
 from prl_jax.models.heads import ScalarModel
 from prl_jax.models.hf.config import CONFIG_FILE, QUANTISED, decoder_config, is_reward_model, read_config
-from prl_jax.models.hf.files import DTYPES, Tensors, not_finite
+from prl_jax.models.hf.files import DTYPES, INDEX_FILE, SINGLE_FILE, Tensors, not_finite
 from prl_jax.models.hf.tensors import EMBEDDING, LM_HEAD, SCORE, Parameter, make_model, parameters
 from prl_jax.sharding import make_mesh, tree_shardings
 from prl_jax.tree import flatten, unflatten
@@ -87,6 +87,17 @@ def from_hf(
         names = _list([f"{name} ({count})" for name, count in broken.items()])
         raise UserError(f"{directory}: {sum(broken.values())} weights are not finite (NaN or infinity): {names}")
     return unflatten(like, arrays)
+
+
+def check_weights(path: Path | str) -> None:
+    """Raises `UserError` for weights whose headers do not belong together or to `config.json`; none at all are fine, as
+    a plan needs none. Reads no tensor."""
+    directory = Path(path)
+    if not any((directory / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        return
+    where = str(directory / CONFIG_FILE)
+    with Tensors(directory) as tensors:
+        _check_layers(where, tensors, decoder_config(read_config(directory), where))
 
 
 def _check_layers(where: str, tensors: Tensors, config: DecoderConfig) -> None:

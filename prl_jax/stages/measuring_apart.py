@@ -140,7 +140,8 @@ def _rows_of(worker: subprocess.Popen[str], records: Records, measurer: Measurer
 @contextlib.contextmanager
 def _workers(number: int, job: str) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes that have been told their job."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(prl_jax.__file__).parents[1])}
+    path = [str(Path(prl_jax.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     workers: list[subprocess.Popen[str]] = []
     try:
         for _ in range(number):

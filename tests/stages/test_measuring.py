@@ -1,6 +1,7 @@
 """Lengths of records are those of the encoders that the stages use."""
 
 import subprocess
+import threading
 
 import chat_families
 import numpy as np
@@ -11,7 +12,7 @@ from prl_jax.data.records import PreferenceRecord, PromptRecord, SFTRecord
 from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, encode_sft
 from prl_jax.data.sources import Records, SourceSpec, load_records
 from prl_jax.errors import UserError
-from prl_jax.stages import measuring_apart
+from prl_jax.stages import measurements, measuring_apart
 from prl_jax.stages.measuring import (
     Lengths,
     Measured,
@@ -178,3 +179,37 @@ def test_a_judges_frame_is_rendered_once_for_all_rows(many, tmp_path, monkeypatc
     render = HFTokenizer._render
     monkeypatch.setattr(HFTokenizer, "_render", lambda *a, **k: (rendered.append(1), render(*a, **k))[1])
     assert measure_with(many, reader).lengths["frame"].max() > 0 and len(rendered) == 1
+
+
+def test_processes_of_a_run_measure_a_part_each_and_have_all(many, monkeypatch):
+    """Two, in threads: what they tell each other goes through a barrier."""
+    barrier, told, found, index = threading.Barrier(2, timeout=60), {}, {}, threading.local()
+
+    def all_rows(own, count):
+        told[index.value] = own
+        barrier.wait()
+        rows = np.zeros((count, own.shape[1]), np.int32)
+        rows[0::2], rows[1::2] = told[0], told[1]
+        barrier.wait()
+        return rows
+
+    monkeypatch.setattr(measurements, "all_rows", all_rows)
+    monkeypatch.setattr(measurements, "_BLOCK", 64)
+    monkeypatch.setattr(measurements.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(measurements.jax, "process_index", lambda: index.value)
+    reader, asked = Measurer(Lengths(ByteTokenizer())), []
+
+    def process(number: int) -> None:
+        index.value = number
+        stop = lambda: asked.append(number) or False  # noqa: E731
+        found[number] = measurements._measure_together(many, reader, {}, lambda done: None, stop)
+
+    threads = [threading.Thread(target=process, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = measure_with(many, reader)
+    assert all(np.array_equal(found[i].rows, expected.rows) for i in range(2)) and expected.problems == [7]
+    assert found[0].reason == found[1].reason == expected.reason
+    assert asked.count(0) == asked.count(1) == 3  # whether to stop, in each block of 2 * 64 rows

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from prl_jax.stages.recipes import full_training
 
 
-def get_config(arguments: str = "./model,pairs.jsonl") -> ConfigDict:
+def get_config(arguments: str = "") -> ConfigDict:
     """`MODEL,PAIRS`: a model directory and a file of preference pairs."""
     return full_training(
         arguments,

@@ -20,7 +20,7 @@ from prl_jax.stages import config as c
 from prl_jax.stages.recipes import own_pairs
 
 
-def get_config(arguments: str = "./model,pairs.jsonl") -> ConfigDict:
+def get_config(arguments: str = "") -> ConfigDict:
     """`MODEL,PAIRS`: a model directory and a file of preference pairs."""
     adapters = c.lora(rank=32, alpha=64.0)
     return own_pairs(

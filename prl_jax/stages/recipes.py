@@ -77,7 +77,9 @@ def own_pairs(
     """
     model, separator, pairs = arguments.partition(",")
     if not (model and separator and pairs):
-        raise ValueError(f"{arguments!r}: expected MODEL,PAIRS: a model directory and a .jsonl file of pairs")
+        raise ValueError(
+            f"{arguments!r}: expected MODEL,PAIRS (--config FILE.py:MODEL,PAIRS): a model directory and a file of pairs"
+        )
     model = model if is_directory(model) else f"./{model}"
     held_out, train = (c.source(kind="jsonl", path=pairs, **rows) for rows in (dict(limit=holdout), dict(skip=holdout)))
     data = dict(init_from=model, data=train, validation=held_out)

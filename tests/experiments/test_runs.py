@@ -88,7 +88,7 @@ RUNS = {
          *_judged_policies("ppo", "pairwise_ppo")),
     ),
 }  # fmt: skip
-QUICK = ("own_model", "llama3_8b_v5e_8x8")  # adapters, and everything trained
+QUICK = ("ukp_judges", "llama3_8b_v5e_8x8")  # adapters: tests/stages/test_huggingface.py
 
 
 def text(words: int, start: int) -> str:
@@ -128,7 +128,8 @@ def write_model(folder: Path, run: Run) -> Path:
     """A tiny checkpoint with its family's kind of tokenizer."""
     tokenizer = chat_families.write_tokenizer(folder, chat_families.FAMILIES[run.tokenizer])
     words = len(json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"]) + 16
-    config = {**hf_checkpoints.CASES[run.checkpoint], "vocab_size": words, "max_position_embeddings": 1024}
+    sizes = {"vocab_size": words, "max_position_embeddings": 1024, "num_hidden_layers": 1}
+    config = {**hf_checkpoints.CASES[run.checkpoint], **sizes}
     return hf_checkpoints.write(folder, config, "bfloat16")
 
 

@@ -146,8 +146,9 @@ def _without(tokenizer: Tokenizer, prompt: Prompt, contents: Sequence[Sequence[i
     for i, ids in enumerate(contents):
         if count <= 0:
             break
-        kept = len(tokenizer.decode(ids[count:])) if count < len(ids) else 0
-        turns[i], changed = turns[i]._replace(content=turns[i].content[len(turns[i].content) - kept :]), i + 1
+        # A character of which some tokens go goes with them; what is left of it is decoded to marks of replacement.
+        text, left = turns[i].content, tokenizer.decode(ids[count:]).lstrip("\ufffd") if count < len(ids) else ""
+        turns[i], changed = turns[i]._replace(content=text[max(len(text) - len(left), 0) :]), i + 1
         count -= len(ids)
     return tuple(turns), changed
 

@@ -86,3 +86,11 @@ def test_an_answer_that_was_cut_does_not_train():
     turns = (*CONVERSATION, Turn("assistant", "an answer"))
     ids, mask = encode_conversation(BYTES, turns, context=2)
     assert bytes(i for i, counts in zip(ids, mask, strict=True) if counts and i < 256) == b"an answer"
+
+
+def test_a_character_of_several_tokens_goes_as_one_and_takes_nothing_else_with_it():
+    prompt = (Turn("user", "\U0001f642" + "a" * 100),)
+    whole = len(encode_prompt(BYTES, prompt))
+    for missing in (1, 2, 3, 4):
+        assert fit_turns(BYTES, prompt, whole - missing) == ((Turn("user", "a" * 100),), 1)
+    assert fit_turns(BYTES, prompt, whole - 5) == ((Turn("user", "a" * 99),), 1)

@@ -8,7 +8,7 @@ from typing import Any
 from prl_jax.reporting import trust
 from prl_jax.reporting.inputs import RunFiles, number
 from prl_jax.reporting.means import across_seeds
-from prl_jax.reporting.names import baseline_of, evaluation_of, kinds
+from prl_jax.reporting.names import evaluation_of, kinds
 from prl_jax.reporting.pooling import obstacles
 from prl_jax.reporting.tables import arms_of, is_trained, judges_of, pairs_of
 
@@ -25,7 +25,7 @@ def headline(runs: Sequence[RunFiles]) -> list[str]:
 
 def _sentences(runs: Sequence[RunFiles]) -> list[str]:
     """Of one run, or of several seeds of one experiment."""
-    arms, summary = _final_arms(runs), runs[0].summary
+    arms, summary = _final_arms(runs), next((run.summary for run in runs if arms_of(run.summary)), runs[0].summary)
     measured = [arm for arm in arms if number(arm, _KEY) is not None]
     if not measured:
         return _without_win_rates(runs[0])
@@ -33,10 +33,12 @@ def _sentences(runs: Sequence[RunFiles]) -> list[str]:
     teller = str(summary.get("win_rate_judge"))
     if teller in none:
         return [f"No win rate of this run means anything: {teller}, which tells them, is no judge: {none[teller]}."]
-    against = baseline_of(runs[0]) or "the baseline"
+    against = str(summary.get("baseline") or "the baseline")
     trained = [arm for arm in measured if is_trained(arm)]
     trained.sort(key=lambda arm: "pairwise" not in str(arm.get("name")).lower())  # the method of interest first
-    over = f"{len(runs)} runs" if len(runs) > 1 else _prompts(summary)
+    finished = sum(bool(arms_of(run.summary)) for run in runs)
+    over = f"{finished} of {len(runs)} runs" if finished < len(runs) else f"{len(runs)} runs"
+    over = over if len(runs) > 1 else _prompts(summary)
     sentences = [_win_rate(arm, against, over if i == 0 else "", none) for i, arm in enumerate(trained)]
     sentences = sentences or [f"The evaluation compared no trained policy with {against}."]
     sentences += _between(trained, _differences(runs))

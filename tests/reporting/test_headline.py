@@ -76,6 +76,13 @@ def test_over_seeds_the_differences_of_each_seed_are_one_number():
     assert "Student's t" in " ".join(caveats(runs))
 
 
+def test_seeds_that_are_not_finished_are_not_counted():
+    runs = seeds(0.02, 0.03, 0.04)
+    runs[0].summary.clear()
+    sentence = headline(runs)[0]
+    assert "2 of 3 runs" in sentence and "against base" in sentence
+
+
 def test_other_experiments_are_no_seeds():
     runs = [*seeds(0.02), *seeds(0.02, 0.03, lr=2)[1:]]
     sentences = headline(runs)

@@ -86,7 +86,7 @@ def generate(model, prompts, out, *flags):
 def test_run_leaves_the_files_of_a_workdir(workdir):
     config = json.loads((workdir / "config.json").read_text())
     assert config["config"]["sft"]["optimizer"]["b2"] == 0.95 and config["versions"]["jax"] == jax.__version__
-    assert set(config) == {"config", "versions", "git_revision", "devices"} and config["devices"] == ["cpu cpu"]
+    assert set(config) == {"config", "versions", "git_revision", "devices", "data"} and config["devices"] == ["cpu cpu"]
     for name in ("summary.json", "report.html", "report.md", "arms.png", "reliability.png", "win_rate_vs_kl.png"):
         assert (workdir / name).stat().st_size > 500, name
     assert {path.name for path in workdir.iterdir() if path.is_dir()} == {"data", *STAGES}
@@ -349,7 +349,7 @@ def test_generate_refuses_long_prompts(workdir, tmp_path):
         ('\n{"prompt": "a", "chosen": "b", "rejected": 3}', ("data.jsonl:2", '"rejected"', "is 3")),
         ('{"prompt": 1, "chosen": "b", "rejected": "c"}', ("data.jsonl:1", '"prompt"')),
         ('{"prompt": "a", "chosen": "b", "rejected": "c", "tie": "no"}', ("data.jsonl:1", '"tie"', "true or false")),
-        ("[1]", ("data.jsonl:1", "expected a JSON object")),
+        ("[1]", ("data.jsonl", "is a JSON array")),
         ("\n\n", ("data.jsonl", "empty")),
         (None, ("data.jsonl", "no such file")),
     ],

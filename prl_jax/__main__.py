@@ -1,8 +1,6 @@
 """`python -m prl_jax`: the same as the console script `prl`."""
 
-import sys
-
-from prl_jax.cli import main
+from prl_jax.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

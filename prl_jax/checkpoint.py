@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 
 from prl_jax.errors import Stopped, UserError
 from prl_jax.integrity import checksums, digest
+from prl_jax.memory import shortage
 from prl_jax.models import combine, split
 from prl_jax.processes import agreed, is_leader
 from prl_jax.tree import Tree, flatten, unflatten
@@ -152,6 +153,8 @@ class Checkpoints:
             try:
                 arrays, data = self._read(step, like)
             except Exception as error:
+                if shortage(error):  # says nothing of the checkpoint
+                    raise
                 self._failed = True
                 damaged[step] = error
             else:
@@ -175,6 +178,8 @@ class Checkpoints:
         try:
             arrays, _ = self._read(step, {"model": _abstract(like)})
         except Exception as error:
+            if shortage(error):
+                raise
             self._failed = True
             raise self._unreadable({step: error}) from error
         return combine(unflatten(like, arrays["model"]), frozen)

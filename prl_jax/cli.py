@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
-import functools
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any, NoReturn
 
-from absl import flags
-
-from prl_jax.command_line import check_overrides, define_config, parse
+from prl_jax import command_flags as flags
+from prl_jax.command_line import check_overrides, parse
 from prl_jax.errors import Stopped, UserError
-from prl_jax.process_setup import check_versions, keep_heap, quiet
+from prl_jax.files import local_path, to_json
+from prl_jax.memory import shortage
+from prl_jax.process_setup import check_versions, keep_heap, nobody_reads, quiet, standard_streams
 from prl_jax.stages.stopping import StopSignal
 
 USAGE = """Usage: prl COMMAND [flags]
@@ -26,7 +27,7 @@ USAGE = """Usage: prl COMMAND [flags]
                 runs the stages of a config; finished stages are skipped, interrupted ones continue
   prl plan      --config FILE.py[:args] --topology v5e:8x8 [--json] [--functions NAME,...] [--config.a.b=value ...]
                 compiles every step function of a config for a slice of TPUs and says whether it fits; needs no TPU
-  prl judge     --model DIR --data FILE.jsonl[.gz] --out FILE.jsonl
+  prl judge     --model DIR --data FILE.jsonl[.gz] --out FILE.jsonl [--max_length N --on_long error|truncate|skip]
                 scores preference pairs with a trained judge, prints its metrics as JSON
   prl generate  --model DIR --prompts FILE.jsonl --out FILE.jsonl [--max_new_tokens N --temperature T --seed S]
                 writes a response to each prompt
@@ -40,9 +41,20 @@ a command."""
 
 EXIT_DOES_NOT_FIT = 1
 EXIT_USER_ERROR = 2
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 # A disk that is full or closed to us; whatever meets one first, a library included, it is for the user to mend.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def program() -> NoReturn:
+    """The command line as a program of its own."""
+    code = main()
+    if code in (EXIT_STOPPED, 128 + signal.SIGINT):
+        # An end in the middle of what XLA does: taking the interpreter down with its threads at work can crash.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,25 +63,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 0, 1 for a plan that does not fit, 2 for a user's mistake, 75 after SIGTERM, 130 when interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    with standard_streams():
+        try:
+            code = _command(argv)
+            sys.stdout.flush()  # here, where an error can be told
+            return code
+        except BaseException as error:
+            if isinstance(error, BrokenPipeError) and nobody_reads():
+                return EXIT_BROKEN_PIPE
+            return tell(error)
+
+
+def _command(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if argv else EXIT_USER_ERROR
     quiet()
     keep_heap()
-    try:
-        check_versions()
-        if argv[0] not in COMMANDS:
-            near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
-            raise UserError(f"unknown command {argv[0]!r}; {hint}")
-        command, rest = argv[0], argv[1:]
-        if {"-h", "--help"} & set(rest):
-            print(_help(command))
-        else:
-            return COMMANDS[command](rest) or 0
-    except BaseException as error:
-        return tell(error)
-    return 0
+    check_versions()
+    if argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {argv[0]!r}; {hint}")
+    command, rest = argv[0], argv[1:]
+    if {"-h", "--help"} & set(rest):
+        print(flags.help_of(command))
+        return 0
+    return COMMANDS[command](rest) or 0
 
 
 def tell(error: BaseException) -> int:
@@ -84,6 +104,9 @@ def tell(error: BaseException) -> int:
     elif isinstance(error, KeyboardInterrupt):
         line, code = "interrupted; the same command continues from what was saved", 128 + signal.SIGINT
         print(file=sys.stderr)
+    elif (short := shortage(error)) is not None:
+        wanted = f" ({short.wanted})" if short.wanted else ""
+        line, code = f"out of {short.memory}{wanted}; what was saved before is kept", EXIT_USER_ERROR
     else:
         raise error
     print(f"prl: {line}", file=sys.stderr)
@@ -91,14 +114,27 @@ def tell(error: BaseException) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    stop = StopSignal()
-    with stop.caught():
+    with _stopping() as stop:
         _run_until(stop, argv)
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[StopSignal]:
+    """SIGTERM is caught in here."""
+
+    def leave(stopped: Stopped) -> None:
+        code = tell(stopped)
+        sys.stderr.flush()
+        os._exit(code)  # the main thread is in a library, which does not listen, or would swallow an exception
+
+    stop = StopSignal(leave)
+    with stop.caught():
+        yield stop
 
 
 def _run_until(stop: StopSignal, argv: Sequence[str]) -> None:
     check_overrides("prl run", argv)
-    values = _run_flags(argv)
+    values = flags.run_flags(argv)
     parse(values, ["prl run", *argv], required=("config", "workdir"))
     from prl_jax.processes import is_leader, joined
     from prl_jax.reporting import build_report, terminal_table
@@ -115,35 +151,29 @@ def _run_until(stop: StopSignal, argv: Sequence[str]) -> None:
     number = values.num_processes if several else 1
     timeout = values.heartbeat_timeout
     with joined(values.coordinator, number, values.process_id, heartbeat_timeout=timeout, tell=tell):
-        workdir = run_stages(values.config, Path(values.workdir), stop)
+        workdir = run_stages(values.config, local_path(values.workdir), stop)
         if not is_leader():
             return
     report = build_report([workdir.path])
     summary = workdir.path / "summary.json"
-    if summary.is_file():
-        print(terminal_table(json.loads(summary.read_text())))
+    found = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None
+    if found is not None:
+        print(terminal_table(found))
     print(f"Report: {report}")
+    if failed := _not_finite(found or {}):
+        raise UserError(f"{summary}: numbers that are not finite were left out: {', '.join(failed)}")
 
 
-def _run_flags(argv: Sequence[str]) -> flags.FlagValues:
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "Folder of the run, new or to be continued.", flag_values=values)
-    processes = functools.partial(flags.DEFINE_integer, flag_values=values)
-    flags.DEFINE_bool("distributed", False, "Join the processes that the cluster has started.", flag_values=values)
-    flags.DEFINE_string(
-        "coordinator", "", "HOST:PORT of process 0, where no cluster tells; implies --distributed.", flag_values=values
-    )
-    processes("num_processes", -1, "Processes of the run; -1 asks the cluster.", lower_bound=-1)
-    processes("process_id", -1, "Which of them this is, from 0; -1 asks the cluster.", lower_bound=-1)
-    processes("heartbeat_timeout", 30, "Seconds after which a silent process counts as lost.", lower_bound=1)
-    _define_cache(values)
-    define_config(values, argv)
-    return values
+def _not_finite(summary: Mapping[str, Any]) -> list[str]:
+    """What the final table could not count, and how many."""
+    judges = {f"judge {name}": judge.get("not_finite") for name, judge in summary.get("judges", {}).items()}
+    arms = {f"arm {arm.get('name')!r}": arm.get("prompts_left_out") for arm in summary.get("arms", [])}
+    return [f"{number} of {name}" for name, number in (judges | arms).items() if number]
 
 
 def _plan(argv: Sequence[str]) -> int:
     check_overrides("prl plan", argv)
-    values = _plan_flags(argv)
+    values = flags.plan_flags(argv)
     parse(values, ["prl plan", *argv], required=("config", "topology"))
     # The plan is made on the CPU, whatever else is there; compilers say on standard error what it looks for.
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"
@@ -154,149 +184,96 @@ def _plan(argv: Sequence[str]) -> int:
     jax.config.update("jax_platforms", "cpu")
     tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     plan = plan_config(values.config, values.topology, functions=values.functions or None, tell=tell)
-    print(json.dumps(as_json(plan, plan.config)) if values.json else as_text(plan, plan.config))
+    print(to_json(as_json(plan, plan.config)).decode() if values.json else as_text(plan, plan.config))
     return 0 if plan.fits else EXIT_DOES_NOT_FIT
 
 
-def _plan_flags(argv: Sequence[str]) -> flags.FlagValues:
-    values = flags.FlagValues()
-    flags.DEFINE_string(
-        "topology", None, "v5e:8x8 and the like (v4, v5e, v5p, v6e), or cpu:8 for so many CPU devices.",
-        flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_bool("json", False, "Print one JSON document.", flag_values=values)
-    flags.DEFINE_list("functions", [], "Compile these alone, such as sft/train_step.", flag_values=values)
-    define_config(values, argv)
-    return values
-
-
-def _define_cache(values: flags.FlagValues) -> None:
-    text = "Folder for compiled programs, a cache folder of the user's unless given; '' keeps none."
-    flags.DEFINE_string("compilation_cache_dir", None, text, flag_values=values)
-
-
 def _judge(argv: Sequence[str]) -> None:
-    values = _judge_flags(argv)
+    values = flags.judge_flags(argv)
     parse(values, ["prl judge", *argv], required=("model", "data", "out"))
-    from prl_jax.stages.caching import use_compilation_cache
-    from prl_jax.stages.commands import judge_file
+    paths = [local_path(path) for path in (values.model, values.data, values.out)]
+    with _stopping() as stop, _rows_shortage("prl judge", "--batch_size"):
+        from prl_jax.stages.caching import use_compilation_cache
+        from prl_jax.stages.commands import judge_file
 
-    use_compilation_cache(values.compilation_cache_dir)
-    metrics = judge_file(Path(values.model), Path(values.data), Path(values.out), batch_size=values.batch_size)
-    print(json.dumps(metrics))
-
-
-def _judge_flags(_: Sequence[str]) -> flags.FlagValues:
-    values = flags.FlagValues()
-    flags.DEFINE_string(
-        "model", None, "Directory of a judge: a stage's, or a Hugging Face checkpoint.", flag_values=values
-    )
-    _define_cache(values)
-    flags.DEFINE_string("data", None, "Preference pairs, .jsonl or .jsonl.gz.", flag_values=values)
-    flags.DEFINE_string("out", None, "Where the judgements go, .jsonl.", flag_values=values)
-    flags.DEFINE_integer("batch_size", 256, "Rows of a forward pass.", lower_bound=1, flag_values=values)
-    return values
+        use_compilation_cache(values.compilation_cache_dir)
+        metrics = judge_file(*paths, options=_row_options(values), stop=stop)
+    print(to_json(metrics).decode())
 
 
 def _generate(argv: Sequence[str]) -> None:
-    values = _generate_flags(argv)
+    values = flags.generate_flags(argv)
     parse(values, ["prl generate", *argv], required=("model", "prompts", "out"))
-    from prl_jax.stages.caching import use_compilation_cache
-    from prl_jax.stages.commands import generate_file
+    if not 0 < values.top_p <= 1:
+        raise UserError(f"prl generate: --top_p={values.top_p:g}, expected more than 0 and at most 1")
+    paths = [local_path(path) for path in (values.model, values.prompts, values.out)]
+    with _stopping() as stop, _rows_shortage("prl generate", "--batch_size", "--max_new_tokens"):
+        from prl_jax.stages.caching import use_compilation_cache
+        from prl_jax.stages.commands import generate_file
 
-    use_compilation_cache(values.compilation_cache_dir)
-    written = generate_file(
-        Path(values.model),
-        Path(values.prompts),
-        Path(values.out),
-        max_new_tokens=values.max_new_tokens,
-        temperature=values.temperature,
-        top_k=values.top_k,
-        top_p=values.top_p,
-        seed=values.seed,
+        use_compilation_cache(values.compilation_cache_dir)
+        counts = generate_file(
+            *paths,
+            max_new_tokens=values.max_new_tokens,
+            temperature=values.temperature,
+            top_k=values.top_k,
+            top_p=values.top_p,
+            seed=values.seed,
+            options=_row_options(values),
+            stop=stop,
+        )
+    notes = [f"{number} prompts {what}" for what, number in counts.items() if what != "rows" and number]
+    print(f"{counts['rows']} responses{''.join(f', {note}' for note in notes)}: {values.out}")
+
+
+def _row_options(values: Any) -> Any:
+    from prl_jax.stages.commands import RowOptions
+
+    return RowOptions(
         batch_size=values.batch_size,
+        max_length=values.max_length,
+        on_long=values.on_long,
+        skip_invalid=values.skip_invalid,
+        template_args=flags.template_args(values.template_args),
+        overwrite=values.overwrite,
     )
-    print(f"{written} responses: {values.out}")
 
 
-def _generate_flags(_: Sequence[str]) -> flags.FlagValues:
-    values = flags.FlagValues()
-    number = functools.partial(flags.DEFINE_integer, flag_values=values)
-    flags.DEFINE_string(
-        "model", None, "Directory of a policy: a stage's, or a Hugging Face checkpoint.", flag_values=values
-    )
-    _define_cache(values)
-    flags.DEFINE_string("prompts", None, "Prompts, .jsonl or .jsonl.gz.", flag_values=values)
-    flags.DEFINE_string("out", None, "Where the responses go, .jsonl.", flag_values=values)
-    number("max_new_tokens", 0, "Tokens of a response at most; 0: as the model was trained.", lower_bound=0)
-    flags.DEFINE_float("temperature", 1.0, "0 is greedy.", lower_bound=0.0, flag_values=values)
-    number("top_k", 0, "Sample from the k likeliest tokens; 0: all.", lower_bound=0)
-    flags.DEFINE_float("top_p", 1.0, "Sample from the likeliest tokens of this probability.", flag_values=values)
-    number("seed", 0, "Of sampling.", lower_bound=0, upper_bound=2**31 - 1)
-    number("batch_size", 256, "Prompts of a batch.", lower_bound=1)
-    return values
+@contextlib.contextmanager
+def _rows_shortage(command: str, *keys: str) -> Iterator[None]:
+    """Where memory runs out, says which flags help."""
+    from prl_jax.stages.shortage import shortage_told
+
+    helps = [f"{key} down" for key in (*keys, "--max_length")]
+    with shortage_told(command, lambda called: helps, "the rows that are done are kept"):
+        yield
 
 
 def _export(argv: Sequence[str]) -> None:
-    values = _export_flags(argv)
+    values = flags.export_flags(argv)
     parse(values, ["prl export", *argv], required=("workdir", "stage", "out"))
     from prl_jax.stages.commands import export_model
 
     export_model(
-        Path(values.workdir),
+        local_path(values.workdir),
         values.stage,
-        Path(values.out),
+        local_path(values.out),
         adapters=values.adapters,
         dtype=values.dtype,
         with_tokenizer=values.tokenizer,
+        overwrite=values.overwrite,
     )
     print(f"Exported: {values.out}")
 
 
-def _export_flags(_: Sequence[str]) -> flags.FlagValues:
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
-    flags.DEFINE_string("stage", None, "Stage whose model to export.", flag_values=values)
-    flags.DEFINE_string("out", None, "Folder to write, in Hugging Face's format.", flag_values=values)
-    flags.DEFINE_bool("adapters", False, "Only the adapters, in PEFT's format.", flag_values=values)
-    flags.DEFINE_bool("tokenizer", True, "Write the tokenizer too.", flag_values=values)
-    dtypes = ["", "float32", "bfloat16"]
-    flags.DEFINE_enum("dtype", "", dtypes, "Of the parameters; '' as trained.", flag_values=values)
-    return values
-
-
 def _report(argv: Sequence[str]) -> None:
-    values = _report_flags(argv)
+    values = flags.report_flags(argv)
     rest = parse(values, ["prl report", *argv], required=("workdir",), positional=True)
     from prl_jax.reporting import build_report
 
-    print(f"Report: {build_report([Path(p) for p in (*values.workdir, *rest)])}")
-
-
-def _report_flags(_: Sequence[str]) -> flags.FlagValues:
-    values = flags.FlagValues()
-    flags.DEFINE_multi_string("workdir", None, "Folder of a run; several give one report.", flag_values=values)
-    return values
+    print(f"Report: {build_report([local_path(path) for path in (*values.workdir, *rest)])}")
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int | None]] = MappingProxyType(
     {"run": _run, "plan": _plan, "judge": _judge, "generate": _generate, "export": _export, "report": _report}
 )
-_FLAGS: Mapping[str, Callable[[Sequence[str]], flags.FlagValues]] = MappingProxyType(
-    {
-        "run": _run_flags,
-        "plan": _plan_flags,
-        "judge": _judge_flags,
-        "generate": _generate_flags,
-        "export": _export_flags,
-        "report": _report_flags,
-    }
-)
-
-
-def _help(command: str) -> str:
-    values, lines = _FLAGS[command]([]), []
-    for name in sorted(values):
-        default = "" if values[name].default is None else f" (default: {values[name].default})"
-        lines.append(f"  --{name:<16} {values[name].help}{default}")
-    return f"Flags of prl {command}:\n" + "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import sys
 import warnings
@@ -13,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from prl_jax.errors import UserError
+from prl_jax.files import local_path
 
 
 def parse(
@@ -36,6 +38,9 @@ def parse(
         raise UserError(f"{argv[0]}: {lines[0]}{' ' + lines[-1] if len(lines) > 1 else ''}") from error
     except Exception as error:  # get_config() is the user's code and raises what it likes
         raise _not_loaded(error) from error
+    for name in values:
+        if isinstance(values[name].value, float) and not math.isfinite(values[name].value):
+            raise UserError(f"{argv[0]}: --{name}={values[name].value}, expected a finite number")
     missing = [name for name in required if not values[name].value]
     if missing:
         raise UserError(f"{argv[0]}: --{missing[0]} is missing; see {argv[0]} --help")
@@ -64,7 +69,9 @@ def _load_config(command: str, argv: Sequence[str]) -> ConfigDict:
     """The config that `--config` names, without overrides."""
     plain, values = list(_config_argument(argv)), flags.FlagValues()
     define_config(values, plain)
-    path = re.sub(r"^--?config=?", "", plain[-1]).split(":", 1)[0] if plain else ""
+    given = re.sub(r"^--?config=?", "", plain[-1]) if plain else ""
+    local_path(given)  # before a scheme is taken for the name of a file
+    path = given.split(":", 1)[0]
     if path and not Path(path).is_file():
         raise UserError(f"--config: {path}: no such file; expected a Python file with a get_config()")
     parse(values, [command, *plain], required=() if plain else ("config",))

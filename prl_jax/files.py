@@ -46,7 +46,7 @@ def local_path(text: AnyPath) -> Path:
         if scheme[1].lower() == "file":
             advice = "give the path without it"
         else:
-            advice = f"copy it to a disk of this machine, or mount it (./{text} would be a folder of that name)"
+            advice = "copy it to a disk of this machine, or mount it"
         raise UserError(f"{text}: paths with a scheme ({scheme[1]}:) are not supported; {advice}")
     return Path(text)
 
@@ -134,6 +134,25 @@ def appearing(path: AnyPath) -> Iterator[Path]:
         raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def swapped_in(path: AnyPath) -> Iterator[Path]:
+    """The name of a folder to make, which takes the place of what is at `path` when it is complete."""
+    target = Path(os.path.realpath(local_path(path)))
+    new, old = temporary_name(target), temporary_name(target)
+    try:
+        yield new
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -5,12 +5,16 @@ It checks that flax and JAX go together, quiets libraries, and has the heap keep
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
+import select
 import sys
 import warnings
+from collections.abc import Iterator
 from importlib import metadata
+from typing import Any
 
 from absl import logging
 
@@ -42,6 +46,67 @@ def quiet() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+
+
+@contextlib.contextmanager
+def standard_streams() -> Iterator[None]:
+    """Nothing fails since nobody listens: a standard stream that is closed leads nowhere in here, and an error of
+    writing to standard error, which shows progress and messages, is no error. One of standard output still is."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file that is opened would take its place, and whatever libraries print
+            os.open(os.devnull, os.O_RDWR)
+    out, err = sys.stdout, sys.stderr
+    sys.stdout = open(os.devnull, "w") if out is None else out
+    sys.stderr = _Tolerant(open(os.devnull, "w") if err is None else err)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = out, err
+        for number, stream in ((1, out), (2, err)):
+            _give_up(number, stream)
+
+
+def nobody_reads() -> bool:
+    """Whether standard output is a pipe of which the other end is closed, as `head` closes it when it has enough."""
+    with contextlib.suppress(OSError, ValueError):
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    return False
+
+
+class _Tolerant:
+    """A text stream that takes everything, whether it can pass it on or not."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _give_up(number: int, stream: Any) -> None:
+    """What a stream still holds, and cannot hand on, is dropped: Python would say so when it ends."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            if stream.fileno() == number:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
 
 
 def keep_heap() -> None:

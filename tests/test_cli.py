@@ -3,7 +3,10 @@
 import gzip
 import json
 import math
+import os
 import shutil
+import signal
+import stat
 import subprocess
 import sys
 
@@ -13,7 +16,9 @@ import pytest
 from running import MICRO, ROOT, prl, read_rows, refused, says, unoptimised, write_rows
 
 from prl_jax import reporting
+from prl_jax.command_flags import template_args
 from prl_jax.metrics import MetricsWriter
+from prl_jax.stages import artifacts, outputs
 
 STAGES = (
     "sft", "bt", "genrm", "anchors", "pairwise_ppo", "references", "ppo", "peer_ppo", "group_ppo", "evaluation",
@@ -71,15 +76,15 @@ def pairs(tmp_path):
 
 
 def judge(model, data, out):
-    done = prl("judge", "--model", model, "--data", data, "--out", out)
-    assert (done.code, done.err) == (0, ""), done
+    done = prl("judge", "--model", model, "--data", data, "--out", out, "--overwrite")
+    assert done.code == 0 and says(done.err.splitlines()[-1], "judge", f"{len(read_rows(out))}/"), done
     (line,) = done.out.splitlines()
     return read_rows(out), json.loads(line)
 
 
 def generate(model, prompts, out, *flags):
-    done = prl("generate", "--model", model, "--prompts", prompts, "--out", out, *flags)
-    assert (done.code, done.err) == (0, ""), done
+    done = prl("generate", "--model", model, "--prompts", prompts, "--out", out, "--overwrite", *flags)
+    assert done.code == 0 and says(done.err.splitlines()[-1], "generate", f"{len(read_rows(out))}/"), done
     return read_rows(out)
 
 
@@ -245,7 +250,9 @@ def test_judge_writes_both_orders_of_every_pair(workdir, pairs, tmp_path, name):
 def test_judge_prints_its_metrics(workdir, pairs, tmp_path, name):
     rows, metrics = judge(workdir / name, pairs, tmp_path / "out.jsonl")
     keys = ["n", "not_finite", "accuracy", "accuracy_low", "accuracy_high", "longer_wins", "ece", "brier", "log_loss"]
-    assert list(metrics) == [*keys, "order_consistency", "position_bias", "ties"]
+    counts = ["truncated", "skipped", "invalid"]
+    assert list(metrics) == [*keys, "order_consistency", "position_bias", "ties", *counts]
+    assert all(metrics[key] == 0 for key in counts)
     assert (metrics["n"], metrics["ties"], metrics["not_finite"]) == (6, 2, 0)
     assert 0 <= metrics["accuracy_low"] <= metrics["accuracy"] <= metrics["accuracy_high"] <= 1
     p = [row["p_chosen"] for row in rows]
@@ -323,22 +330,46 @@ def test_a_wrong_model_is_refused(workdir, pairs, tmp_path):
     assert not out.exists()
 
 
+LONG = PAIRS[0] | {"id": "long one", "prompt": "sort " + "a" * 40 + "."}
+
+
 @pytest.mark.parametrize("name", JUDGES)
-def test_judge_refuses_long_prompts_and_names_the_pair(workdir, tmp_path, name):
+def test_long_pairs_are_refused_cut_or_left_out(workdir, tmp_path, name):
     out = write_rows(tmp_path / "out.jsonl", [{"kept": True}])
-    long = PAIRS[0] | {"id": "long one", "prompt": "sort " + "a" * 40 + "."}
-    data = write_rows(tmp_path / "data.jsonl", [*PAIRS, long])
-    line = refused("judge", "--model", workdir / name, "--data", data, "--out", out)
-    assert says(line, str(data), "'long one'", "tokens", "shorten") and read_rows(out) == [{"kept": True}]
-    line = refused("judge", "--model", workdir / name, "--data", write_rows(data, [long | {"id": None}]), "--out", out)
-    assert says(line, f"{data}:1")
+    data = write_rows(tmp_path / "data.jsonl", [*PAIRS, LONG])
+    argv = ("judge", "--model", workdir / name, "--data", data, "--out", out, "--overwrite")
+    line = refused(*argv)
+    assert says(line, f"{data}:7", "'long one'", "tokens", "1 of 7", "shorten", "--on_long")
+    assert read_rows(out) == [{"kept": True}]
+    done = prl(*argv, "--on_long", "skip")
+    assert done.code == 0 and len(read_rows(out)) == 6
+    assert json.loads(done.out)["skipped"] == 1 and json.loads(done.out)["truncated"] == 0
+    done = prl(*argv, "--on_long", "truncate")
+    assert done.code == 0 and [row["id"] for row in read_rows(out)][-1] == "long one"
+    assert json.loads(done.out)["truncated"] == 1 and json.loads(done.out)["n"] == 7
+    assert says(refused(*argv, "--max_length=3", "--on_long", "skip"), "none of the 7 rows can be used")
 
 
-def test_generate_refuses_long_prompts(workdir, tmp_path):
+def test_long_prompts_are_refused_cut_or_left_out(workdir, tmp_path):
     out = write_rows(tmp_path / "out.jsonl", [{"kept": True}])
-    data = write_rows(tmp_path / "data.jsonl", [{"prompt": "sort ba."}, {"prompt": "sort " + "a" * 40 + "."}])
-    line = refused("generate", "--model", workdir / "sft", "--prompts", data, "--out", out)
-    assert says(line, str(data), "prompt 2", "tokens", "12") and read_rows(out) == [{"kept": True}]
+    data = write_rows(tmp_path / "data.jsonl", [{"prompt": "sort ba."}, {"prompt": LONG["prompt"]}])
+    argv = ("generate", "--model", workdir / "sft", "--prompts", data, "--out", out, "--overwrite")
+    line = refused(*argv)
+    assert says(line, f"{data}:2", "tokens", "12", "1 of 2") and read_rows(out) == [{"kept": True}]
+    done = prl(*argv, "--on_long=truncate")
+    assert done.code == 0 and says(done.out, "2 responses, 1 prompts truncated") and len(read_rows(out)) == 2
+    done = prl(*argv, "--on_long=skip", "--max_length=17")
+    assert done.code == 0 and says(done.out, "1 responses, 1 prompts skipped") and len(read_rows(out)) == 1
+    assert says(refused(*argv, "--max_length=6"), "max_new_tokens=6 leaves no room for a prompt", "6 tokens")
+
+
+def test_rows_that_cannot_be_read_are_left_out_up_to_a_number(workdir, tmp_path):
+    data = write_rows(tmp_path / "data.jsonl", [*PAIRS, {"prompt": "a"}, {"prompt": "b", "chosen": 3, "rejected": "x"}])
+    argv = ("judge", "--model", workdir / "bt", "--data", data, "--out", tmp_path / "out.jsonl")
+    assert says(refused(*argv), f"{data}:7", "2 of 8 rows", "--skip_invalid=2")
+    assert says(refused(*argv, "--skip_invalid=1"), f"{data}:7")
+    done = prl(*argv, "--skip_invalid=2")
+    assert done.code == 0 and json.loads(done.out)["invalid"] == 2 and len(read_rows(tmp_path / "out.jsonl")) == 6
 
 
 @pytest.mark.parametrize(
@@ -362,14 +393,190 @@ def test_bad_rows_are_refused_by_file_line_and_field(workdir, tmp_path, text, wo
 
 
 def test_outputs_that_cannot_be_written_are_refused(workdir, pairs, tmp_path):
-    argv = ("judge", "--model", workdir / "bt", "--data", pairs, "--out")
+    argv = ("judge", "--model", workdir / "bt", "--data", pairs, "--overwrite", "--out")
     assert says(refused(*argv, tmp_path), "is a folder")
     assert says(refused(*argv, tmp_path / "nowhere" / "out.jsonl"), "no folder", "nowhere")
+    assert says(refused(*argv, "-"), "--out -", "name a file")
     assert says(refused("run", "--config", MICRO, "--workdir", pairs), "is a file")
     assert says(refused("run", "--config", MICRO, "--workdir", tmp_path), "not empty", "config.json")
     assert says(refused("report", "--workdir", tmp_path / "nowhere"), "nowhere", "no such workdir")
     assert says(refused("report", "--workdir", tmp_path), "expected a workdir")
     assert read_rows(pairs) == PAIRS
+
+
+def test_what_is_read_is_not_written_over(workdir, pairs, tmp_path):
+    (tmp_path / "link").symlink_to(pairs.name)
+    (tmp_path / "hard").hardlink_to(pairs)
+    os.mkfifo(tmp_path / "fifo")
+    before = {path: path.lstat().st_ino for path in tmp_path.iterdir()}
+    argv = ("judge", "--model", workdir / "bt", "--data", pairs, "--overwrite", "--out")
+    for out in (pairs, tmp_path / "link", tmp_path / "hard", pairs.parent / "x" / ".." / pairs.name):
+        assert says(refused(*argv, out), "is the file that is read")
+    assert says(refused(*argv, tmp_path / "fifo"), "is a named pipe")
+    assert says(refused(*argv, "/dev/null"), "is a device")
+    for name in ("model.json", "checkpoints/new", "config.json"):
+        assert says(refused(*argv, workdir / "bt" / name), "is inside the model that is read")
+    assert says(refused("generate", "--model", workdir / "sft", "--prompts", pairs, "--out", pairs), "that is read")
+    assert read_rows(pairs) == PAIRS and before == {path: path.lstat().st_ino for path in tmp_path.iterdir()}
+
+
+def test_an_output_that_is_there_is_replaced_only_when_asked(workdir, pairs, tmp_path):
+    out = write_rows(tmp_path / "out.jsonl", [{"kept": True}])
+    (tmp_path / "link.jsonl").symlink_to("out.jsonl")
+    for flag, data, command, name in (("--data", pairs, "judge", "bt"), ("--prompts", pairs, "generate", "sft")):
+        argv = (command, "--model", workdir / name, flag, data, "--out", tmp_path / "link.jsonl")
+        assert says(refused(*argv), "is there already", "--overwrite") and read_rows(out) == [{"kept": True}]
+    out.write_text("")  # as mktemp leaves it
+    assert prl(*argv).code == 0 and (tmp_path / "link.jsonl").is_symlink() and len(read_rows(out)) == len(PAIRS)
+
+
+@pytest.mark.parametrize("command", ["judge", "generate"])
+def test_an_interrupted_command_goes_on_behind_its_rows(workdir, tmp_path, monkeypatch, command):
+    name, flag = {"judge": ("bt", "--data"), "generate": ("sft", "--prompts")}[command]
+    data, made = write_rows(tmp_path / "data.jsonl", PAIRS * 2), []
+    argv = (command, "--model", workdir / name, flag, data, "--batch_size=4", "--out")
+    add = outputs.RowsFile.add
+
+    def stopping(self, rows):
+        add(self, rows)
+        made.append(len(rows))
+        if len(made) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(outputs.RowsFile, "add", stopping)
+    whole, out, partial = (tmp_path / name for name in ("whole.jsonl", "out.jsonl", "out.jsonl.partial"))
+    done = prl(*argv, out)
+    assert done.code == 75 and not out.exists() and len(read_rows(partial)) == 1 + 8
+    assert says(done.err.splitlines()[-1], "stopped by SIGTERM: 8 of 12 rows are kept in", "the same command continues")
+    other = ("--on_long=skip",)
+    assert says(refused(*argv, out, *other), "out.jsonl.partial: holds 8 rows", "with another on_long", "--overwrite")
+    with open(partial, "a") as file:
+        file.write('{"id": "half')  # killed at this moment
+    made.clear()
+    made += [0, 0, 0]
+    done = prl(*argv, out)
+    assert done.code == 0 and says(done.err, "goes on behind the 8 rows", "12/12") and made[3:] == [4]
+    assert not partial.exists() and prl(*argv, whole).code == 0
+    assert out.read_bytes() == whole.read_bytes() and len(read_rows(out)) == 12
+
+
+def test_rows_that_are_not_finished_follow_no_link(workdir, pairs, tmp_path):
+    (tmp_path / "mine").write_text("precious\n")
+    argv = ("judge", "--model", workdir / "bt", "--data", pairs, "--overwrite", "--out", tmp_path / "out.jsonl")
+    (tmp_path / "out.jsonl.partial").symlink_to("mine")
+    assert says(refused(*argv), "out.jsonl.partial: cannot write")
+    (tmp_path / "out.jsonl.partial").unlink()
+    (tmp_path / "mine").rename(tmp_path / "out.jsonl.partial")
+    assert says(refused(*argv), "out.jsonl.partial: is in the way")
+    assert (tmp_path / "out.jsonl.partial").read_text() == "precious\n"
+
+
+def spoil(monkeypatch):
+    """Parameters that are not finite, whatever is loaded."""
+    load = artifacts.load_model
+
+    def spoiled(*arguments, **values):
+        card, model, tokenizer = load(*arguments, **values)
+        return card, jax.tree.map(lambda x: x * np.nan, model), tokenizer
+
+    monkeypatch.setattr(artifacts, "load_model", spoiled)
+
+
+def no_constant(name):
+    raise ValueError(f"{name} is no JSON")
+
+
+def test_numbers_that_are_not_finite_are_counted(workdir, pairs, tmp_path, monkeypatch):
+    spoil(monkeypatch)
+    out = tmp_path / "out.jsonl"
+    line = refused("judge", "--model", workdir / "bt", "--data", pairs, "--out", out)
+    assert says(line, "5 of 6 judgements are not finite", "null", str(out))
+    rows = [json.loads(text, parse_constant=no_constant) for text in out.read_text().splitlines()]
+    assert [row["p_chosen"] for row in rows] == [None, None, None, None, 0.5, None]
+    line = refused("generate", "--model", workdir / "sft", "--prompts", pairs, "--out", out, "--overwrite")
+    assert says(line, "6 of 6 responses", "not finite")
+    assert all(row["logp"] is None and row["response"] is None for row in read_rows(out))
+
+
+def test_an_export_is_replaced_only_when_asked_and_never_what_is_read(workdir, tmp_path):
+    argv = ("export", "--workdir", workdir, "--stage", "sft", "--out")
+    assert prl(*argv, tmp_path / "model").code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()} == {0o666 & ~umask()}
+    assert says(refused(*argv, tmp_path / "model"), "is there already", "--overwrite")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"old")
+    assert prl(*argv, tmp_path / "model", "--overwrite").code == 0
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    assert says(refused(*argv, tmp_path / "model", "--overwrite"), "notes.txt", "no export has written this")
+    for out in (workdir, workdir / "sft", workdir.parent):
+        assert says(refused(*argv, out, "--overwrite"), "holds the model that is read")
+    assert says(refused(*argv, workdir / "sft" / "new"), "is inside the model that is read")
+    assert says(refused(*argv, workdir / "bt", "--overwrite"), "no export has written this")
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def umask():
+    before = os.umask(0)
+    os.umask(before)
+    return before
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/x", "s3://bucket/x.jsonl", "file:///tmp/x", "hf://org/model"])
+def test_paths_with_a_scheme_are_refused(workdir, pairs, tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    bt, sft = workdir / "bt", workdir / "sft"
+    for argv in (
+        ("run", "--config", MICRO, "--workdir", path),
+        ("run", "--config", f"{path}.py:all", "--workdir", tmp_path / "new"),
+        ("run", "--config", MICRO, "--workdir", tmp_path / "new", f"--config.bt.init_from={path}"),
+        ("run", "--config", MICRO, "--workdir", tmp_path / "new", "--compilation_cache_dir", path),
+        ("plan", "--config", path, "--topology", "cpu:1"),
+        ("judge", "--model", path, "--data", pairs, "--out", tmp_path / "o.jsonl"),
+        ("judge", "--model", bt, "--data", path, "--out", tmp_path / "o.jsonl"),
+        ("judge", "--model", bt, "--data", pairs, "--out", path),
+        ("generate", "--model", sft, "--prompts", path, "--out", tmp_path / "o.jsonl"),
+        ("export", "--workdir", path, "--stage", "sft", "--out", tmp_path / "o"),
+        ("export", "--workdir", workdir, "--stage", "sft", "--out", path),
+        ("report", "--workdir", path),
+        ("report", "--workdir", workdir, path),
+    ):
+        assert says(refused(*argv), "paths with a scheme", "not supported"), argv
+    source = ("--config.sft.data.kind=jsonl", f"--config.sft.data.path={path}")
+    argv = ("run", "--config", MICRO, "--workdir", tmp_path / "new")
+    assert says(refused(*argv, *source), "sft.data", "paths with a scheme")
+    tokenizer = ("--config.tokenizer.kind=huggingface", f"--config.tokenizer.path={path}")
+    assert says(refused(*argv, *tokenizer), "paths with a scheme")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--temperature=inf", "finite"), ("--temperature=nan", "finite"), ("--temperature=-1", "non-negative"),
+        ("--temperature=1e-40", "at least 1e-30"), ("--top_p=0", "more than 0"), ("--top_p=1.5", "at most 1"),
+        ("--top_p=nan", "finite"), ("--template_args=x", "NAME=VALUE"), ("--on_long=cut", "error"),
+    ],
+)  # fmt: skip
+def test_flags_out_of_range(workdir, pairs, tmp_path, flag, words):
+    argv = ("generate", "--model", workdir / "sft", "--prompts", pairs, "--out", tmp_path / "out.jsonl", flag)
+    assert says(refused(*argv), flag.split("=")[0].strip("-"), words)
+
+
+def test_a_tiny_temperature_is_nearly_greedy(workdir, pairs, tmp_path):
+    greedy, cold = (
+        generate(workdir / "sft", pairs, tmp_path / "o.jsonl", f"--temperature={t}", "--max_new_tokens=5")
+        for t in ("0", "1e-9")
+    )
+    assert [row["response"] for row in cold] == [row["response"] for row in greedy]
+    assert all(-1e-3 <= row["logp"] <= 0 for row in cold)
+
+
+def test_template_arguments_come_as_names_or_as_json():
+    given = ["a=false", "b=text", 'c={"x": [1]}', '{"d": null, "e": "f=g"}', "h=null", "i=1=2"]
+    expected = {"a": False, "b": "text", "c": {"x": [1]}, "d": None, "e": "f=g", "h": None, "i": "1=2"}
+    assert template_args(given) == expected
 
 
 def damage(stage, cut):

@@ -13,11 +13,11 @@ ROOT = Path(prl_jax.__file__).parent
 
 # A room is a module or a folder right under the package. It imports rooms of lower layers, and itself.
 LAYERS = {
-    "errors": 0, "files": 0, "process_setup": 0, "types": 0, "masked": 0, "tree": 0,
+    "errors": 0, "files": 0, "memory": 0, "process_setup": 0, "types": 0, "masked": 0, "tree": 0,
     "losses": 1, "text": 1, "sharding": 1, "processes": 1, "integrity": 1, "models": 1,
     "data": 2, "sampling": 2, "judges": 2, "optim": 2, "checkpoint": 2, "metrics": 2, "progress": 2,
     "training": 3, "evaluation": 3,
-    "stages": 4, "plan": 4, "cli": 4, "command_line": 4, "reporting": 4, "__main__": 4,
+    "stages": 4, "plan": 4, "cli": 4, "command_line": 4, "command_flags": 4, "reporting": 4, "__main__": 4,
 }  # fmt: skip
 SIDEWAYS = {
     # User-facing messages exist in every room.
@@ -25,7 +25,8 @@ SIDEWAYS = {
     ("models", "sharding"), ("processes", "sharding"),  # arrays are born on the mesh
     ("losses", "sharding"),  # chunks of the vocabulary are cut like it
     ("cli", "stages"), ("cli", "reporting"),  # commands call stages and rebuild reports
-    ("cli", "command_line"), ("cli", "plan"), ("plan", "stages"),  # a plan compiles what stages run
+    ("cli", "command_line"), ("cli", "command_flags"), ("command_flags", "command_line"),
+    ("cli", "plan"), ("plan", "stages"),  # a plan compiles what stages run
     ("stages", "reporting"),  # the last stage of a run writes the report
     ("__main__", "cli"),
 }  # fmt: skip

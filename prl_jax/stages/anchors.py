@@ -19,6 +19,7 @@ from prl_jax.sampling import respond
 from prl_jax.stages.artifacts import load_judge, load_policy
 from prl_jax.stages.cards import sampling_config
 from prl_jax.stages.context import StageContext
+from prl_jax.stages.judging import check_finite
 from prl_jax.stages.pieces import Pieces, batches, pieces
 from prl_jax.text.chat import Prompt, Turn
 
@@ -88,7 +89,7 @@ def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> list[l
     prompts = [record.prompt for record in records]
 
     def sample(i: int, first: int, part: Sequence[Prompt]) -> list[str]:
-        texts, _ = respond(
+        texts, rollout = respond(
             policy,
             tokenizer,
             part,
@@ -99,6 +100,7 @@ def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> list[l
             mesh=context.mesh,
             first_row=first,
         )
+        check_finite(np.sum(rollout.logp, axis=1), f"{context.name}: log-probabilities of responses")
         return texts
 
     with pieces(context, (count + rankings(judge, count)) * batches(len(prompts), size)) as piece:
@@ -123,14 +125,18 @@ def rank_scores(
     if isinstance(judge, ScalarJudge):
 
         def score(i: int, _: int, part: Sequence[tuple]) -> list[float]:
-            return judge.scores([row[0] for row in part], [row[1 + i] for row in part]).tolist()
+            scores = judge.scores([row[0] for row in part], [row[1 + i] for row in part])
+            check_finite(scores, "anchors: the judge's scores")
+            return scores.tolist()
 
         return np.array(
             [piece.each(f"score_{i}", rows, size, functools.partial(score, i)) for i in range(len(columns))]
         )
 
     def compare(i: int, j: int, _: int, part: Sequence[tuple]) -> list[float]:
-        return judge_pairs(judge, *([row[k] for row in part] for k in (0, 1 + i, 1 + j))).p_first.tolist()
+        p_first = judge_pairs(judge, *([row[k] for row in part] for k in (0, 1 + i, 1 + j))).p_first
+        check_finite(p_first, "anchors: the judge's probabilities")
+        return p_first.tolist()
 
     wins = np.zeros((len(columns), len(prompts)))
     for i in range(len(columns)):

@@ -12,6 +12,8 @@ from pathlib import Path
 import filelock
 import jax
 
+from prl_jax.files import local_path
+
 MAX_BYTES = 4 * 2**30  # then the least recently used go
 _MIN_COMPILE_SECONDS = 0.2
 
@@ -23,6 +25,8 @@ def use_compilation_cache(directory: str | None) -> None:
       directory: "" for no cache, None for a folder of the user's. A folder that cannot be written is no error: one line
         says that nothing is kept.
     """
+    if directory:
+        local_path(directory)
     if directory == "" or not jax.config.jax_enable_compilation_cache:
         return
     if directory is None and jax.config.jax_compilation_cache_dir:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prl_jax.errors import UserError
-from prl_jax.files import read_object
+from prl_jax.files import local_path, read_object
 from prl_jax.models import DecoderConfig
 from prl_jax.models.config import DTYPES
 from prl_jax.models.hf.config import CONFIG_FILE, context_length, decoder_config, is_reward_model, read_config
@@ -150,7 +150,7 @@ def check_lengths(card: ModelCard, where: Path | str) -> None:
 def read_card(directory: Path, defaults: Defaults = NO_DEFAULTS) -> ModelCard:
     """What a model directory says of its model; a directory that holds none is a `UserError`."""
     path = directory / MODEL_FILE
-    if not directory.is_dir():
+    if not local_path(directory).is_dir():
         raise UserError(f"{directory}: no such directory; give {_EXPECTED}")
     base = adapter_base(directory)
     if base is not None:

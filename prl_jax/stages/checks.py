@@ -3,6 +3,7 @@ first ones. What the files that a run reads tell is in inputs.py."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -84,6 +85,8 @@ def _conform(given: Mapping[str, Any], declared: Mapping[str, Any], prefix: str)
         accepted = {dict: (Mapping, ConfigDict), tuple: (tuple, list), float: (float, int)}.get(kind, (kind,))
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise UserError(f"{key}={value!r}: expected {_TYPES[kind]}, such as {default!r}")
+        if kind is float and not abs(value) < math.inf:
+            raise UserError(f"{key}={value!r}: expected a finite number, such as {default!r}")
         if kind is dict and default:
             _conform(dict(value.items()), default, f"{key}.")
 
@@ -173,6 +176,11 @@ def _check_result(config: ConfigDict, name: str) -> None:
         raise UserError(f"{name}.result='best': nothing is evaluated ({name}.{key}={value_at(section, key)!r})")
 
 
+def _check_temperature(config: ConfigDict, name: str) -> None:
+    with naming(name):
+        SamplingConfig(1, (0,), 0, temperature=config[name].temperature)
+
+
 def _check_anchors(config: ConfigDict, name: str) -> None:
     section = config[name]
     if section.choice == "best_of_n" and section.keep > section.samples:
@@ -245,7 +253,7 @@ _FURTHER: Mapping[str, Sequence[Callable[[ConfigDict, str], None]]] = {
     "sft": (check_context, _check_accumulation, _check_lora, _check_result),
     "bradley_terry": (check_context, _check_accumulation, _check_lora, _check_result),
     "generative": (check_context, _check_accumulation, _check_lora, _check_result),
-    "anchors": (_check_anchors,),
+    "anchors": (_check_temperature, _check_anchors),
     "ppo": (_check_ppo, check_context, _check_lora, _check_result),
-    "evaluation": (_check_evaluation,),
+    "evaluation": (_check_temperature, _check_evaluation),
 }

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from prl_jax.data.records import PreferenceRecord
+from prl_jax.errors import UserError
 from prl_jax.evaluation import judge_metrics, longer_first
 from prl_jax.judges import Judge, Judged, judge_pairs
 
@@ -18,12 +20,29 @@ def judge_records(judge: Judge, records: Sequence[PreferenceRecord]) -> Judged:
 
 
 def record_metrics(judged: Judged, records: Sequence[PreferenceRecord]) -> dict[str, Any]:
+    """As `pair_metrics`."""
+    return pair_metrics(judged.p_12.astype(np.float64), judged.p_21.astype(np.float64), records)
+
+
+def pair_metrics(
+    p_12: Float[np.ndarray, "N"], p_21: Float[np.ndarray, "N"], records: Sequence[PreferenceRecord]
+) -> dict[str, Any]:
     """`judge_metrics` against what the records know: labels, ties, soft labels, lengths."""
     return judge_metrics(
-        judged.p_12.astype(np.float64),
-        judged.p_21.astype(np.float64),
+        p_12,
+        p_21,
         np.array([record.label for record in records]),
         soft=np.array([record.soft_label for record in records]),
         tie=np.array([record.tie for record in records]),
         longer=longer_first([r.chosen for r in records], [r.rejected for r in records]),
     )
+
+
+def check_finite(values: Float[np.ndarray, "N"], what: str) -> None:
+    """Raises `UserError`, with how many there are, where numbers that a stage goes on with are not finite."""
+    failed = int((~np.isfinite(values)).sum())
+    if failed:
+        raise UserError(
+            f"{what}: {failed} of {len(values)} are not finite; the model's parameters or activations hold NaN or "
+            "infinities: use another model, an earlier checkpoint or another dtype"
+        )

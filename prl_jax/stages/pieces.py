@@ -45,6 +45,7 @@ class Pieces:
             value = make()
             if is_leader():
                 write_json(path, value)
+        self._context.stop.done()
         self._done += 1
         self._shown.update(self._done)
         return value

@@ -65,6 +65,7 @@ def run(context: StageContext) -> dict[str, float]:
                 )
                 if loop.log_every and n % loop.log_every == 0:
                     shown.samples.write(sample_rows(n, done, experience, context.mesh))
+                context.stop.done()
                 return state, metrics
 
             def save(n: int, state: PPOState) -> None:

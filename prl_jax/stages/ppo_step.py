@@ -18,6 +18,7 @@ from prl_jax.processes import fetch, local_rows, put_batch
 from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, row_keys
 from prl_jax.stages.cards import ModelCard
 from prl_jax.stages.context import StageContext
+from prl_jax.stages.judging import check_finite
 from prl_jax.text.chat import Prompt, fit_prompt, prompt_text
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
@@ -62,6 +63,7 @@ def iteration(
     """One step: sample, judge, freeze, update."""
     key = jax.random.fold_in(setup.context.key, n)
     done = roll_out(setup, state.policy.model, index, n)
+    check_finite(np.asarray(done.score), f"{setup.context.name}: the judge's rewards at step {n}")
     experience, before = prepare(
         state,
         setup.reference,

@@ -23,9 +23,11 @@ from prl_jax.stages.checks import check_config
 from prl_jax.stages.context import StageContext, first_model, keep_tokenizer
 from prl_jax.stages.expected import announce
 from prl_jax.stages.inputs import check_finished, check_inputs
+from prl_jax.stages.knobs import helpful_keys
 from prl_jax.stages.lengths import with_lengths
 from prl_jax.stages.measurements import Measurements
 from prl_jax.stages.pieces import drop_pieces
+from prl_jax.stages.shortage import shortage_told
 from prl_jax.stages.stopping import StopSignal
 from prl_jax.stages.workdir import Workdir, kept_config
 
@@ -79,10 +81,11 @@ def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -
         for context in contexts:
             if stop():
                 raise Stopped(f"{context.name} is not started")
+            stop.starts()
             make_directory(context.directory)
             start = time.monotonic()
             with jax.set_mesh(context.mesh):
-                metrics = KINDS[context.section.kind](context)
+                metrics = _run_stage(context)
             seconds = time.monotonic() - start
             if is_leader():
                 metrics |= context.counters
@@ -95,6 +98,16 @@ def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -
 def _tell(line: str) -> None:
     if is_leader():
         print(line, file=sys.stderr, flush=True)
+
+
+def _run_stage(context: StageContext) -> dict[str, float]:
+    def keys(called: str) -> list[str]:
+        what = "parameters" if called in ("", "loading") else "temporary memory"
+        name, mesh = f"{context.name}/{called}", context.mesh.shape
+        return [*helpful_keys(context.config, name, what, mesh, batches_too=True), "a look at prl plan"]
+
+    with shortage_told(context.name, keys, "what was saved before is kept"):
+        return KINDS[context.section.kind](context)
 
 
 @contextlib.contextmanager

@@ -81,7 +81,9 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
             nonlocal truncated
             batch, cut = put_batch(next(iterator), context.mesh)
             truncated += int(fetch(cut, context.mesh).sum())
-            return train_step(state, batch)
+            after = train_step(state, batch)
+            context.stop.done()
+            return after
 
         with telemetry(context, first=first, total=total) as shown, context.stop.after_steps():
 

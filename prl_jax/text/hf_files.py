@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prl_jax.errors import UserError
+from prl_jax.files import local_path
 from prl_jax.text.common import one_line
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -28,7 +29,7 @@ def read_tokenizer(directory: Path) -> Any:
     Raises:
       UserError: the directory holds none, or one that cannot be read.
     """
-    if not holds_tokenizer(directory):
+    if not holds_tokenizer(local_path(directory)):
         raise UserError(f"{directory}: no tokenizer files (expected one of {', '.join(FILES)})")
     _check_packages(directory)
     with quiet():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from prl_jax.errors import UserError
-from prl_jax.files import read_object
+from prl_jax.files import local_path, read_object
 from prl_jax.text import export
 from prl_jax.text.common import FILE_NAME, one_line, valid_text, write_json
 from prl_jax.text.huggingface import NO_ARGUMENTS, HFTokenizer
@@ -144,7 +144,7 @@ def load_tokenizer(directory: Path, template_args: Mapping[str, Any] = NO_ARGUME
     Raises:
       UserError: when the directory is missing or holds neither.
     """
-    directory = Path(directory)
+    directory = local_path(directory)
     path = directory / FILE_NAME
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory (expected one with {FILE_NAME} or Hugging Face files)")

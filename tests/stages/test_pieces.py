@@ -108,10 +108,19 @@ def test_pieces_are_of_like_size_and_hold_every_item(tmp_path, size):
 def test_a_signal_waits_for_the_end_of_a_piece(tmp_path):
     stop, config = StopSignal(), c.build({})
     context = StageContext("one", config, Workdir(tmp_path, config), one_device(), stop)
-    with pytest.raises(Stopped, match="one has kept 1 of its 2 parts"), stop.caught(), pieces(context, 2) as piece:
-        piece("first", lambda: [os.kill(os.getpid(), signal.SIGTERM)] and [1])
-        piece("second", lambda: [2])
-    assert [path.name for path in tmp_path.rglob("*.json")] == ["first.json"]
+    with pytest.raises(Stopped, match="one has kept 2 of its 3 parts"), stop.caught(), pieces(context, 3) as piece:
+        piece("first", lambda: [1])
+        piece("second", lambda: [os.kill(os.getpid(), signal.SIGTERM)] and [2])
+        piece("third", lambda: [3])
+    assert sorted(path.name for path in tmp_path.rglob("*.json")) == ["first.json", "second.json"]
+
+
+def test_a_signal_in_the_first_piece_ends_it_at_once(tmp_path):
+    stop, config = StopSignal(), c.build({})
+    context = StageContext("one", config, Workdir(tmp_path, config), one_device(), stop)
+    with pytest.raises(Stopped, match="what was saved before is kept"), stop.caught(), pieces(context, 2) as piece:
+        piece("first", lambda: [os.kill(os.getpid(), signal.SIGTERM)] and pytest.fail("went on"))
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_an_error_keeps_what_was_made(tmp_path):
@@ -141,7 +150,9 @@ def test_a_part_of_a_stage_draws_as_its_rows_of_the_whole(tmp_path, monkeypatch)
 
     def respond(model, tokenizer, prompts, *, first_row, key, **_):
         seen.append((str(jax.random.key_data(key)), first_row, [prompt[0].content for prompt in prompts]))
-        return ["text"] * len(prompts), SimpleNamespace(mask=np.ones((len(prompts), 4), bool))
+        return ["text"] * len(prompts), SimpleNamespace(
+            mask=np.ones((len(prompts), 4), bool), logp=np.zeros((len(prompts), 4))
+        )
 
     card, tokenizer = ModelCard("policy", {}, 5, 4), LetterTokenizer()
     for stage in (anchors, win_rate):

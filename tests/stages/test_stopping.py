@@ -34,6 +34,7 @@ def test_it_waits_for_the_end_of_a_step():
     stop = StopSignal()
     with stop.caught():
         with stop.after_steps():
+            stop.done()
             terminate()
             assert stop()
         assert stop()
@@ -52,6 +53,7 @@ def test_no_handler_of_errors_takes_it_for_one():
 def test_a_second_one_is_not_caught(second):
     stop = StopSignal()
     with stop.caught(), stop.after_steps():
+        stop.done()
         terminate()
         assert signal.getsignal(second) is signal.SIG_DFL
 

@@ -227,6 +227,7 @@ def _generate(argv: Sequence[str]) -> None:
 
 
 def _row_options(values: Any) -> Any:
+    from prl_jax.data.lines import Limits
     from prl_jax.stages.commands import RowOptions
 
     return RowOptions(
@@ -236,6 +237,7 @@ def _row_options(values: Any) -> Any:
         skip_invalid=values.skip_invalid,
         template_args=flags.template_args(values.template_args),
         overwrite=values.overwrite,
+        limits=Limits(values.max_unpacked_mib, values.max_line_mib),
     )
 
 

@@ -109,6 +109,8 @@ def _define_rows(values: flags.FlagValues) -> None:
         "on_long", "error", ["error", "truncate", "skip"], "What becomes of a row that has more.", flag_values=values
     )
     number("skip_invalid", 0, "Leave out up to so many rows that cannot be read.", lower_bound=0)
+    number("max_unpacked_mib", 2048, "MiB that a gzip file of rows may unpack to.", lower_bound=1)
+    number("max_line_mib", 64, "MiB that a line of it may have.", lower_bound=1)
     text = "What the chat template is given: NAME=VALUE (repeat it for more), or a JSON object."
     flags.DEFINE_multi_string("template_args", [], text, flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace --out where it is there already.", flag_values=values)

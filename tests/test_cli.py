@@ -280,6 +280,16 @@ def test_judge_reads_gzip_and_any_batch_size(workdir, pairs, tmp_path):
         assert a == pytest.approx(b, abs=1e-6)
 
 
+def test_rows_are_bounded_and_named_by_place_where_ids_repeat(workdir, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    write_rows(prompts, [{"id": "same", "prompt": "sort ba."}, {"id": "same", "prompt": "sort cb."}])
+    rows = generate(workdir / "sft", prompts, out, "--max_new_tokens=2")
+    assert [row["id"] for row in rows] == [f"{prompts}:1", f"{prompts}:2"]
+    prompts.write_bytes(gzip.compress(b'{"prompt": "sort ba."}\n' * 100_000))
+    done = prl("generate", f"--model={workdir / 'sft'}", "--prompts", prompts, "--out", out, "--max_unpacked_mib=1")
+    assert done.code == 2 and "unpacks to more than 1 MiB (a larger max_unpacked_mib allows it)" in done.err
+
+
 def test_generate_follows_its_seed(workdir, tmp_path):
     prompts = write_rows(
         tmp_path / "prompts.jsonl", [{"id": f"p{i}", "prompt": f"sort {w}."} for i, w in enumerate(("ba", "cab", "dd"))]

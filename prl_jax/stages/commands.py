@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from prl_jax.data.lines import Limits
 from prl_jax.data.records import PreferenceRecord, PromptRecord
 from prl_jax.data.sources import Records, SourceSpec, load_records
 from prl_jax.errors import Stopped, UserError
@@ -64,6 +65,7 @@ class RowOptions:
       skip_invalid: how many rows that cannot be read are left out, before it is an error.
       template_args: what the chat template is given beside the conversation.
       overwrite: whether an output that is there is replaced.
+      limits: bounds on the file of rows.
     """
 
     batch_size: int = 256
@@ -72,6 +74,7 @@ class RowOptions:
     skip_invalid: int = 0
     template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     overwrite: bool = False
+    limits: Limits = Limits()
 
     @property
     def defaults(self) -> Defaults:
@@ -106,7 +109,7 @@ def judge_file(
     mesh, stop = make_mesh(), StopSignal() if stop is None else stop
     card = _card(model, options, "judge")
     check_file(out, inputs=[data], models=_directories(model, card), overwrite=options.overwrite)
-    records = load_records(SourceSpec("jsonl", path=str(data)), "preference", data_dir=data.parent)
+    records = _rows(data, "preference", options)
     template = None
     if card.template is not None:
         template = JudgeTemplate(**{**card.template, "verdicts": tuple(card.template["verdicts"])})
@@ -172,7 +175,7 @@ def generate_file(
     values = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     tokenizer = model_tokenizer(model, options.defaults)
     config = sampling_config(card, tokenizer, max_new_tokens=max_new_tokens, **values)
-    records = load_records(SourceSpec("jsonl", path=str(prompts)), "prompt", data_dir=prompts.parent)
+    records = _rows(prompts, "prompt", options)
     measured = _measured("generate", records, model, options)
     chosen = _selected(records, measured, measured.lengths["prompt"], room, options)
     _, policy, _ = load_policy(model, mesh, defaults=options.defaults)
@@ -236,6 +239,12 @@ def _made_from(
         **{key: getattr(options, key) for key in ("max_length", "on_long", "template_args")},
         **values,
     }
+
+
+def _rows(path: Path, what: str, options: RowOptions) -> Records:
+    """The records of a file, by ids that tell them apart."""
+    spec = SourceSpec("jsonl", path=str(path), limits=options.limits)
+    return load_records(spec, what, data_dir=path.parent).with_unique_ids()
 
 
 def _measured(

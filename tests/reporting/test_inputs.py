@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from prl_jax.errors import UserError
 from prl_jax.reporting import inputs
 
 
@@ -67,3 +68,13 @@ def test_labels_are_folder_names_unless_they_repeat(tmp_path):
     for path in paths:
         stage(path, "sft", "sft")
     assert [run.label for run in inputs.read_runs(paths)] == [str(paths[0]), str(paths[1]), "other"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "sft/result.json", "sft/samples.jsonl"])
+@pytest.mark.parametrize("depth", [101, 100_000])
+def test_json_that_is_nested_too_deep_is_one_line(tmp_path, name, depth):
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "result.json").write_text('{"kind": "sft"}')
+    (tmp_path / name).write_text('{"a":' + "[" * depth + "]" * depth + "}\n")
+    with pytest.raises(UserError, match=rf"{name}.*nested more than 100 deep"):
+        inputs.read_run(tmp_path, label="x")

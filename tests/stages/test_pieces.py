@@ -11,7 +11,7 @@ import pytest
 from fakes import LetterTokenizer, UtilityJudge, make_decoder, one_device, user
 
 from prl_jax.data.records import PromptRecord
-from prl_jax.errors import Stopped
+from prl_jax.errors import Stopped, UserError
 from prl_jax.stages import anchors, win_rate
 from prl_jax.stages import config as c
 from prl_jax.stages import pieces as module
@@ -179,3 +179,12 @@ def test_a_part_of_a_stage_draws_as_its_rows_of_the_whole(tmp_path, monkeypatch)
         model = make_decoder(layers=1)
         win_rate.sample_policy(context, records, piece, model, model, "x", temperature=1.0)
     check(2)
+
+
+def test_scores_that_are_not_finite_end_the_ranking(tmp_path):
+    """Before they are kept: NaN would sort anywhere."""
+    stage, judge = Stage(tmp_path), UtilityJudge(lambda prompt, text: float("nan") if text == "b" else 0.0)
+    prompts = [user("x"), user("y")]
+    with pytest.raises(UserError, match="1 of 2 are not finite"), pieces(stage.context, 9) as piece:
+        anchors.rank_scores(judge, prompts, [["a", "b"], ["c", "d"]], 2, piece)
+    assert kept(tmp_path) == []

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from prl_jax.errors import Stopped
+from prl_jax.stages import stopping as module
 from prl_jax.stages.stopping import StopSignal
 
 
@@ -91,3 +92,28 @@ def test_several_processes_ask_the_service_with_numbers_that_grow(monkeypatch):
     with stop.caught():
         assert [stop() for _ in range(5)] == [False, False, True, True, True]
     assert service.asked == [1, 2, 3]
+
+
+def test_where_nothing_is_lost_the_process_is_left_at_once():
+    left = []
+    stop = StopSignal(left.append)
+    with stop.caught(), stop.after_steps():
+        terminate()
+        assert [str(stopped) for stopped in left] == ["what was saved before is kept"]
+        stop.done()
+    assert len(left) == 1
+
+
+def test_another_thread_hears_what_the_main_one_does_not(monkeypatch):
+    """A library that is at work keeps Python's handlers from running."""
+    left, stop = threading.Event(), None
+    monkeypatch.setattr(module, "_PATIENCE", 0.01)
+    stop = StopSignal(lambda stopped: left.set())
+    monkeypatch.setattr(stop, "_handle", lambda *_: None)  # as if it had not run yet
+    with stop.caught(), stop.after_steps():
+        terminate()
+        assert left.wait(10)
+        left.clear()
+        stop.done()
+        terminate()
+        assert not left.wait(0.2)

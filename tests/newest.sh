@@ -16,6 +16,8 @@ if [ "${1-}" = --inside ]; then
         case $folder in "$PWD") how=--bind ;; *) how=--rbind ;; esac
         mount "$how" "$folder" "$root$folder"
     done
+    # Where this machine finds itself: several processes of a run meet there.
+    mount --bind /etc/hosts "$root/etc/hosts"
     # shellcheck disable=SC2016
     exec chroot "$root" sh -c 'cd "$0" && exec "$@"' "$PWD" "$@"
 fi

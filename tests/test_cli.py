@@ -286,7 +286,8 @@ def test_rows_are_bounded_and_named_by_place_where_ids_repeat(workdir, tmp_path)
     rows = generate(workdir / "sft", prompts, out, "--max_new_tokens=2")
     assert [row["id"] for row in rows] == [f"{prompts}:1", f"{prompts}:2"]
     prompts.write_bytes(gzip.compress(b'{"prompt": "sort ba."}\n' * 100_000))
-    done = prl("generate", f"--model={workdir / 'sft'}", "--prompts", prompts, "--out", out, "--max_unpacked_mib=1")
+    flags = ("--overwrite", "--max_unpacked_mib=1")
+    done = prl("generate", f"--model={workdir / 'sft'}", "--prompts", prompts, "--out", out, *flags)
     assert done.code == 2 and "unpacks to more than 1 MiB (a larger max_unpacked_mib allows it)" in done.err
 
 

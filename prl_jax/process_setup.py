@@ -92,6 +92,9 @@ class _Tolerant:
         with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
 
+    def isatty(self) -> bool:  # from Python 3.12 on a protocol does not see what `__getattr__` finds
+        return self._stream.isatty()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 

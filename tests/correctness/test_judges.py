@@ -17,6 +17,7 @@ from prl_jax.judges import GenerativeJudge, ScalarJudge, judge_pairs
 from prl_jax.stages import config as c
 from prl_jax.stages.context import StageContext
 from prl_jax.stages.inputs import check_inputs
+from prl_jax.stages.measurements import Measurements
 from prl_jax.stages.run import run_stages
 from prl_jax.stages.workdir import Workdir
 from prl_jax.text.chat import encode_prompt, encode_response
@@ -105,10 +106,10 @@ def test_row_19_a_verdict_of_several_tokens_is_refused_when_the_run_starts(tmp_p
         config = c.build({"genrm": c.generative(data=source, validation=source, verdicts=words, batch_size=1)})
         context = StageContext("genrm", config, Workdir(tmp_path / "run", config), one_device())
         if message is None:
-            check_inputs([context], ByteTokenizer())
+            check_inputs([context], Measurements())
             continue
         with pytest.raises(UserError, match=message):
-            check_inputs([context], ByteTokenizer())
+            check_inputs([context], Measurements())
         with pytest.raises(UserError, match=message):
             GenerativeJudge(make_decoder(layers=1), ByteTokenizer(), JudgeTemplate(verdicts=words), max_length=LENGTH)
 

@@ -171,7 +171,7 @@ def moving_into(directory: AnyPath) -> Iterator[Path]:
         _share(folder)
         for source in sorted(path for path in folder.rglob("*") if path.is_file()):
             place = target / source.relative_to(folder)
-            place.parent.mkdir(exist_ok=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(source, place)
     except OSError as error:
         raise _unwritable(directory, error) from error

@@ -72,7 +72,8 @@ def _accuracy(judge: Mapping[str, Any]) -> str:
     if share is None:
         return f"{judge['stage']} has no accuracy: no pair with a better response had a finite number."
     pairs, ties = number(judge, "n"), number(judge, "ties") or 0
-    of = "" if pairs is None else f" of {pairs - ties:,.0f} pairs"
+    counted = pairs is not None and not number(judge, "not_finite")
+    of = f" of {pairs - ties:,.0f} pairs" if counted else ""
     interval = "no interval" if low is None or high is None else f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
     beside = [("always picking the longer one", "longer_wins"), ("the best possible judge", "bayes_accuracy")]
     known = [f"{what} {_percent(value)}" for what, key in beside if (value := number(judge, key)) is not None]

@@ -19,7 +19,8 @@ def obstacles(runs: Sequence[RunFiles]) -> list[str]:
         return []
     unknown = [run.label for run in runs if not run.settings]
     if unknown:
-        return [f"No means over runs: {_and(unknown)} has no config.json to tell whether it is the same experiment."]
+        has = "has" if len(unknown) == 1 else "have"
+        return [f"No means over runs: {_and(unknown)} {has} no config.json to tell whether they are one experiment."]
     sentences = []
     for run in runs[1:]:
         different = _different(runs[0], run)

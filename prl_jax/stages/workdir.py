@@ -81,7 +81,8 @@ class Workdir:
             return None, {}
         try:
             document = parse_json(path.read_text(encoding="utf-8"))
-            document["config"]  # noqa: B018  (asks whether it is there)
+            if not isinstance(document["config"], dict):
+                raise TypeError("its config is no object")
             # Of workdirs from before fingerprints were kept, nothing is known.
             return document, {name: Fingerprint(**values) for name, values in document.get("data", {}).items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -95,11 +96,12 @@ class Workdir:
 
 
 def kept_config(path: Path) -> Mapping[str, Any]:
-    """The config that a workdir belongs to; empty where there is none that can be read, which `Workdir` tells."""
+    """The sections of the config that a workdir belongs to; none where it cannot be read, which `Workdir` tells."""
     try:
-        return parse_json((local_path(path) / CONFIG_FILE).read_text(encoding="utf-8"))["config"]
+        found = parse_json((local_path(path) / CONFIG_FILE).read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+    return {name: value for name, value in found.items() if isinstance(value, dict)} if isinstance(found, dict) else {}
 
 
 def _check_same(path: Path, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:

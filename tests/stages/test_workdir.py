@@ -51,7 +51,7 @@ def test_what_is_no_workdir_is_refused(made, tmp_path):
         Workdir(tmp_path / "file", config())
     with pytest.raises(UserError, match="is not empty and holds no config.json"):
         Workdir(tmp_path, config())
-    for text in ("{", "[]", '{"other": 1}', '"config"'):
+    for text in ("{", "[]", '{"other": 1}', '"config"', '{"config": []}', '{"config": {"seed": 1}, "data": 1}'):
         (made / "config.json").write_text(text)
         with pytest.raises(UserError, match="config.json: cannot be read"):
             Workdir(made, config())

@@ -76,7 +76,8 @@ compiled = {}  # the template of the last request: one after the other usually h
 def main():
     memory, seconds = int(sys.argv[1]), int(sys.argv[2])
     sys.path += sys.argv[3:]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that asks
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the program that asks, whose end is the end of input
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))

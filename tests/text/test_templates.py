@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import signal
 import threading
 import time
 from pathlib import Path
@@ -63,6 +64,17 @@ def test_a_template_that_does_not_end_is_ended(monkeypatch):
     found = worker.ask({"template": loop, "values": {}, "most": 10})
     assert "more than 1 seconds" in found["error"] and time.process_time() - start < 1
     assert worker.ask({"template": "{{ 1 + 1 }}", "values": {}, "most": 10}) == {"text": "2"}
+
+
+def test_signals_to_all_processes_of_a_run_are_for_the_one_that_asks():
+    """Schedulers send SIGTERM to each of them, and the run has a step to finish."""
+    worker, request = templates._Worker(), {"template": "{{ 1 + 1 }}", "values": {}, "most": 10}
+    worker.ask(request)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        worker._process.send_signal(number)
+        assert worker.ask(request) == {"text": "2"}
+    worker._process.stdin.close()
+    assert worker._process.wait(10) == 0  # it ends with who asks, however that ends
 
 
 def test_threads_and_forks_get_answers_to_their_own_questions():

@@ -51,6 +51,13 @@ def agreed(here: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(here))))
 
 
+def least(here: float) -> float:
+    """The smallest of the numbers that the processes have, in float32; all of them must ask."""
+    if jax.process_count() == 1:
+        return here
+    return float(np.min(multihost_utils.process_allgather(np.array(here, np.float32))))
+
+
 def as_leader(here: bool) -> bool:
     """What the first process says; all of them must ask."""
     if jax.process_count() == 1:

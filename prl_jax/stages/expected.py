@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from prl_jax.data.gold import make_arguments
 from prl_jax.errors import UserError
-from prl_jax.processes import is_leader
+from prl_jax.processes import is_leader, least
 from prl_jax.stages.context import StageContext, gold_arguments
 from prl_jax.stages.knobs import helpful_keys
 from prl_jax.stages.measurements import Measurements
@@ -48,7 +48,7 @@ def announce(contexts: Sequence[StageContext], measurements: Measurements, tell:
     config, mesh = contexts[0].config, contexts[0].mesh
     names = [context.name for context in contexts]
     work = [one for one in expected_work(config, mesh, _counter(contexts, measurements)) if one.stage in names]
-    room = memory_of_device(mesh)
+    room = least(memory_of_device(mesh))
     for one in work:
         held = sum(one.held.values())
         if room and held > room:
@@ -173,7 +173,7 @@ def span(low: float, high: float) -> str:
     units = {"days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
     name, unit = next(((name, unit) for name, unit in units.items() if high >= 2 * unit), ("seconds", 1.0))
     least, most = (f"{value / unit:.1f}" if value / unit < 2 else f"{value / unit:.0f}" for value in (low, high))
-    return f"{least} to {most} {name}"
+    return f"{least} to {most} {name}" if low / unit >= 0.05 else f"up to {most} {name}"
 
 
 def helps(keys: Sequence[str]) -> str:

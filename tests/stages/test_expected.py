@@ -47,6 +47,13 @@ def test_what_cannot_fit_is_refused_and_what_may_not_is_one_line_with_the_keys_t
         told(tmp_path)
 
 
+def test_processes_refuse_together(tmp_path, monkeypatch):
+    """One that has room enough does not go on to wait for one that has not."""
+    monkeypatch.setattr(expected, "least", lambda here: min(here, 1000.0))
+    with pytest.raises(UserError, match="of each device, which has"):
+        told(tmp_path)
+
+
 def test_work_grows_with_what_a_config_asks_for():
     mesh, examples = make_mesh(), lambda stage, key: 1000
     config = config_of(QUICKSTART)
@@ -74,8 +81,8 @@ def test_a_forward_pass_is_two_operations_a_parameter_and_token():
 
 def test_numbers_read_as_people_say_them():
     assert [amount(size) for size in (3.2e9, 5e7, 3e5)] == ["3.0 GiB", "48 MiB", "0.3 MiB"]
-    assert [span(*pair) for pair in ((3.0, 9.0), (70.0, 130.0), (4e3, 9e3), (1e5, 3e5))] == [
-        "3 to 9 seconds", "1.2 to 2 minutes", "1.1 to 2 hours", "1.2 to 3 days"
+    assert [span(*pair) for pair in ((0.04, 8.0), (3.0, 9.0), (70.0, 130.0), (4e3, 9e3), (1e5, 3e5))] == [
+        "up to 8 seconds", "3 to 9 seconds", "1.2 to 2 minutes", "1.1 to 2 hours", "1.2 to 3 days",
     ]  # fmt: skip
     assert 2**28 < available_memory() < 2**50
 

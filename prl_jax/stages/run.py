@@ -55,7 +55,7 @@ def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -
     stop = StopSignal() if stop is None else stop
     check_config(config)
     mesh = make_mesh(**config.mesh.to_dict())
-    surroundings = lambda config: StageContext(config.stages[0], config, Workdir(path, config), mesh)  # noqa: E731
+    surroundings = lambda config: StageContext(config.stages[0], config, Workdir(path, config), mesh, stop)  # noqa: E731
     measurements = Measurements()
     config = with_lengths(config, surroundings, measurements, known=kept_config(path), tell=_tell)
     workdir = Workdir(path, config)

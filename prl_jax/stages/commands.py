@@ -266,7 +266,8 @@ def _selected(
     records: Records, measured: Measured, needed: Int[np.ndarray, "N"], limit: int, options: RowOptions
 ) -> Selected:
     """The rows that are worked on, of those that were read; `needed` are their tokens."""
-    keep = np.array([i not in measured.problems for i in range(len(records))], bool)
+    keep = np.ones(len(records), bool)
+    keep[list(measured.problems)] = False
     long = keep & (needed > limit)
     if long.any() and options.on_long == "error":
         first = int(np.argmax(long))

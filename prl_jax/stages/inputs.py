@@ -26,6 +26,7 @@ from prl_jax.stages.readings import Reading, readings
 from prl_jax.stages.rules import RULES, value_at
 from prl_jax.text.chat import Turn, fit_turns
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row, verdict_ids
+from prl_jax.text.tokenizer import Tokenizer
 
 LeftOut = Mapping[tuple[Any, ...], Sequence[int]]
 

@@ -1,7 +1,9 @@
 """Out of memory is one line: which function, how much, which keys help; and what was saved is kept."""
 
 import functools
+import re
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +11,16 @@ import pytest
 from fakes import make_decoder
 from running import says
 
+import prl_jax
 from prl_jax.checkpoint import Checkpoints
 from prl_jax.errors import UserError
 from prl_jax.sampling.decode import SamplingConfig, generate, row_keys
 from prl_jax.stages import config as c
 from prl_jax.stages import run as module
+from prl_jax.stages import shortage
 from prl_jax.stages.shortage import shortage_told
+
+ROOT = Path(prl_jax.__file__).parent
 
 
 def fail(*_, **__):
@@ -39,6 +45,13 @@ def test_the_function_is_the_innermost_that_plan_names(monkeypatch):
     monkeypatch.setattr(decode, "decode", fail)
     assert told(call).startswith("sft/decode: ")
     assert told(fail).startswith("sft: out of device memory")
+
+
+def test_every_call_that_is_looked_for_is_there():
+    """A function that gets another name would no longer be told."""
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.rglob("*.py") if path.name != "shortage.py")
+    assert [call for call in shortage._CALLS if not re.search(rf"^(?!\s*def ).*{call}", sources, re.MULTILINE)] == []
+    assert [name for name in shortage._INSIDE if not re.search(rf"^\s*def {name}\(", sources, re.MULTILINE)] == []
 
 
 def test_other_errors_stay_what_they_are():

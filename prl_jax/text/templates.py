@@ -84,6 +84,8 @@ class _Worker:
         """What the worker answers: one object, with the key "error" where it failed."""
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
+            if self._process is not None and self._process.poll() is not None:  # somebody else has ended it
+                self._end()
             process = self._process = self._process or _start()
             assert process.stdin is not None and process.stdout is not None
             try:
@@ -119,8 +121,8 @@ def _start() -> subprocess.Popen[bytes]:
 
 def _close(process: subprocess.Popen[bytes], owner: int) -> None:
     """Ends a worker; a fork leaves that of its parent alone."""
-    if os.getpid() == owner and process.returncode is None:
-        process.kill()
+    if os.getpid() == owner:
+        process.kill()  # nothing, where it has ended
         process.wait()
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):  # what was not written any more

@@ -73,6 +73,9 @@ def test_signals_to_all_processes_of_a_run_are_for_the_one_that_asks():
     for number in (signal.SIGTERM, signal.SIGINT):
         worker._process.send_signal(number)
         assert worker.ask(request) == {"text": "2"}
+    worker._process.kill()
+    worker._process.wait()
+    assert worker.ask(request) == {"text": "2"}, "another one takes its place"
     worker._process.stdin.close()
     assert worker._process.wait(10) == 0  # it ends with who asks, however that ends
 

@@ -61,7 +61,8 @@ def announce(contexts: Sequence[StageContext], measurements: Measurements, tell:
     if not (work and is_leader()):
         return
     rates, total = measured_rates(config.model.dtype), np.zeros(2)
-    tell(f"Expected{f', of {amount(room)} a device' if room else ''} (memory within a factor of two):")
+    of = f", of {amount(room)} a device" if room else ""
+    tell(f"Expected memory (within a factor of two{of}) and time (with compilation, where it is not cached):")
     for one in work:
         seconds = np.array(expected_seconds(one, rates, mesh))
         total += seconds
@@ -173,7 +174,7 @@ def span(low: float, high: float) -> str:
     units = {"days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
     name, unit = next(((name, unit) for name, unit in units.items() if high >= 2 * unit), ("seconds", 1.0))
     least, most = (f"{value / unit:.1f}" if value / unit < 2 else f"{value / unit:.0f}" for value in (low, high))
-    return f"{least} to {most} {name}" if low / unit >= 0.05 else f"up to {most} {name}"
+    return f"{least} to {most} {name}" if float(least) else f"up to {most} {name}"
 
 
 def helps(keys: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from prl_jax.files import parse_json
 
 
 def run_flags(argv: Sequence[str]) -> flags.FlagValues:
-    """Of `prl run`."""
+    """Flags of `prl run`."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Folder of the run, new or to be continued.", flag_values=values)
     processes = functools.partial(flags.DEFINE_integer, flag_values=values)
@@ -32,7 +32,7 @@ def run_flags(argv: Sequence[str]) -> flags.FlagValues:
 
 
 def plan_flags(argv: Sequence[str]) -> flags.FlagValues:
-    """Of `prl plan`."""
+    """Flags of `prl plan`."""
     values = flags.FlagValues()
     flags.DEFINE_string(
         "topology", None, "v5e:8x8 and the like (v4, v5e, v5p, v6e), or cpu:8 for so many CPU devices.",
@@ -45,7 +45,7 @@ def plan_flags(argv: Sequence[str]) -> flags.FlagValues:
 
 
 def judge_flags(_: Sequence[str]) -> flags.FlagValues:
-    """Of `prl judge`."""
+    """Flags of `prl judge`."""
     values = flags.FlagValues()
     flags.DEFINE_string(
         "model", None, "Directory of a judge: a stage's, or a Hugging Face checkpoint.", flag_values=values
@@ -57,7 +57,7 @@ def judge_flags(_: Sequence[str]) -> flags.FlagValues:
 
 
 def generate_flags(_: Sequence[str]) -> flags.FlagValues:
-    """Of `prl generate`."""
+    """Flags of `prl generate`."""
     values = flags.FlagValues()
     number = functools.partial(flags.DEFINE_integer, flag_values=values)
     flags.DEFINE_string(
@@ -69,13 +69,13 @@ def generate_flags(_: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_float("temperature", 1.0, "0 is greedy.", lower_bound=0.0, flag_values=values)
     number("top_k", 0, "Sample from the k likeliest tokens; 0: all.", lower_bound=0)
     flags.DEFINE_float("top_p", 1.0, "Sample from the likeliest tokens of this probability.", flag_values=values)
-    number("seed", 0, "Of sampling.", lower_bound=0, upper_bound=2**31 - 1)
+    number("seed", 0, "Seed of sampling.", lower_bound=0, upper_bound=2**31 - 1)
     _define_rows(values)
     return values
 
 
 def export_flags(_: Sequence[str]) -> flags.FlagValues:
-    """Of `prl export`."""
+    """Flags of `prl export`."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     flags.DEFINE_string("stage", None, "Stage whose model to export.", flag_values=values)
@@ -83,13 +83,13 @@ def export_flags(_: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_bool("adapters", False, "Only the adapters, in PEFT's format.", flag_values=values)
     flags.DEFINE_bool("tokenizer", True, "Write the tokenizer too.", flag_values=values)
     dtypes = ["", "float32", "bfloat16"]
-    flags.DEFINE_enum("dtype", "", dtypes, "Of the parameters; '' as trained.", flag_values=values)
+    flags.DEFINE_enum("dtype", "", dtypes, "Type of the parameters; '' as trained.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace an earlier export in --out.", flag_values=values)
     return values
 
 
 def report_flags(_: Sequence[str]) -> flags.FlagValues:
-    """Of `prl report`."""
+    """Flags of `prl report`."""
     values = flags.FlagValues()
     flags.DEFINE_multi_string("workdir", None, "Folder of a run; several give one report.", flag_values=values)
     return values
@@ -101,7 +101,7 @@ def _define_cache(values: flags.FlagValues) -> None:
 
 
 def _define_rows(values: flags.FlagValues) -> None:
-    """What `judge` and `generate` have in common."""
+    """Defines the flags that `judge` and `generate` have in common."""
     number = functools.partial(flags.DEFINE_integer, flag_values=values)
     number("batch_size", 256, "Rows of a batch.", lower_bound=1)
     number("max_length", 0, "Tokens of a row, at most; 0: the model's own context.", lower_bound=0)
@@ -110,7 +110,7 @@ def _define_rows(values: flags.FlagValues) -> None:
     )
     number("skip_invalid", 0, "Leave out up to so many rows that cannot be read.", lower_bound=0)
     number("max_unpacked_mib", 2048, "MiB that a gzip file of rows may unpack to.", lower_bound=1)
-    number("max_line_mib", 64, "MiB that a line of it may have.", lower_bound=1)
+    number("max_line_mib", 64, "MiB that a line of the file of rows may have.", lower_bound=1)
     text = "What the chat template is given: NAME=VALUE (repeat it for more), or a JSON object."
     flags.DEFINE_multi_string("template_args", [], text, flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace --out where it is there already.", flag_values=values)
@@ -156,9 +156,9 @@ FLAGS: Mapping[str, Callable[[Sequence[str]], flags.FlagValues]] = MappingProxyT
 
 
 def help_of(command: str) -> str:
-    """What `prl COMMAND --help` prints."""
+    """The text that `prl COMMAND --help` prints."""
     values, lines = FLAGS[command]([]), []
     for name in sorted(values):
         default = "" if values[name].default is None else f" (default: {values[name].default})"
-        lines.append(f"  --{name:<16} {values[name].help}{default}")
+        lines.append(f"  --{name:<21} {values[name].help}{default}")
     return f"Flags of prl {command}:\n" + "\n".join(lines)

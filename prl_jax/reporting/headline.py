@@ -24,7 +24,7 @@ def headline(runs: Sequence[RunFiles]) -> list[str]:
 
 
 def _sentences(runs: Sequence[RunFiles]) -> list[str]:
-    """Of one run, or of several seeds of one experiment."""
+    """The sentences on one run, or on several seeds of one experiment."""
     arms, summary = _final_arms(runs), next((run.summary for run in runs if arms_of(run.summary)), runs[0].summary)
     measured = [arm for arm in arms if number(arm, _KEY) is not None]
     if not measured:
@@ -50,7 +50,7 @@ def _sentences(runs: Sequence[RunFiles]) -> list[str]:
 
 
 def _without_win_rates(run: RunFiles) -> list[str]:
-    """Of a run that compares no policies, or does not yet."""
+    """The sentences on a run that compares no policies, or does not yet."""
     stages, evaluated = kinds(run), judges_of(run.summary)
     if any(number(arm, "prompts_left_out") for arm in arms_of(run.summary)):
         return ["No win rate could be measured: the judge that tells them gave no finite number."]

@@ -23,7 +23,7 @@ Held = Mapping[str, Any]
 
 
 class Fitted(NamedTuple):
-    """Of SFT and of a reward model."""
+    """The models and states of SFT and of a reward model."""
 
     state: TrainState
     optimizer: Any
@@ -31,7 +31,7 @@ class Fitted(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """Of best-of-N anchors."""
+    """The models of best-of-N anchors."""
 
     policy: Decoder
     judge: AbstractJudge | None
@@ -39,7 +39,7 @@ class Sampled(NamedTuple):
 
 
 class Improved(NamedTuple):
-    """Of PPO; `judges` by their names."""
+    """The models and states of PPO; `judges` by their names."""
 
     config: PPOConfig
     state: PPOState
@@ -50,7 +50,7 @@ class Improved(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """Of an evaluation, while it compares one arm with the baseline; arms come one after the other."""
+    """The models of an evaluation while it compares one arm with the baseline; arms come one after the other."""
 
     baseline: Decoder
     policy: Decoder

@@ -150,7 +150,7 @@ def _check_pairs(section: ConfigDict, path: str, kinds: np.ndarray) -> None:
 
 
 def _cut(reading: Reading, measured: Measured, kept: np.ndarray) -> list[str]:
-    """What of the records there is no room for."""
+    """Lines that say how many records there is not enough room for."""
     lines = []
     for limit in reading.limits:
         lengths = limit.lengths(measured)[kept]

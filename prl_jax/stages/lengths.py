@@ -129,7 +129,7 @@ class _Lengths:
     tell: Callable[[str], None]
 
     def find(self) -> None:
-        """Those of policies first: judges read what these may write."""
+        """Finds the lengths of policies first: judges read what these may write."""
         read = list(uses(self.config))
         self.policy(_ROOT, [use for use in read if is_directory(self.owner(use.model)) and not use.policy])
         for kind in ("sft", "bradley_terry", "generative"):

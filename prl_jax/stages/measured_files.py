@@ -37,12 +37,12 @@ def identity(tokenizer: Tokenizer | None) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the code that the numbers come from."""
+    """Versions of the code that the numbers come from."""
     return {"prl_jax": prl_jax.__version__, **{name: metadata.version(name) for name in _PACKAGES}}
 
 
 def read_measured(folder: Path, made_from: dict[str, Any], count: int) -> Measured | None:
-    """What was kept of `count` records; None where nothing was, or nothing that can be used."""
+    """The kept measurements of `count` records; None where none were kept, or none that can be used."""
     try:
         found = parse_json(_path(folder, made_from).read_text(encoding="utf-8"))
         columns = [found["columns"][name] for name in COLUMNS]

@@ -61,7 +61,7 @@ class Measurements:
         return self._found[name]
 
     def tokenizer(self, context: StageContext, name: str) -> Tokenizer:
-        """That of a model directory, or of the run (see `Reader`); any context of the run will do."""
+        """The tokenizer of a model directory, or of the run (see `Reader`); any context of the run will do."""
         if name not in self._tokenizers:
             found = model_tokenizer(Path(name), context.defaults) if name else run_tokenizer(context)
             self._tokenizers[name] = found

@@ -108,7 +108,7 @@ class Lengths:
         return self._count("prompt", prompt, _characters(prompt), lambda: len(encode_prompt(self.tokenizer, prompt)))
 
     def frame(self, template: JudgeTemplate, prompt: Prompt) -> int:
-        """Of a judge's row without its responses."""
+        """The length of a judge's row without its responses."""
 
         def row() -> int:
             return len(encode_judge_row(self.tokenizer, template, prompt, "", "", max_length=_ANY_LENGTH).ids)

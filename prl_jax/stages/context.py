@@ -97,7 +97,8 @@ class StageContext:
 
     def records(self, source: ConfigDict, what: str) -> Records:
         """Records of a source section, without those that cannot be read."""
-        records = self.all_records(source, what)
+        with naming(self.name):
+            records = self.all_records(source, what)
         left_out = self.left_out.get(source_key(source, what), ())
         return records.take(np.delete(np.arange(len(records)), left_out)) if len(left_out) else records
 
@@ -114,7 +115,7 @@ class StageContext:
             self.workdir.recognise(name.replace("{split}", source.split), records.fingerprint)
         records = records[source.skip :]
         if not records:
-            raise UserError(f"{self.name}: skip={source.skip} leaves no record of {source.path or source.kind}")
+            raise UserError(f"skip={source.skip} leaves no record of {source.path or source.kind}")
         return records
 
     def progress(self, total: int, *, name: str = "", unit: str = "step") -> Progress:

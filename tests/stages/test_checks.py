@@ -125,7 +125,7 @@ def test_data_of_a_later_stage_is_read_before_the_first_one(tmp_path):
     data.write_text("\n")
     assert says(run(tmp_path, *rows), "genrm.data", str(data), "empty")
     write_rows(data, [PAIR])
-    assert says(run(tmp_path, *rows, "genrm.data.skip=1"), "genrm", "skip=1 leaves no record")
+    assert says(run(tmp_path, *rows, "genrm.data.skip=1"), "genrm.data: skip=1 leaves no record")
     assert says(run(tmp_path, "sft.data.kind=tfds", "sft.data.path=no_such_data"), "sft.data", "no_such_data")
     assert says(run(tmp_path, "sft.data.kind=jsonl"), "sft.data", "no path")
 

@@ -44,7 +44,8 @@ _OTHER_WORDS = frozenset(
 def unused_keys(row: Mapping[str, Any], what: str) -> tuple[str, ...]:
     """The keys of a row (in the plain format) and of its turns that are not read for a record of the kind `what`,
     values that say nothing aside; those of turns as "prompt[].name"."""
-    known = _READ | _IDLE | (frozenset() if what == "preference" else _STRENGTHS)
+    known = _READ | _IDLE
+    known = known - {"response", "completion"} if what == "preference" else known | _STRENGTHS
     found = [key for key, value in row.items() if key not in known and value not in _NOTHING]
     for name in ("prompt", "messages", "chosen", "rejected", "response", "completion"):
         turns = row.get(name)

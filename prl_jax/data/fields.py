@@ -88,7 +88,7 @@ def read_meta(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 def read_id(row: Mapping[str, Any], where: str) -> str:
     """The row's `id`, or its place where it has none. Whole numbers are written without a point."""
     value = row.get("id")
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return where
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
         raise wrong(where, "id", "a string", value)

@@ -68,6 +68,7 @@ def parse_sft(row: Row, where: str) -> SFTRecord:
         )
     name = _demonstration(row)
     *prompt, response = _conversation(row, name, where)
+    _refuse_other_responses(row, name, response.content, where)
     if name == "chosen":
         _label(row, False, where)  # which must not contradict it
     prompt = with_system(tuple(prompt), row, where)
@@ -133,6 +134,17 @@ def _demonstration(row: Row) -> str:
     if row.get("messages") is not None and (name is None or row.get("prompt") is None):
         return "messages"
     return name or ("chosen" if row.get("chosen") is not None else "response")
+
+
+def _refuse_other_responses(row: Row, name: str, response: str, where: str) -> None:
+    """Raises `UserError` where another field than `name` holds another response."""
+    for other in ("response", "completion", "messages"):
+        value = row.get(other)
+        if not value or name in (other, "chosen"):
+            continue
+        last = Turn("assistant", value) if isinstance(value, str) else read_turns(value, other, where)[-1]
+        if last.role == "assistant" and last.content != response:
+            raise UserError(f'{where}: fields "{name}" and "{other}" hold different responses: keep one of them')
 
 
 def _conversation(row: Row, name: str, where: str) -> Prompt:

@@ -70,6 +70,7 @@ class HFTokenizer:
         self.vocab_size = max(len(self._hf), max(self._hf.added_tokens_decoder, default=-1) + 1)
         self._opening = ""
         self._user_frame: tuple[list[int], list[int]] | None = None
+        self._writes_system: bool | None = None
         self.eos_id, self._margins, self._opening = self._answer_frame()
         self.pad_id = self.eos_id if self._hf.pad_token_id is None else self._hf.pad_token_id
         self.rows_needed = self._rows_needed()
@@ -112,6 +113,8 @@ class HFTokenizer:
                 answers += [content] if role == "assistant" else []
             messages.append({"role": role, "content": content})
         text = self._render(messages, generate=True)
+        if any(role == "system" for role, _ in turns):
+            self._check_system()
         before, after = self._margins
         for mark in answers:
             text = text.replace(before + mark + after, mark)
@@ -130,6 +133,17 @@ class HFTokenizer:
             self._user_frame = self._encode_text(frame[0]), self._encode_text(frame[1])
         before, after = self._user_frame
         return list(before), list(after)
+
+    def _check_system(self) -> None:
+        """Raises `UserError` where the chat template leaves out what the system's turn says."""
+        if self._writes_system is None:  # each conversation asks for it
+            messages = [{"role": role, "content": _hold(i)} for i, role in enumerate(("system", "user"))]
+            self._writes_system = _hold(0) in self._render(messages, generate=True)
+        if not self._writes_system:
+            raise UserError(
+                f"{self._where}: the chat template leaves out what the system's turn says; put it into the user's "
+                "turn, or take it out"
+            )
 
     def _frame(self, *roles: str, generate: bool) -> list[str]:
         """What the chat template writes around the contents of turns of these roles."""
@@ -186,6 +200,8 @@ class HFTokenizer:
         """
         end, before, after, opening = self._hf.eos_token_id, "", "", ""
         asked, turns = self._frame("user", generate=True), self._frame("user", "assistant", generate=False)
+        if len(asked) < 2:
+            raise UserError(f"{self._where}: the chat template does not write what the user's turn says; mend it")
         if len(turns) == 3:
             tail = turns[2].lstrip()
             ids = self._encode_text(tail)

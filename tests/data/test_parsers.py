@@ -122,8 +122,25 @@ def test_the_prompt_beside_messages_is_only_the_first_turn() -> None:
     record = parse_sft(row, WHERE)
     assert [turn.content for turn in record.prompt] == ["q", "a", "r"] and record.response == "z"
     assert parse_sft({**row, "chosen": "c", "rejected": "d"}, WHERE) == record
-    assert parse_sft({**row, "response": "w"}, WHERE).response == "w"
+    assert parse_sft({**row, "response": "z"}, WHERE).response == "z"
     assert "expected the other response" in told(parse_sft, {"chosen": [USER, ASSISTANT]})
+
+
+def test_of_two_different_responses_none_is_left_out_in_silence() -> None:
+    messages = [USER, {**ASSISTANT, "content": "z"}]
+    for other in ({"completion": "z"}, {"messages": messages}):
+        said = told(parse_sft, {"prompt": "q", "response": "w", **other})
+        assert (
+            said == f'{WHERE}: fields "response" and "{next(iter(other))}" hold different responses: keep one of them'
+        )
+        assert parse_sft({"prompt": "q", "response": "z", **other}, WHERE).response == "z"
+    assert "different responses" in told(parse_sft, {"messages": messages, "completion": "w"})
+    assert parse_preference({**PAIR, "response": "w", "completion": "w"}, WHERE).unused == ("response", "completion")
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\t"])
+def test_a_blank_id_is_none(blank: str) -> None:
+    assert parse_preference({**PAIR, "id": blank}, WHERE).id == WHERE
 
 
 def test_forms_of_prompts() -> None:

@@ -84,7 +84,8 @@ def test_hugging_face_default_template(make_hf: Callable[..., Path]) -> None:
 
 
 def test_hugging_face_template_that_refuses(make_hf: Callable[..., Path]) -> None:
-    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}x"
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    template = refusal + "{{ messages[0].content }}"
     folder = make_hf("hf", template)
     with pytest.raises(UserError, match=f"^{folder}: the chat template refuses this conversation: no system turns$"):
         encode_prompt(load_tokenizer(folder), DIALOGUE)

@@ -175,3 +175,20 @@ def test_a_vocabulary_of_sentencepiece_names_the_package_that_it_needs(tmp_path,
         (tmp_path / "tokenizer.model").write_bytes(start)
         with pytest.raises(UserError, match=f"needs the package {package}: pip install"):
             HFTokenizer(tmp_path)
+
+
+TURNS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+
+
+def test_a_template_that_leaves_contents_out_is_refused(tmp_path):
+    for source in ("hello", TURNS.replace("{{ m.content }}", "")):
+        with pytest.raises(UserError, match="does not write what the user's turn says"):
+            HFTokenizer(with_template(tmp_path, source, "qwen2.5"))
+    source = TURNS.replace("in messages", "in messages if m.role != 'system'")
+    tokenizer = HFTokenizer(with_template(tmp_path, source, "qwen2.5"))
+    assert tokenizer.encode_chat(HI)
+    with pytest.raises(UserError, match="leaves out what the system's turn says"):
+        tokenizer.encode_chat((Turn("system", "brief"), *HI))
+    assert HFTokenizer(with_template(tmp_path, TURNS, "qwen2.5")).encode_chat((Turn("system", "brief"), *HI))

@@ -28,10 +28,12 @@ _PREFIX = "base_model.model.model.layers"
 _MODULES = {path.rpartition(".")[2]: name for name, path in LINEAR.items()}  # q_proj -> attention.q
 # What has no effect on the function, and the only values that are understood of what has.
 _INERT = frozenset(
-    "base_model_name_or_path revision task_type inference_mode auto_mapping lora_dropout init_lora_weights".split()
+    "base_model_name_or_path revision inference_mode auto_mapping lora_dropout init_lora_weights".split()
     + "peft_version loftq_config eva_config corda_config runtime_config megatron_config megatron_core".split()
 )
-_UNDERSTOOD: Mapping[str, tuple[Any, ...]] = MappingProxyType({"peft_type": ("LORA",), "bias": ("none",)})
+_UNDERSTOOD: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {"peft_type": ("LORA",), "bias": ("none",), "task_type": ("CAUSAL_LM",)}
+)
 _USED = ("r", "lora_alpha", "target_modules")
 
 
@@ -115,21 +117,33 @@ def adapter_base(path: Path | str) -> Path | None:
     """The model directory that the adapters of a directory belong to; None for a directory of something else.
 
     Raises:
-      UserError: the directory that `adapter_config.json` names is not on this machine.
+      UserError: the directory that `adapter_config.json` names is not on this machine, or leads back to these
+        adapters.
     """
     directory = Path(path)
+    base, seen = _named_base(directory), {directory.resolve()}
+    further = base
+    while further is not None:  # adapters may belong to a model with adapters
+        if further.resolve() in seen:
+            raise UserError(f"{directory / CONFIG}: base_model_name_or_path leads back to it; set it to the model's")
+        seen.add(further.resolve())
+        further = _named_base(further)
+    return base
+
+
+def _named_base(directory: Path) -> Path | None:
+    """The directory that the `adapter_config.json` of a directory names; None where there is no such file."""
     if not (directory / CONFIG).is_file():
         return None
     try:
         name = parse_json((directory / CONFIG).read_text())["base_model_name_or_path"]
-        base = directory / name
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{directory / CONFIG}: cannot be read ({type(error).__name__}: {error})") from error
-    if not base.is_dir():
+    if not isinstance(name, str) or not (directory / name).is_dir():
         raise UserError(
             f"{directory / CONFIG}: base_model_name_or_path={name!r} is no directory here; set it to the model's"
         )
-    return base
+    return directory / name
 
 
 def _is_idle(key: str, values: Mapping[str, Any]) -> bool:

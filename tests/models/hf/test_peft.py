@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from prl_jax.errors import UserError
 from prl_jax.models import LoraConfig, split, with_adapters
-from prl_jax.models.hf.peft import CONFIG, WEIGHTS, load_adapters, save_adapters
+from prl_jax.models.hf.peft import CONFIG, WEIGHTS, adapter_base, load_adapters, save_adapters
 from prl_jax.models.lora import combine
 from prl_jax.tree import flatten
 
@@ -116,3 +116,23 @@ def test_missing_tensors_and_files_are_named(base, saved, tmp_path):
         load_adapters(base, tmp_path / "nothing", one_device())
     with pytest.raises(UserError, match="no adapters to save"):
         save_adapters(base, tmp_path / "none", base="x")
+
+
+def test_a_base_that_leads_back_to_its_adapters_is_refused(tmp_path):
+    for name, base in (("one", "../two"), ("two", "../one"), ("itself", "."), ("none", None), ("top", "../fine")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / CONFIG).write_text(json.dumps({"base_model_name_or_path": base}))
+    (tmp_path / "fine").mkdir()
+    assert adapter_base(tmp_path / "top") == tmp_path / "top" / "../fine"
+    for name in ("one", "itself"):
+        with pytest.raises(UserError, match="leads back"):
+            adapter_base(tmp_path / name)
+    with pytest.raises(UserError, match="base_model_name_or_path=None is no directory here"):
+        adapter_base(tmp_path / "none")
+
+
+def test_adapters_of_another_task_are_refused(base, saved):
+    values = json.loads((saved / CONFIG).read_text())
+    (saved / CONFIG).write_text(json.dumps({**values, "task_type": "SEQ_CLS"}))
+    with pytest.raises(UserError, match="task_type='SEQ_CLS' is not supported"):
+        load_adapters(base, saved, one_device())

@@ -133,7 +133,7 @@ def plan_config(
         workdir = Workdir(Path(folder) / "run", config)
         surroundings = lambda config: StageContext(config.stages[0], config, workdir, mesh)  # noqa: E731
         measurements = Measurements()
-        config = with_lengths(config, surroundings, measurements, tell=tell)
+        config = with_lengths(config, surroundings, measurements, tell=tell, absent=True)
         contexts = [StageContext(name, config, workdir, mesh) for name in config.stages]
         check_inputs(contexts, measurements, absent=True)
     devices, compiled = len(found.devices), dict[str, _Compiled]()

@@ -90,6 +90,7 @@ def with_lengths(
     *,
     known: Mapping[str, Any] = MappingProxyType({}),
     tell: Callable[[str], None] = lambda line: None,
+    absent: bool = False,
 ) -> ConfigDict:
     """The config with every length given; itself where it leaves none to the data.
 
@@ -99,6 +100,7 @@ def with_lengths(
       measurements: of the data, which are made where they are not there yet.
       known: the config of the run that this one continues; its lengths stay.
       tell: takes a line about each length.
+      absent: the data are not needed for more than lengths, so that an error about them names the keys to give instead.
 
     Raises:
       UserError: a source cannot be read.
@@ -114,8 +116,10 @@ def with_lengths(
         try:
             _Lengths(found, surroundings(found), measurements, tell).find()
         except UserError as error:
+            if not absent:
+                raise
             flags = " ".join(f"--config.{key}=N" for key in open_lengths(found))
-            raise UserError(f"{error} (lengths are taken from the data, unless they are given: {flags})") from error
+            raise UserError(f"{error} (lengths are taken from the data unless they are given: {flags})") from error
     return found.lock()
 
 
@@ -151,7 +155,8 @@ class _Lengths:
         written = [self.room(use.policy) for use in own if use.policy]
         response = section.max_response or friendly(max([int(responses.max()), *written, least]))
         if not response:
-            raise UserError(f"{name}.max_response: no record has a response to take its length from")
+            flag = f"--config.{name}.max_response=N"
+            raise UserError(f"{name}.max_response: no record has a response to take its length from; give {flag}")
         contexts = [context for use in own if (context := self.limit(use.model))]
         if contexts and prompt + response > min(contexts):  # what is given stays; what is not shares what there is
             most = min(contexts)

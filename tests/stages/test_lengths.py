@@ -25,10 +25,13 @@ SHORT = {"prompt": "hi", "chosen": "hello", "rejected": "bye bye"}
 LONG = {"prompt": "hi " * 40, "chosen": "hello " * 30, "rejected": "bye " * 9}
 
 
-def found(config: ConfigDict, path: Path, known: dict | None = None) -> tuple[ConfigDict, list[str]]:
+def found(
+    config: ConfigDict, path: Path, known: dict | None = None, *, absent: bool = False
+) -> tuple[ConfigDict, list[str]]:
     told: list[str] = []
     surroundings = lambda config: StageContext(config.stages[0], config, Workdir(path, config), make_mesh())  # noqa: E731
-    return with_lengths(config, surroundings, Measurements(), known=known or {}, tell=told.append), told
+    measurements = Measurements()
+    return with_lengths(config, surroundings, measurements, known=known or {}, tell=told.append, absent=absent), told
 
 
 def model(folder: Path, context: int = 4096) -> Path:
@@ -101,14 +104,17 @@ def test_sft_policies_and_scalar_judges_count_what_others_ask_of_them(tmp_path):
     assert resolved.genrm.max_length > 120 + 2 * 179 and resolved.lone.max_length <= 32
 
 
-def test_what_cannot_be_measured_names_the_keys_to_give(tmp_path):
+def test_what_cannot_be_measured_is_named_and_in_a_plan_the_keys_to_give(tmp_path):
     config = own(tmp_path, [SHORT, SHORT])
     (tmp_path / "pairs.jsonl").unlink()
     line = refused("run", "--config", MICRO, "--config.genrm.max_length=0", "--config.genrm.data.kind=jsonl",
                    f"--config.genrm.data.path={tmp_path / 'none.jsonl'}", "--workdir", tmp_path / "run")  # fmt: skip
-    assert says(line, "genrm.data", "none.jsonl: no such file", "--config.genrm.max_length=N")
-    with pytest.raises(Exception, match="--config.huggingface.max_prompt=N"):
+    assert says(line, "genrm.data", "none.jsonl: no such file") and "max_length" not in line
+    with pytest.raises(UserError, match="--config.huggingface.max_prompt=N"):  # all that a plan needs the data for
+        found(config, tmp_path / "run", absent=True)
+    with pytest.raises(UserError, match="pairs.jsonl: no such file") as caught:
         found(config, tmp_path / "run")
+    assert "=N" not in str(caught.value)
     line = refused("run", "--config", MICRO, "--config.sft.max_prompt=1", "--workdir", tmp_path / "run")
     assert says(line, "sft.max_prompt=1", "at least 2, or 0: as long as the data need")
     line = refused("run", "--config", MICRO, "--config.huggingface.max_prompt=1", "--workdir", tmp_path / "run")

@@ -26,8 +26,10 @@ from prl_jax.stages.work import Work, expected_work
 # Share of the rate of a large matrix product that whole steps reach, at best and at worst; measured on the CPU, where
 # the experiments of this repository came to 0.25 to 0.5.
 _BEST, _WORST = 0.7, 0.2
-_COMPILE = {"cpu": 4.0}  # seconds a function, where it is not in the cache
+_COMPILE = {"cpu": 15.0}  # seconds a function, where it is not in the cache
 _COMPILE_ELSEWHERE = 30.0
+# Python, the libraries, the compiler and compiled programs share a CPU's memory with the arrays; measured.
+_PROCESS = 2.0**30
 
 
 class Rates(NamedTuple):
@@ -61,8 +63,7 @@ def announce(contexts: Sequence[StageContext], measurements: Measurements, tell:
     if not (work and is_leader()):
         return
     rates, total = measured_rates(config.model.dtype), np.zeros(2)
-    of = f", of {amount(room)} a device" if room else ""
-    tell(f"Expected memory (within a factor of two{of}) and time (with compilation, where it is not cached):")
+    tell(_header(mesh, room))
     for one in work:
         seconds = np.array(expected_seconds(one, rates, mesh))
         total += seconds
@@ -75,6 +76,14 @@ def announce(contexts: Sequence[StageContext], measurements: Measurements, tell:
             tell(f"prl: warning: {name} may not fit: about {amount(one.peak)} of {amount(room)}; {helps(keys)}")
 
 
+def _header(mesh: Mesh, room: float) -> str:
+    found = [f"{amount(room)} are free"] if room else []
+    if mesh.devices.flat[0].platform == "cpu":
+        found.append(f"the process and its compiled programs take about {amount(_PROCESS)} more")
+    more = f" ({'; '.join(found)})" if found else ""
+    return f"Expected memory of each device, within a factor of two, and time, with compilation if not cached{more}:"
+
+
 def expected_seconds(work: Work, rates: Rates, mesh: Mesh) -> tuple[float, float]:
     """Seconds of a stage, at least and at most, about; compilation, which a cache may spare, is in the latter."""
     platform = mesh.devices.flat[0].platform
@@ -83,22 +92,22 @@ def expected_seconds(work: Work, rates: Rates, mesh: Mesh) -> tuple[float, float
     low = high = 0.0
     for call in work.calls:
         waiting = once * (call.sequential if call.function == "decode" else 0)
-        computing = call.flops / (rates.flops * devices)
-        low += call.calls * max(computing / _BEST, 0.1 * waiting)
-        high += call.calls * (computing / _WORST + waiting)
+        computing, moving = call.flops / (rates.flops * devices), call.moved / (rates.bytes * devices)
+        low += call.calls * max(computing / _BEST, 0.1 * waiting, 0.3 * moving)
+        high += call.calls * (computing / _WORST + waiting + moving)
     return low, high + len({call.function for call in work.calls}) * _COMPILE.get(platform, _COMPILE_ELSEWHERE)
 
 
 @functools.cache
 def measured_rates(dtype: str) -> Rates:
-    """A large matrix product and a large sum, timed on one device of this process."""
+    """A large matrix product, and a softmax as in attention, timed on one device of this process."""
     device = jax.local_devices()[0]
     with jax.default_device(device):
         size = 1024 if device.platform == "cpu" else 8192
         square = jnp.ones((size, size), dtype)
         flops = 2.0 * size**3 / _fastest(jax.jit(jnp.matmul), square, square)
-        row = jnp.ones((2**24,), jnp.float32)
-        return Rates(flops, 4.0 * row.size / _fastest(jax.jit(jnp.sum), row))
+        scores = jnp.ones((2**13, 2**10), jnp.float32)
+        return Rates(flops, 2 * 4.0 * scores.size / _fastest(jax.jit(jax.nn.softmax), scores))
 
 
 def _fastest(function: Callable[..., jax.Array], *arguments: jax.Array) -> float:

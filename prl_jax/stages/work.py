@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from prl_jax.losses.logprobs import ACCELERATOR_LOGITS, ACCELERATOR_TOKENS, CPU_LOGITS, CPU_TOKENS
 from prl_jax.models import DecoderConfig
+from prl_jax.models.decoder import MOST_UNROLLED
 from prl_jax.stages.abstract_models import AbstractJudge, AbstractModels, held_bytes
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.holdings import Holdings
@@ -31,6 +32,7 @@ class Call(NamedTuple):
       flops: operations of one call, on all devices.
       calls: how often it is called.
       sequential: steps of a call that have to wait for each other, one for a token that is decoded.
+      moved: bytes that one call reads and writes, on all devices, beside the parameters.
     """
 
     function: str
@@ -38,6 +40,7 @@ class Call(NamedTuple):
     flops: float
     calls: float
     sequential: int = 1
+    moved: float = 0.0
 
 
 class Work(NamedTuple):
@@ -107,14 +110,14 @@ class _Estimate(NamedTuple):
         logits = length if section.kind == "sft" else 1
         micro = reads * self.shard(size, section.accumulate)
         trained = self.trained(decoder) * (2 if section.accumulate > 1 else 1)
-        row = flops(decoder, length, logits)
+        row, moved = flops(decoder, length, logits), self.moved(decoder, size * reads, length)
         yield Call(
             "train_step", trained + self.training(decoder, micro, length, logits), size * reads * row * passes(decoder),
-            steps,
+            steps, moved=moved * passes(decoder),
         )  # fmt: skip
         tested = math.ceil(self.examples(name, "validation") / size) * (1 + steps // every if every else 1)
         temporary = self.forward(decoder, reads * self.shard(size), length, logits)
-        yield Call("validation", temporary, size * reads * row, tested)
+        yield Call("validation", temporary, size * reads * row, tested, moved=moved)
 
     def anchors(self, name: str, section: ConfigDict) -> Iterator[Call]:
         if section.choice != "best_of_n":
@@ -135,14 +138,18 @@ class _Estimate(NamedTuple):
         yield from self.generate(section.policy, size, size * steps)
         judged = size if section.reward == "score" else 2 * size * self.opponents(section)
         yield from self.judge(self.models.judge(section.judge), section.judge_batch_size, judged * steps)
-        row = flops(decoder, length, room)
-        yield Call("prepare", self.forward(decoder, self.shard(size), length, room), 3 * size * row, steps)
+        row, moved = flops(decoder, length, room), self.moved(decoder, size, length)
+        # Policy, reference and critic read the same rows; where layers are unrolled, two of them are at work at once.
+        temporary = (2 if self.unrolled(decoder) else 1) * self.forward(decoder, self.shard(size), length, room)
+        yield Call("prepare", temporary, 3 * size * row, steps, moved=3 * moved)
         micro = self.shard(size, algorithm.minibatches * algorithm.accumulate)
         trained = 2 * self.trained(decoder) * (2 if algorithm.accumulate > 1 else 1)
         # With remat the policy and the critic come one after the other.
-        temporary = trained + (1 if decoder.remat else 2) * self.training(decoder, micro, length, room)
+        together = 1 if decoder.remat and not self.unrolled(decoder) else 2
+        temporary = trained + together * self.training(decoder, micro, length, room)
         yield Call("update", temporary, 2 * size / algorithm.minibatches * row * passes(decoder),
-                   steps * algorithm.epochs * algorithm.minibatches)  # fmt: skip
+                   steps * algorithm.epochs * algorithm.minibatches,
+                   moved=2 * moved / algorithm.minibatches * passes(decoder))  # fmt: skip
         if every:
             tests, asked = 1 + steps // every, self.examples(name, "evaluation.prompts")
             yield from self.generate(section.policy, min(asked, section.evaluation.batch_size), asked * (tests + 1))
@@ -164,23 +171,31 @@ class _Estimate(NamedTuple):
         cache = 2.0 * rows * decoder.layers * (before + room) * decoder.kv_heads * decoder.head_dim * width(decoder)
         cache /= self.mesh.shape["tensor"]
         work = size * flops(decoder, before, 1)
-        yield Call("prefill", cache + self.forward(decoder, rows, before, 1), work, calls)
+        moved = self.moved(decoder, size, before)
+        yield Call("prefill", cache + self.forward(decoder, rows, before, 1), work, calls, moved=moved)
+        # Each token is written into the cache, and all of the cache is read for it.
+        read = 3.0 * cache * room * self.mesh.size
         yield Call("decode", 2 * cache + 8.0 * rows * decoder.vocab_size, size * room * flops(decoder, 1, 1), calls,
-                   sequential=room)  # fmt: skip
+                   sequential=room, moved=read)  # fmt: skip
 
     def judge(self, judge: AbstractJudge | None, size: int, rows: int) -> Iterator[Call]:
         if judge is None or not rows:
             return
         decoder = getattr(judge.model, "decoder", judge.model).config
         size = min(size, 1 << (rows - 1).bit_length())
-        work = size * flops(decoder, judge.length, 1)
-        yield Call("judge", self.forward(decoder, self.shard(size), judge.length, 1), work, math.ceil(rows / size))
+        work, moved = size * flops(decoder, judge.length, 1), self.moved(decoder, size, judge.length)
+        temporary = self.forward(decoder, self.shard(size), judge.length, 1)
+        yield Call("judge", temporary, work, math.ceil(rows / size), moved=moved)
 
     def opponents(self, section: ConfigDict) -> int:
         if section.opponents == "anchor":
             anchors = self.config[section.anchors]
             return anchors.keep if anchors.choice == "best_of_n" else 1
         return {"peer": 1, "group": section.group_size - 1, "pool": section.opponent_draws}[section.opponents]
+
+    @property
+    def cpu(self) -> bool:
+        return self.mesh.devices.flat[0].platform == "cpu"
 
     def shard(self, rows: int, parts: int = 1) -> int:
         """Rows of a microbatch that one device has."""
@@ -199,19 +214,32 @@ class _Estimate(NamedTuple):
         """Bytes of what is kept for the backward pass, and of what that needs."""
         layer = self.layer(decoder, rows, length)
         stream = float(rows) * length * decoder.width * width(decoder) / self.mesh.shape["sequence"]
-        kept = decoder.layers * (stream if decoder.remat else layer)
-        return kept + 2 * layer + self.logits(decoder, rows, logits)
+        # XLA's CPU backend keeps what stands in the program twice: in unrolled layers, remat has no effect.
+        kept = decoder.layers * (stream if decoder.remat and not self.unrolled(decoder) else layer)
+        at_work = 0.5 if self.unrolled(decoder) else 1.5 if self.cpu else 2
+        return kept + at_work * layer + self.logits(decoder, rows, logits)
+
+    def unrolled(self, decoder: DecoderConfig) -> bool:
+        """Whether the program has each layer by itself, instead of a loop over them."""
+        return self.cpu and decoder.layers <= MOST_UNROLLED
 
     def layer(self, decoder: DecoderConfig, rows: int, length: int) -> float:
         heads = (decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim
         token = 4 * decoder.width + (2 * heads + 3 * decoder.mlp_width) / self.mesh.shape["tensor"]
-        scores = length * decoder.heads / self.mesh.shape["tensor"] * (4 + width(decoder))
-        return rows * length / self.mesh.shape["sequence"] * (token * width(decoder) + scores)
+        # Attention's scores and weights, [heads, length, length] of each row. A CPU has three such arrays, and all in
+        # float32, whatever the dtype of the model.
+        number, score = (4, 3 * 4) if self.cpu else (width(decoder), 4 + width(decoder))
+        scores = length * decoder.heads / self.mesh.shape["tensor"] * score
+        return rows * length / self.mesh.shape["sequence"] * (token * number + scores)
+
+    def moved(self, decoder: DecoderConfig, rows: int, length: int) -> float:
+        """Bytes that a forward pass reads and writes: what a layer needs, about three times."""
+        parts = self.mesh.shape["tensor"] * self.mesh.shape["sequence"]
+        return 3.0 * decoder.layers * self.layer(decoder, rows, length) * parts
 
     def logits(self, decoder: DecoderConfig, rows: int, positions: int) -> float:
         vocab = decoder.vocab_size / self.mesh.shape["tensor"]
-        cpu = self.mesh.devices.flat[0].platform == "cpu"
-        least, most = (CPU_TOKENS, CPU_LOGITS) if cpu else (ACCELERATOR_TOKENS, ACCELERATOR_LOGITS)
+        least, most = (CPU_TOKENS, CPU_LOGITS) if self.cpu else (ACCELERATOR_TOKENS, ACCELERATOR_LOGITS)
         return 8.0 * vocab * min(rows * positions, max(least, most / vocab, 16 * rows))
 
 

@@ -31,7 +31,8 @@ def told(path: Path, config=None) -> list[str]:
 
 def test_each_stage_says_its_memory_and_time_and_nothing_is_written(tmp_path):
     lines = told(tmp_path)
-    assert says(lines[0], "a device", "factor of two") and says(lines[-1], "together", " to ")
+    assert says(lines[0], "each device", "factor of two", "are free", "compiled programs take about 1.0 GiB more")
+    assert says(lines[-1], "together", " to ")
     assert [line.split()[0] for line in lines[1:-1]] == list(config_of(QUICKSTART).stages)
     assert says(lines[1], "models", "optimizer", "activations", "MiB", ";")
     assert not any("warning" in line for line in lines) and not list(tmp_path.iterdir())

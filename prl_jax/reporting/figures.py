@@ -135,6 +135,7 @@ def learning_figure(stages: Sequence[StageFiles], *, against: str = "") -> Figur
                 axes.plot(*_series(twin.metrics, key)[:2], color=color, alpha=0.3, linewidth=1.0)
             _curve(axes, rows, key, color, name)
         axes.set(title=title, ylabel=unit, xlabel="step")
+        axes.xaxis.get_major_locator().set_params(integer=True)  # there is no half a step
         if key == "win_rate":
             axes.set_title(f"Win rate against {label(against)}" if against else title)
             axes.axhline(0.5, color=_FAINT, linewidth=1.0, linestyle="--")

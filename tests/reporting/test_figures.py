@@ -37,6 +37,11 @@ def test_panels_are_those_with_data():
     assert [axes.get_title() for axes in figure.axes] == ["KL to the reference", "Entropy"]
 
 
+def test_steps_are_whole_numbers():
+    axes = figures.learning_figure([stage("sft", "sft", [{"loss": 2.0}, {"loss": 1.0}])]).axes[0]
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
 def test_curves_hold_the_measured_values_and_gaps_are_left_out():
     rows = [{"loss": 3.0}, {"loss": None}, {"loss": 1.0, "validation_loss": 2.0}]
     axes = figures.learning_figure([stage("sft", "sft", rows)]).axes[0]

@@ -22,6 +22,10 @@ from prl_jax.stages.abstract_models import AbstractJudge, AbstractModels, held_b
 from prl_jax.stages.durations import to_steps
 from prl_jax.stages.holdings import Holdings
 
+# A process on a CPU keeps part of what its functions have freed: 1.6 to 2.3 times what the largest one needs was
+# resident in runs of own_model's recipe.
+_KEPT_BY_A_CPU = 1.5
+
 
 class Call(NamedTuple):
     """A function of a stage.
@@ -94,12 +98,10 @@ class _Estimate(NamedTuple):
     examples: Callable[[str, str], int]
 
     def calls(self, name: str) -> Iterator[Call]:
-        section = self.config[name]
-        yield from {
-            "anchors": self.anchors,
-            "ppo": self.ppo,
-            "evaluation": self.evaluation,
-        }.get(section.kind, self.supervised)(name, section)
+        section, kept = self.config[name], _KEPT_BY_A_CPU if self.cpu else 1.0
+        kinds = {"anchors": self.anchors, "ppo": self.ppo, "evaluation": self.evaluation}
+        for call in kinds.get(section.kind, self.supervised)(name, section):
+            yield call._replace(temporary=kept * call.temporary)
 
     def supervised(self, name: str, section: ConfigDict) -> Iterator[Call]:
         reads = 1 if section.kind == "sft" else 2

@@ -1,0 +1,71 @@
+"""The memory that a run states before its first stage, against what its process takes."""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import chat_families
+import hf_checkpoints
+import pytest
+from running import ROOT, environment_of, write_rows
+
+WORDS = chat_families.WORDS[:9]
+UNITS = {"MiB": 2**20, "GiB": 2**30}
+# Two steps; the evaluation needs no more memory than the stages before it.
+SHORT = ("stages=('genrm','anchors','pairwise_ppo')", "pairwise_ppo.duration=2 steps",
+         "pairwise_ppo.critic_warmup=1 steps", "pairwise_ppo.evaluation.every=2 steps")  # fmt: skip
+# The same functions on few short rows: all that takes memory but the arrays.
+SMALL = ("genrm.batch_size=4", "genrm.accumulate=2", "genrm.max_length=192", "genrm.validation.limit=4",
+         "huggingface.max_prompt=16", "huggingface.max_response=16", "pairwise_ppo.prompts_per_step=4",
+         "pairwise_ppo.algorithm.accumulate=2", "pairwise_ppo.judge_batch_size=4",
+         "pairwise_ppo.evaluation.prompts.limit=4")  # fmt: skip
+
+
+def write_model(folder: Path) -> Path:
+    """Three layers; a context that is longer than any row."""
+    tokenizer = chat_families.write_tokenizer(folder, chat_families.FAMILIES["llama3"])
+    words = len(json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"]) + 16
+    config = {**hf_checkpoints.CASES["llama"], "vocab_size": words, "max_position_embeddings": 4096}
+    return hf_checkpoints.write(folder, config, "bfloat16")
+
+
+def text(start: int, words: int) -> str:
+    return " ".join(itertools.islice(itertools.cycle(WORDS), start, start + words))
+
+
+def peak(*argv: object) -> tuple[float, str]:
+    """Bytes that `prl` has resident at the most, and what it says."""
+    environment = environment_of(1)
+    del environment["XLA_FLAGS"]  # compiles as users do
+    command = [sys.executable, "-m", "prl_jax", *map(str, argv), "--compilation_cache_dir", ""]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, said
+    return 1024.0 * usage.ru_maxrss, said
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ru_maxrss counts other things")
+def test_a_run_of_own_model_takes_about_the_memory_that_it_states(tmp_path):
+    pairs = [{"prompt": text(i, 100), "chosen": text(i + 1, 90), "rejected": text(i + 2, 110)} for i in range(150)]
+    rows = write_rows(tmp_path / "pairs.jsonl", pairs)
+    config = f"{ROOT / 'experiments' / 'own_model.py'}:{write_model(tmp_path / 'model')},{rows}"
+
+    def run(name: str, *overrides: str) -> tuple[float, str]:
+        more = [f"--config.{value}" for value in (*SHORT, *overrides)]
+        return peak("run", "--config", config, "--workdir", tmp_path / name, *more)
+
+    least, _ = run("small", *SMALL)
+    most, said = run("run")
+    stated = max(float(number) * UNITS[unit] for number, unit in re.findall(r" about ([\d.]+) ([MG]iB) \(", said))
+    assert stated / 2 < most - least < 2 * stated, (least, most, said)
+    assert 0.5 * 2**30 < least < 1.5 * 2**30, "the process itself, which is said to take about 1 GiB"
+    assert most < 4 * 2**30, "once it asked for 29 GB"

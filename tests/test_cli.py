@@ -179,7 +179,7 @@ def test_terminal_shows_stages_a_table_and_the_report_and_nothing_else(pipeline)
     workdir, done, _ = pipeline
     assert done.out.splitlines()[-1] == f"Report: {workdir / 'report.html'}" and "BT + PPO" in done.out
     expected, *stages = done.err.splitlines()
-    assert says(expected, "Expected", "a device")
+    assert says(expected, "Expected", "each device")
     assert {line.split()[0] for line in stages} == {*STAGES, "together"} - {"references"}
     last = {line.split()[0]: line for line in done.err.splitlines()}
     assert says(last["sft"], "6/6", "step/s", "ETA 0:00", "loss") and says(last["bt"], "accuracy")

@@ -32,7 +32,7 @@ def uninterrupted(tmp_path_factory) -> Run:
     done = run.start()[0]
     assert done.returncode == 0, done.stderr
     # Nothing but what is expected, progress, the tables and the report's path, from Python or from below it.
-    assert {line.split()[0] for line in done.stderr.splitlines()} == {"Expected,", "together", *STAGES}, done.stderr
+    assert {line.split()[0] for line in done.stderr.splitlines()} == {"Expected", "together", *STAGES}, done.stderr
     assert done.stdout.splitlines()[-1] == f"Report: {run.workdir / 'report.html'}" and "WARNING" not in done.stdout
     return run
 

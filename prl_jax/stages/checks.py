@@ -122,6 +122,11 @@ def _check_section(config: ConfigDict, name: str) -> None:
             raise UserError(f"{name}.{key}: limit={source.limit}, skip={source.skip}, expected at least 0")
         if source.kind == "gold" and source.split not in SPLITS:
             raise UserError(f"{name}.{key}.split={source.split!r}, expected one of {', '.join(SPLITS)}")
+        if source.kind == "gold" and source.path:
+            raise UserError(
+                f"{name}.{key}.path={source.path!r} is not read, since kind is 'gold', the built-in tasks; set "
+                f"{name}.{key}.kind to 'jsonl' or 'tfds' as well"
+            )
     for check in _FURTHER.get(section.kind, ()):
         check(config, name)
 

@@ -54,6 +54,7 @@ def stages(*names: str) -> str:
         (["anchors.choice=best"], ["anchors.choice='best'", "'best_of_n'"]),
         (["evaluation.anchors=gold"], ["evaluation.anchors='gold'", "'reference'"]),
         (["evaluation.pairs.kind=csv"], ["evaluation.pairs.kind='csv'", "jsonl"]),
+        (["sft.data.path=rows.jsonl"], ["sft.data.path='rows.jsonl' is not read", "sft.data.kind"]),
         (["evaluation.pairs.split=dev"], ["evaluation.pairs.split='dev'", "validation"]),
         (["tokenizer.kind=word"], ["tokenizer.kind='word'", "'bpe'"]),
         (["model.dtype=float16"], ["dtype='float16'", "bfloat16"]),

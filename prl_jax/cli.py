@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -191,7 +192,7 @@ def _plan(argv: Sequence[str]) -> int:
 def _judge(argv: Sequence[str]) -> None:
     values = flags.judge_flags(argv)
     parse(values, ["prl judge", *argv], required=("model", "data", "out"))
-    paths = [local_path(path) for path in (values.model, values.data, values.out)]
+    paths = [local_path(values.model), local_path(values.data), _file(values.out)]
     with _stopping() as stop, _rows_shortage("prl judge", "--batch_size"):
         from prl_jax.stages.caching import use_compilation_cache
         from prl_jax.stages.commands import judge_file
@@ -206,7 +207,7 @@ def _generate(argv: Sequence[str]) -> None:
     parse(values, ["prl generate", *argv], required=("model", "prompts", "out"))
     if not 0 < values.top_p <= 1:
         raise UserError(f"prl generate: --top_p={values.top_p:g}, expected more than 0 and at most 1")
-    paths = [local_path(path) for path in (values.model, values.prompts, values.out)]
+    paths = [local_path(values.model), local_path(values.prompts), _file(values.out)]
     with _stopping() as stop, _rows_shortage("prl generate", "--batch_size", "--max_new_tokens"):
         from prl_jax.stages.caching import use_compilation_cache
         from prl_jax.stages.commands import generate_file
@@ -224,6 +225,13 @@ def _generate(argv: Sequence[str]) -> None:
         )
     notes = [f"{number} prompts {what}" for what, number in counts.items() if what != "rows" and number]
     print(f"{counts['rows']} responses{''.join(f', {note}' for note in notes)}: {values.out}")
+
+
+def _file(text: str) -> Path:
+    """The path of a file to write; one that ends in a slash names a folder, which `Path` would forget."""
+    if text.endswith(("/", "/.")):
+        raise UserError(f"{text}: names a folder, expected the name of a file for --out")
+    return local_path(text)
 
 
 def _row_options(values: Any) -> Any:

@@ -11,7 +11,7 @@ from absl import flags
 
 from prl_jax.command_line import define_config
 from prl_jax.errors import UserError
-from prl_jax.files import parse_json
+from prl_jax.files import finite, parse_json
 
 
 def run_flags(argv: Sequence[str]) -> flags.FlagValues:
@@ -120,19 +120,23 @@ def _define_rows(values: flags.FlagValues) -> None:
 def template_args(given: Sequence[str]) -> dict[str, Any]:
     """`["enable_thinking=false"]` or `['{"enable_thinking": false}'] -> {"enable_thinking": False}`.
 
-    A value that is no JSON is text. Errors: `UserError` for what is neither form.
+    A value that is no JSON is text. Errors: `UserError` for what is neither form, for a name that is given twice, and
+    for numbers that are not finite.
     """
     found: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
-        whole = _json_or_none(text)
-        if isinstance(whole, dict):
-            found |= whole
-        elif equals and name.isidentifier():
+        values = _json_or_none(text)
+        if not isinstance(values, dict):
+            if not (equals and name.isidentifier()):
+                raise UserError(f"--template_args={text}: expected NAME=VALUE, or a JSON object")
             parsed = _json_or_none(value)
-            found[name] = value if parsed is None and value != "null" else parsed
-        else:
-            raise UserError(f"--template_args={text}: expected NAME=VALUE, or a JSON object")
+            values = {name: value if parsed is None and value != "null" else parsed}
+        if twice := found.keys() & values.keys():
+            raise UserError(f"--template_args={text}: {min(twice)} is given twice, expected once")
+        if finite(values) != values:
+            raise UserError(f"--template_args={text}: NaN and infinities are no JSON, expected finite numbers")
+        found |= values
     return found
 
 

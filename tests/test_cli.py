@@ -17,6 +17,7 @@ from running import MICRO, ROOT, prl, read_rows, refused, says, unoptimised, wri
 
 from prl_jax import reporting
 from prl_jax.command_flags import template_args
+from prl_jax.errors import UserError
 from prl_jax.metrics import MetricsWriter
 from prl_jax.stages import artifacts, outputs
 
@@ -406,6 +407,7 @@ def test_bad_rows_are_refused_by_file_line_and_field(workdir, tmp_path, text, wo
 def test_outputs_that_cannot_be_written_are_refused(workdir, pairs, tmp_path):
     argv = ("judge", "--model", workdir / "bt", "--data", pairs, "--overwrite", "--out")
     assert says(refused(*argv, tmp_path), "is a folder")
+    assert says(refused(*argv, f"{tmp_path}/out.jsonl/"), "names a folder")
     assert says(refused(*argv, tmp_path / "nowhere" / "out.jsonl"), "no folder", "nowhere")
     assert says(refused(*argv, "-"), "--out -", "name a file")
     assert says(refused("run", "--config", MICRO, "--workdir", pairs), "is a file")
@@ -568,6 +570,7 @@ def test_paths_with_a_scheme_are_refused(workdir, pairs, tmp_path, monkeypatch, 
         ("--temperature=inf", "finite"), ("--temperature=nan", "finite"), ("--temperature=-1", "non-negative"),
         ("--temperature=1e-40", "at least 1e-30"), ("--top_p=0", "more than 0"), ("--top_p=1.5", "at most 1"),
         ("--top_p=nan", "finite"), ("--template_args=x", "NAME=VALUE"), ("--on_long=cut", "error"),
+        ('--template_args={"a": {"b": NaN}}', "finite"),
     ],
 )  # fmt: skip
 def test_flags_out_of_range(workdir, pairs, tmp_path, flag, words):
@@ -588,6 +591,8 @@ def test_template_arguments_come_as_names_or_as_json():
     given = ["a=false", "b=text", 'c={"x": [1]}', '{"d": null, "e": "f=g"}', "h=null", "i=1=2"]
     expected = {"a": False, "b": "text", "c": {"x": [1]}, "d": None, "e": "f=g", "h": None, "i": "1=2"}
     assert template_args(given) == expected
+    with pytest.raises(UserError, match="a is given twice"):
+        template_args(["a=1", '{"a": 1}'])
 
 
 def damage(stage, cut):

@@ -16,7 +16,8 @@ STEPS = {
 }
 # What a run compiles besides: making and checking models.
 BESIDES = {"init_fn", "<lambda>", "_all_sums", "_all_finite", "copy", "scatter-add", "gather", "slice"}
-BESIDES |= {"broadcast_in_dim", "convert_element_type", "matmul", "sum"}  # how fast a device is, before the first stage
+# How fast a device is, before the first stage.
+BESIDES |= {"broadcast_in_dim", "convert_element_type", "matmul", "softmax", "sum"}
 SMALL = 1_000  # bytes of arguments or results of what is left: keys, metrics, orders of rows
 
 

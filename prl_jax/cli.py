@@ -166,7 +166,7 @@ def _run_until(stop: StopSignal, argv: Sequence[str]) -> None:
 
 
 def _not_finite(summary: Mapping[str, Any]) -> list[str]:
-    """What the final table could not count, and how many."""
+    """Names what the final table could not count, and how many of it."""
     judges = {f"judge {name}": judge.get("not_finite") for name, judge in summary.get("judges", {}).items()}
     arms = {f"arm {arm.get('name')!r}": arm.get("prompts_left_out") for arm in summary.get("arms", [])}
     return [f"{number} of {name}" for name, number in (judges | arms).items() if number]

@@ -30,7 +30,7 @@ class Shortage(NamedTuple):
 
 
 def shortage(error: BaseException | None) -> Shortage | None:
-    """What an error, or what it came from, says of memory that was not there; None for any other error."""
+    """Reads off an error, or what it came from, which memory was not there; None for any other error."""
     while error is not None:
         # By name: what only reads files imports no jax.
         names = {kind.__name__ for kind in type(error).__mro__}

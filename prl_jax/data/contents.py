@@ -56,7 +56,7 @@ def refuse_other_contents(path: Path, head: bytes) -> None:
 
 
 def _name(head: bytes) -> tuple[str, str] | None:
-    """What a file is that is no JSON Lines, and what to do with it; None for JSON Lines and for what is unknown."""
+    """Names a file that is no JSON Lines, and what to do with it; None for JSON Lines and for what is unknown."""
     for magic, what, advice in _MAGIC:
         if head.startswith(magic):
             return what, advice

@@ -122,7 +122,7 @@ class Lines:
         return tuple(np.frombuffer(column, np.int64) for column in (numbers, starts, ends))
 
     def _unpacked(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """What gzip members hold, written to the temporary file as well."""
+        """Yields what gzip members hold, and writes it to the temporary file as well."""
         size, lines, longest = 0, 0, self._limits.max_unpacked_mib * 2**20
         try:
             for chunk in _gunzip(chunks):

@@ -18,8 +18,8 @@ from pathlib import Path
 from common import write_result
 from ml_collections import ConfigDict
 
+from prl_jax.commands.run import run_stages
 from prl_jax.process_setup import keep_heap
-from prl_jax.stages.run import run_stages
 
 # Bytes of the longest prompt and response at each difficulty, with their structural tokens.
 LENGTHS = {0: (14, 10), 1: (20, 18), 2: (26, 26), 3: (36, 36)}

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from prl_jax import command_flags as flags
-from prl_jax.command_line import check_overrides, parse
+from prl_jax.commands import flags
+from prl_jax.commands.line import check_overrides, parse
 from prl_jax.errors import Stopped, UserError
 from prl_jax.files import local_path, to_json
 from prl_jax.memory import shortage
 from prl_jax.process_setup import check_versions, keep_heap, nobody_reads, quiet, standard_streams
-from prl_jax.stages.stopping import StopSignal
+from prl_jax.runs.stopping import StopSignal
 
 USAGE = """Usage: prl COMMAND [flags]
 
@@ -137,10 +137,10 @@ def _run_until(stop: StopSignal, argv: Sequence[str]) -> None:
     check_overrides("prl run", argv)
     values = flags.run_flags(argv)
     parse(values, ["prl run", *argv], required=("config", "workdir"))
+    from prl_jax.commands.run import run_stages
     from prl_jax.processes import is_leader, joined
     from prl_jax.reporting import build_report, terminal_table
-    from prl_jax.stages.caching import use_compilation_cache
-    from prl_jax.stages.run import run_stages
+    from prl_jax.runs.caching import use_compilation_cache
 
     several = values.distributed or values.coordinator
     if not several and max(values.num_processes, values.process_id) >= 0:
@@ -194,8 +194,8 @@ def _judge(argv: Sequence[str]) -> None:
     parse(values, ["prl judge", *argv], required=("model", "data", "out"))
     paths = [local_path(values.model), local_path(values.data), _file(values.out)]
     with _stopping() as stop, _rows_shortage("prl judge", "--batch_size"):
-        from prl_jax.stages.caching import use_compilation_cache
-        from prl_jax.stages.commands import judge_file
+        from prl_jax.commands.on_models import judge_file
+        from prl_jax.runs.caching import use_compilation_cache
 
         use_compilation_cache(values.compilation_cache_dir)
         metrics = judge_file(*paths, options=_row_options(values), stop=stop)
@@ -209,8 +209,8 @@ def _generate(argv: Sequence[str]) -> None:
         raise UserError(f"prl generate: --top_p={values.top_p:g}, expected more than 0 and at most 1")
     paths = [local_path(values.model), local_path(values.prompts), _file(values.out)]
     with _stopping() as stop, _rows_shortage("prl generate", "--batch_size", "--max_new_tokens"):
-        from prl_jax.stages.caching import use_compilation_cache
-        from prl_jax.stages.commands import generate_file
+        from prl_jax.commands.on_models import generate_file
+        from prl_jax.runs.caching import use_compilation_cache
 
         use_compilation_cache(values.compilation_cache_dir)
         counts = generate_file(
@@ -235,8 +235,8 @@ def _file(text: str) -> Path:
 
 
 def _row_options(values: Any) -> Any:
+    from prl_jax.commands.on_models import RowOptions
     from prl_jax.data.lines import Limits
-    from prl_jax.stages.commands import RowOptions
 
     return RowOptions(
         batch_size=values.batch_size,
@@ -252,7 +252,7 @@ def _row_options(values: Any) -> Any:
 @contextlib.contextmanager
 def _rows_shortage(command: str, *keys: str) -> Iterator[None]:
     """Where memory runs out, says which flags help."""
-    from prl_jax.stages.shortage import shortage_told
+    from prl_jax.commands.shortage import shortage_told
 
     helps = [f"{key} down" for key in (*keys, "--max_length")]
     with shortage_told(command, lambda called: helps, "the rows that are done are kept"):
@@ -262,7 +262,7 @@ def _rows_shortage(command: str, *keys: str) -> Iterator[None]:
 def _export(argv: Sequence[str]) -> None:
     values = flags.export_flags(argv)
     parse(values, ["prl export", *argv], required=("workdir", "stage", "out"))
-    from prl_jax.stages.commands import export_model
+    from prl_jax.commands.on_models import export_model
 
     export_model(
         local_path(values.workdir),

@@ -146,8 +146,8 @@ class Run:
 
 def check_equal(whole: Run, other: Run, history: Sequence[object]) -> None:
     """Two runs have left the same: metrics, samples, results, parameters; `history` is told where they have not."""
+    from prl_jax.artifacts.models import load_model
     from prl_jax.sharding import make_mesh
-    from prl_jax.stages.artifacts import load_model
     from prl_jax.tree import flatten
 
     told = "".join(f"\n  {moment}" for moment in history)

@@ -15,11 +15,11 @@ from typing import Any
 
 from interrupted import STAGES, Moment
 
+import prl_jax.commands.run
 import prl_jax.stages.ppo
-import prl_jax.stages.run
 import prl_jax.stages.supervised
 from prl_jax import cli
-from prl_jax.stages.pieces import Pieces
+from prl_jax.runs.pieces import Pieces
 from prl_jax.training.loop import run_loop
 
 SLOWLY = 1.0  # seconds; JAX looks for the signal about once a second
@@ -40,7 +40,7 @@ def end(moment: Moment) -> None:
 
 def arm(moment: Moment) -> None:
     """Puts the moment into the program. Where a run is past it (a kill before came late), the next one is as good."""
-    make_directory, sent = prl_jax.stages.run.make_directory, False
+    make_directory, sent = prl_jax.commands.run.make_directory, False
 
     def end_from(stage: str, n: int, place: str) -> None:
         nonlocal sent
@@ -83,7 +83,7 @@ def arm(moment: Moment) -> None:
         return value
 
     Pieces.__call__ = piece
-    prl_jax.stages.run.make_directory = make
+    prl_jax.commands.run.make_directory = make
     prl_jax.stages.supervised.run_loop = prl_jax.stages.ppo.run_loop = loop
 
 

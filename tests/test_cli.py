@@ -16,10 +16,11 @@ import pytest
 from running import MICRO, ROOT, prl, read_rows, refused, says, unoptimised, write_rows
 
 from prl_jax import reporting
-from prl_jax.command_flags import template_args
+from prl_jax.artifacts import models as artifacts
+from prl_jax.commands import outputs
+from prl_jax.commands.flags import template_args
 from prl_jax.errors import UserError
 from prl_jax.metrics import MetricsWriter
-from prl_jax.stages import artifacts, outputs
 
 STAGES = (
     "sft", "bt", "genrm", "anchors", "pairwise_ppo", "references", "ppo", "peer_ppo", "group_ppo", "evaluation",

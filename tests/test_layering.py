@@ -16,19 +16,15 @@ LAYERS = {
     "errors": 0, "files": 0, "memory": 0, "process_setup": 0, "types": 0, "masked": 0, "tree": 0,
     "losses": 1, "text": 1, "sharding": 1, "processes": 1, "integrity": 1, "models": 1,
     "data": 2, "sampling": 2, "judges": 2, "optim": 2, "checkpoint": 2, "metrics": 2, "progress": 2,
-    "training": 3, "evaluation": 3,
-    "stages": 4, "plan": 4, "cli": 4, "command_line": 4, "command_flags": 4, "reporting": 4, "__main__": 4,
+    "training": 3, "evaluation": 3, "measuring": 3,
+    "artifacts": 4, "config": 4, "reporting": 4,
+    "runs": 5, "stages": 6, "costs": 7, "inputs": 7, "plan": 8, "commands": 9, "cli": 10, "__main__": 11,
 }  # fmt: skip
 SIDEWAYS = {
     # User-facing messages exist in every room.
     ("types", "errors"), ("masked", "errors"), ("files", "errors"), ("process_setup", "errors"),
     ("models", "sharding"), ("processes", "sharding"),  # arrays are born on the mesh
     ("losses", "sharding"),  # chunks of the vocabulary are cut like it
-    ("cli", "stages"), ("cli", "reporting"),  # commands call stages and rebuild reports
-    ("cli", "command_line"), ("cli", "command_flags"), ("command_flags", "command_line"),
-    ("cli", "plan"), ("plan", "stages"),  # a plan compiles what stages run
-    ("stages", "reporting"),  # the last stage of a run writes the report
-    ("__main__", "cli"),
 }  # fmt: skip
 # Room -> libraries that nothing in it, nor anything it reaches inside the package, may import.
 FORBIDDEN = {"reporting": {"jax", "jaxlib", "flax", "optax", "orbax"}}

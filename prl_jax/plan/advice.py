@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from prl_jax.costs.knobs import helpful_keys
 from prl_jax.plan.plan import Function, Plan
-from prl_jax.stages.knobs import helpful_keys
 
 
 def largest_consumer(function: Function) -> tuple[str, float]:

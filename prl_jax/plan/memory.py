@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from prl_jax.costs.functions import Step
+from prl_jax.costs.models import bytes_per_device, held_bytes
 from prl_jax.plan.hlo_text import Computation
 from prl_jax.plan.trips import trip_count
-from prl_jax.stages.abstract import Step
-from prl_jax.stages.abstract_models import bytes_per_device, held_bytes
 
 
 class Memory(NamedTuple):

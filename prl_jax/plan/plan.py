@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from prl_jax.costs.functions import Step, abstract_steps
+from prl_jax.costs.models import bytes_per_device, held_bytes
 from prl_jax.errors import UserError
+from prl_jax.inputs.checks import check_config
+from prl_jax.inputs.checks_of_data import check_inputs
+from prl_jax.inputs.lengths import with_lengths
+from prl_jax.inputs.measurements import Measurements
 from prl_jax.plan.chips import Chip
 from prl_jax.plan.flops import count_flops
 from prl_jax.plan.hlo import Cost, analyse
@@ -22,15 +28,9 @@ from prl_jax.plan.hlo_text import parse
 from prl_jax.plan.memory import Memory, activation_bytes, memory_of
 from prl_jax.plan.quiet import said_to_stderr
 from prl_jax.plan.topology import find_topology
+from prl_jax.runs.context import StageContext
+from prl_jax.runs.workdir import Workdir
 from prl_jax.sharding import make_mesh
-from prl_jax.stages.abstract import Step, abstract_steps
-from prl_jax.stages.abstract_models import bytes_per_device, held_bytes
-from prl_jax.stages.checks import check_config
-from prl_jax.stages.context import StageContext
-from prl_jax.stages.inputs import check_inputs
-from prl_jax.stages.lengths import with_lengths
-from prl_jax.stages.measurements import Measurements
-from prl_jax.stages.workdir import Workdir
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from prl_jax.artifacts.cards import sampling_config
+from prl_jax.artifacts.models import load_judge, load_policy
 from prl_jax.data.jsonl import JsonLines, write_jsonl
 from prl_jax.data.records import PromptRecord
 from prl_jax.errors import UserError
 from prl_jax.judges import Judge, ScalarJudge, judge_pairs
 from prl_jax.processes import is_leader
+from prl_jax.runs.context import StageContext
+from prl_jax.runs.pieces import Pieces, batches, pieces
 from prl_jax.sampling import respond
-from prl_jax.stages.artifacts import load_judge, load_policy
-from prl_jax.stages.cards import sampling_config
-from prl_jax.stages.context import StageContext
 from prl_jax.stages.judging import check_finite
-from prl_jax.stages.pieces import Pieces, batches, pieces
 from prl_jax.text.chat import Prompt, Turn
 
 ANCHORS_FILE = "anchors.jsonl"

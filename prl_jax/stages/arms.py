@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from prl_jax.artifacts.models import load_policy
 from prl_jax.data.gold import attributes, utility
 from prl_jax.data.records import PromptRecord
 from prl_jax.evaluation import (
@@ -22,9 +23,8 @@ from prl_jax.evaluation import (
     win_rate_summary,
 )
 from prl_jax.judges import Judge, judge_pairs
-from prl_jax.stages.artifacts import load_policy
-from prl_jax.stages.context import StageContext
-from prl_jax.stages.pieces import Pieces, batches
+from prl_jax.runs.context import StageContext
+from prl_jax.runs.pieces import Pieces, batches
 from prl_jax.stages.win_rate import Sampled, finite, named_judge, sample_policy
 from prl_jax.text.chat import Prompt, prompt_text
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from prl_jax.artifacts.models import SAMPLES_FILE
 from prl_jax.data.gold import bayes_accuracy, make_arguments
 from prl_jax.data.jsonl import write_jsonl
 from prl_jax.data.records import PreferenceRecord
@@ -14,11 +15,10 @@ from prl_jax.evaluation import reliability_bins
 from prl_jax.files import write_json
 from prl_jax.judges import Judged
 from prl_jax.processes import is_leader
+from prl_jax.runs.context import StageContext, gold_arguments
+from prl_jax.runs.pieces import Pieces, batches, pieces
 from prl_jax.stages.arms import Table, arms_pieces, compare_arms
-from prl_jax.stages.artifacts import SAMPLES_FILE
-from prl_jax.stages.context import StageContext, gold_arguments
 from prl_jax.stages.judging import judge_records, record_metrics
-from prl_jax.stages.pieces import Pieces, batches, pieces
 from prl_jax.stages.win_rate import finite, named_judge
 from prl_jax.text.chat import prompt_text
 

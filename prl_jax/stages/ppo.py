@@ -10,19 +10,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from prl_jax.artifacts.cards import sampling_config
+from prl_jax.artifacts.models import CHECKPOINTS_DIR, Trunks, load_policy, save_card
 from prl_jax.checkpoint import Checkpoints
+from prl_jax.config.durations import to_steps
 from prl_jax.data.pipeline import batch_iterator
 from prl_jax.models import LOGICAL_AXES, Decoder, ScalarModel
 from prl_jax.processes import is_leader
+from prl_jax.runs.best import BestSoFar
+from prl_jax.runs.context import StageContext, adapted, base_name, trainable
+from prl_jax.runs.telemetry import telemetry
 from prl_jax.sharding import replicated
 from prl_jax.stages.anchors import read_anchors
-from prl_jax.stages.artifacts import CHECKPOINTS_DIR, Trunks, load_policy, save_card
-from prl_jax.stages.best import BestSoFar
-from prl_jax.stages.cards import sampling_config
-from prl_jax.stages.context import StageContext, adapted, base_name, trainable
-from prl_jax.stages.durations import to_steps
 from prl_jax.stages.ppo_step import Setup, iteration, sample_rows
-from prl_jax.stages.telemetry import telemetry
 from prl_jax.stages.win_rate import named_judge, policy_win_rate
 from prl_jax.training.loop import LoopConfig, run_loop
 from prl_jax.training.ppo import PPOConfig, PPOState, initial_state, make_update

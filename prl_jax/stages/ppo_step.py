@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from prl_jax.artifacts.cards import ModelCard
 from prl_jax.data.records import PromptRecord
 from prl_jax.judges import Judge, ScalarJudge
 from prl_jax.losses import pairwise_rl_reward
 from prl_jax.models import Decoder
 from prl_jax.processes import fetch, local_rows, put_batch
+from prl_jax.runs.context import StageContext
 from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, row_keys
-from prl_jax.stages.cards import ModelCard
-from prl_jax.stages.context import StageContext
 from prl_jax.stages.judging import check_finite
 from prl_jax.text.chat import Prompt, fit_prompt, prompt_text
 from prl_jax.text.padding import pad_rows

@@ -6,8 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from prl_jax.runs.context import is_directory
 from prl_jax.stages import config as c
-from prl_jax.stages.context import is_directory
 
 
 def full_training(

@@ -12,16 +12,16 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from prl_jax.artifacts.cards import ModelCard
+from prl_jax.artifacts.models import SAMPLES_SHOWN, make_judge
 from prl_jax.data.records import PreferenceRecord
 from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair
 from prl_jax.data.sources import Records
 from prl_jax.models import ScalarModel
 from prl_jax.processes import shared
+from prl_jax.runs.context import StageContext, initial_decoder, stage_tokenizer
 from prl_jax.sharding import replicated
 from prl_jax.stages import supervised
-from prl_jax.stages.artifacts import SAMPLES_SHOWN, make_judge
-from prl_jax.stages.cards import ModelCard
-from prl_jax.stages.context import StageContext, initial_decoder, stage_tokenizer
 from prl_jax.stages.judging import judge_records
 from prl_jax.text.chat import prompt_text
 from prl_jax.text.judging import JudgeTemplate, verdict_ids

@@ -6,14 +6,14 @@ import dataclasses
 import functools
 from typing import Any
 
+from prl_jax.artifacts.cards import ModelCard, sampling_config
+from prl_jax.artifacts.models import SAMPLES_SHOWN
 from prl_jax.data.rows import encode_sft
 from prl_jax.models import Decoder
 from prl_jax.processes import whole_batch
+from prl_jax.runs.context import StageContext, initial_decoder, stage_tokenizer
 from prl_jax.sampling import respond
 from prl_jax.stages import supervised
-from prl_jax.stages.artifacts import SAMPLES_SHOWN
-from prl_jax.stages.cards import ModelCard, sampling_config
-from prl_jax.stages.context import StageContext, initial_decoder, stage_tokenizer
 from prl_jax.text.chat import prompt_text
 from prl_jax.training.sft import SFT
 

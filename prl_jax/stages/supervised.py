@@ -11,17 +11,17 @@ import numpy as np
 import optax
 from flax import nnx
 
+from prl_jax.artifacts.cards import ModelCard
+from prl_jax.artifacts.models import CHECKPOINTS_DIR, save_card
 from prl_jax.checkpoint import Checkpoints
+from prl_jax.config.durations import to_steps
 from prl_jax.data.pipeline import batch_iterator
 from prl_jax.data.rows import stack_rows
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.processes import batch_rows, fetch, is_leader, local_rows, put_batch
-from prl_jax.stages.artifacts import CHECKPOINTS_DIR, save_card
-from prl_jax.stages.best import BestSoFar
-from prl_jax.stages.cards import ModelCard
-from prl_jax.stages.context import StageContext
-from prl_jax.stages.durations import to_steps
-from prl_jax.stages.telemetry import telemetry
+from prl_jax.runs.best import BestSoFar
+from prl_jax.runs.context import StageContext
+from prl_jax.runs.telemetry import telemetry
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.loop import LoopConfig, run_loop
 from prl_jax.training.state import TrainState, create_state, released

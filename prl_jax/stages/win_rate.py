@@ -17,17 +17,17 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from prl_jax.artifacts.cards import read_card, sampling_config
+from prl_jax.artifacts.models import Trunks, load_judge, model_tokenizer
 from prl_jax.data.gold import make_arguments, preference
 from prl_jax.data.records import PromptRecord
 from prl_jax.evaluation import symmetric_probability, win_rate_summary
 from prl_jax.judges import GoldJudge, Judge, judge_pairs
 from prl_jax.models import Decoder
 from prl_jax.processes import batch_rows, fetch, put_batch, whole_batch
+from prl_jax.runs.context import StageContext, gold_arguments
+from prl_jax.runs.pieces import Pieces
 from prl_jax.sampling import SamplingConfig, respond
-from prl_jax.stages.artifacts import Trunks, load_judge, model_tokenizer
-from prl_jax.stages.cards import read_card, sampling_config
-from prl_jax.stages.context import StageContext, gold_arguments
-from prl_jax.stages.pieces import Pieces
 from prl_jax.text.chat import Prompt
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.rollout import join_rows, response_logprobs

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from fakes import LetterTokenizer, UtilityJudge, make_decoder, make_scalar_model, one_device, token_rows, user
 
+from prl_jax.commands.run import run_stages
 from prl_jax.data.parsers import parse_preference
 from prl_jax.data.records import PreferenceRecord
 from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, stack_rows
 from prl_jax.errors import UserError
+from prl_jax.inputs.checks_of_data import check_inputs
+from prl_jax.inputs.measurements import Measurements
 from prl_jax.judges import GenerativeJudge, ScalarJudge, judge_pairs
+from prl_jax.runs.context import StageContext
+from prl_jax.runs.workdir import Workdir
 from prl_jax.stages import config as c
-from prl_jax.stages.context import StageContext
-from prl_jax.stages.inputs import check_inputs
-from prl_jax.stages.measurements import Measurements
-from prl_jax.stages.run import run_stages
-from prl_jax.stages.workdir import Workdir
 from prl_jax.text.chat import encode_prompt, encode_response
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row, verdict_ids
 from prl_jax.text.tokenizer import BPETokenizer, ByteTokenizer

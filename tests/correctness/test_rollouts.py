@@ -9,12 +9,12 @@ import pytest
 from correctness.world import ROOM, TEMPERATURE, chosen, make_setup, response_laws
 from fakes import LetterTokenizer, one_device, random_tokens, user
 
+from prl_jax.artifacts.cards import ModelCard
 from prl_jax.errors import UserError
+from prl_jax.inputs.checks import check_config
 from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, respond, row_keys
 from prl_jax.stages import config as c
 from prl_jax.stages import ppo as ppo_stage
-from prl_jax.stages.cards import ModelCard
-from prl_jax.stages.checks import check_config
 from prl_jax.types import Rollout
 
 pytestmark = pytest.mark.slow

@@ -11,9 +11,9 @@ import jax
 import pytest
 from running import ROOT, on_virtual_devices
 
+from prl_jax.artifacts.cards import read_card
+from prl_jax.inputs.checks import check_config
 from prl_jax.models import Decoder
-from prl_jax.stages.cards import read_card
-from prl_jax.stages.checks import check_config
 
 pytestmark = pytest.mark.slow
 MODELS = ROOT / "tests" / "configs" / "models"  # the config.json alone

@@ -11,11 +11,11 @@ import pytest
 from ml_collections import ConfigDict
 from running import ROOT, refused
 
+from prl_jax.commands import run
+from prl_jax.config.rules import RULES
 from prl_jax.errors import UserError
+from prl_jax.inputs.checks import check_config
 from prl_jax.stages import config as c
-from prl_jax.stages import run
-from prl_jax.stages.checks import check_config
-from prl_jax.stages.rules import RULES
 
 FILES = sorted((ROOT / "experiments").glob("*.py"))
 MODEL = ROOT / "tests" / "configs" / "models" / "qwen3_0_6b"

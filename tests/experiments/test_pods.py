@@ -8,10 +8,10 @@ from experiments.test_configs import config_of
 from plan.gathers import laid_out_anew
 from running import ROOT
 
+from prl_jax.artifacts.cards import read_card
 from prl_jax.plan import Plan, plan_config
 from prl_jax.plan.plan import _compile
 from prl_jax.plan.topology import find_topology
-from prl_jax.stages.cards import read_card
 
 pytestmark = pytest.mark.slow
 MODELS = ROOT / "tests" / "configs" / "models"  # the config.json alone

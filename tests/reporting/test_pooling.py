@@ -1,5 +1,5 @@
 from prl_jax.reporting.pooling import FREE
-from prl_jax.stages import workdir
+from prl_jax.runs import workdir
 
 
 def test_a_report_takes_the_same_keys_for_free_as_a_workdir():

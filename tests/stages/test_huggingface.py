@@ -10,10 +10,10 @@ import pytest
 from running import ROOT, prl, read_rows, refused, says, unoptimised, write_rows
 from safetensors.numpy import load_file
 
+from prl_jax.artifacts.models import load_model
 from prl_jax.models import from_hf, merge
 from prl_jax.models.hf.peft import load_adapters
 from prl_jax.sharding import make_mesh
-from prl_jax.stages.artifacts import load_model
 from prl_jax.tree import flatten
 
 pytestmark = pytest.mark.slow

@@ -11,13 +11,13 @@ import pytest
 from ml_collections import ConfigDict
 from running import MICRO, prl, read_rows, refused, says, unoptimised, write_rows
 
+from prl_jax.artifacts.models import load_model, load_policy
 from prl_jax.models import Decoder, LoraConfig, ScalarModel, split
+from prl_jax.runs.context import StageContext
+from prl_jax.runs.workdir import Workdir
 from prl_jax.sharding import make_mesh
 from prl_jax.stages import ppo
-from prl_jax.stages.artifacts import load_model, load_policy
-from prl_jax.stages.context import StageContext
 from prl_jax.stages.ppo_step import iteration
-from prl_jax.stages.workdir import Workdir
 from prl_jax.training.ppo import make_update
 from prl_jax.tree import flatten
 

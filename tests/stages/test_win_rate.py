@@ -8,13 +8,13 @@ import pytest
 from fakes import LetterTokenizer, UtilityJudge, make_decoder, one_device
 from running import refused, says, write_rows
 
+from prl_jax.artifacts.cards import ModelCard
+from prl_jax.runs.context import StageContext
+from prl_jax.runs.pieces import pieces
+from prl_jax.runs.workdir import Workdir
 from prl_jax.sampling import SamplingConfig
 from prl_jax.stages import arms, win_rate
 from prl_jax.stages import config as c
-from prl_jax.stages.cards import ModelCard
-from prl_jax.stages.context import StageContext
-from prl_jax.stages.pieces import pieces
-from prl_jax.stages.workdir import Workdir
 
 N, TOKENIZER = 7, LetterTokenizer()
 SAMPLING = SamplingConfig(5, (TOKENIZER.eos_id,), TOKENIZER.pad_id)

@@ -1,0 +1,168 @@
+"""The flags of each command, with their meaning; `prl COMMAND --help` shows them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from absl import flags
+
+from prl_jax.commands.line import define_config
+from prl_jax.errors import UserError
+from prl_jax.files import finite, parse_json
+
+
+def run_flags(argv: Sequence[str]) -> flags.FlagValues:
+    """Flags of `prl run`."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "Folder of the run, new or to be continued.", flag_values=values)
+    processes = functools.partial(flags.DEFINE_integer, flag_values=values)
+    flags.DEFINE_bool("distributed", False, "Join the processes that the cluster has started.", flag_values=values)
+    flags.DEFINE_string(
+        "coordinator", "", "HOST:PORT of process 0, where no cluster tells; implies --distributed.", flag_values=values
+    )
+    processes("num_processes", -1, "Processes of the run; -1 asks the cluster.", lower_bound=-1)
+    processes("process_id", -1, "Which of them this is, from 0; -1 asks the cluster.", lower_bound=-1)
+    processes("heartbeat_timeout", 30, "Seconds after which a silent process counts as lost.", lower_bound=1)
+    _define_cache(values)
+    define_config(values, argv)
+    return values
+
+
+def plan_flags(argv: Sequence[str]) -> flags.FlagValues:
+    """Flags of `prl plan`."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "topology", None, "v5e:8x8 and the like (v4, v5e, v5p, v6e), or cpu:8 for so many CPU devices.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_bool("json", False, "Print one JSON document.", flag_values=values)
+    flags.DEFINE_list("functions", [], "Compile these alone, such as sft/train_step.", flag_values=values)
+    define_config(values, argv)
+    return values
+
+
+def judge_flags(_: Sequence[str]) -> flags.FlagValues:
+    """Flags of `prl judge`."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "model", None, "Directory of a judge: a stage's, or a Hugging Face checkpoint.", flag_values=values
+    )
+    flags.DEFINE_string("data", None, "Preference pairs, .jsonl or .jsonl.gz.", flag_values=values)
+    flags.DEFINE_string("out", None, "Where the judgements go, .jsonl.", flag_values=values)
+    _define_rows(values)
+    return values
+
+
+def generate_flags(_: Sequence[str]) -> flags.FlagValues:
+    """Flags of `prl generate`."""
+    values = flags.FlagValues()
+    number = functools.partial(flags.DEFINE_integer, flag_values=values)
+    flags.DEFINE_string(
+        "model", None, "Directory of a policy: a stage's, or a Hugging Face checkpoint.", flag_values=values
+    )
+    flags.DEFINE_string("prompts", None, "Prompts, .jsonl or .jsonl.gz.", flag_values=values)
+    flags.DEFINE_string("out", None, "Where the responses go, .jsonl.", flag_values=values)
+    number("max_new_tokens", 0, "Tokens of a response at most; 0: as the model was trained.", lower_bound=0)
+    flags.DEFINE_float("temperature", 1.0, "0 is greedy.", lower_bound=0.0, flag_values=values)
+    number("top_k", 0, "Sample from the k likeliest tokens; 0: all.", lower_bound=0)
+    flags.DEFINE_float("top_p", 1.0, "Sample from the likeliest tokens of this probability.", flag_values=values)
+    number("seed", 0, "Seed of sampling.", lower_bound=0, upper_bound=2**31 - 1)
+    _define_rows(values)
+    return values
+
+
+def export_flags(_: Sequence[str]) -> flags.FlagValues:
+    """Flags of `prl export`."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    flags.DEFINE_string("stage", None, "Stage whose model to export.", flag_values=values)
+    flags.DEFINE_string("out", None, "Folder to write, in Hugging Face's format.", flag_values=values)
+    flags.DEFINE_bool("adapters", False, "Only the adapters, in PEFT's format.", flag_values=values)
+    flags.DEFINE_bool("tokenizer", True, "Write the tokenizer too.", flag_values=values)
+    dtypes = ["", "float32", "bfloat16"]
+    flags.DEFINE_enum("dtype", "", dtypes, "Type of the parameters; '' as trained.", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "Replace an earlier export in --out.", flag_values=values)
+    return values
+
+
+def report_flags(_: Sequence[str]) -> flags.FlagValues:
+    """Flags of `prl report`."""
+    values = flags.FlagValues()
+    flags.DEFINE_multi_string("workdir", None, "Folder of a run; several give one report.", flag_values=values)
+    return values
+
+
+def _define_cache(values: flags.FlagValues) -> None:
+    text = "Folder for compiled programs, a cache folder of the user's unless given; '' keeps none."
+    flags.DEFINE_string("compilation_cache_dir", None, text, flag_values=values)
+
+
+def _define_rows(values: flags.FlagValues) -> None:
+    """Defines the flags that `judge` and `generate` have in common."""
+    number = functools.partial(flags.DEFINE_integer, flag_values=values)
+    number("batch_size", 256, "Rows of a batch.", lower_bound=1)
+    number("max_length", 0, "Tokens of a row, at most; 0: the model's own context.", lower_bound=0)
+    flags.DEFINE_enum(
+        "on_long", "error", ["error", "truncate", "skip"], "What becomes of a row that has more.", flag_values=values
+    )
+    number("skip_invalid", 0, "Leave out up to so many rows that cannot be read.", lower_bound=0)
+    number("max_unpacked_mib", 2048, "MiB that a gzip file of rows may unpack to.", lower_bound=1)
+    number("max_line_mib", 64, "MiB that a line of the file of rows may have.", lower_bound=1)
+    text = "What the chat template is given: NAME=VALUE (repeat it for more), or a JSON object."
+    flags.DEFINE_multi_string("template_args", [], text, flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "Replace --out where it is there already.", flag_values=values)
+    _define_cache(values)
+
+
+def template_args(given: Sequence[str]) -> dict[str, Any]:
+    """`["enable_thinking=false"]` or `['{"enable_thinking": false}'] -> {"enable_thinking": False}`.
+
+    A value that is no JSON is text. Errors: `UserError` for what is neither form, for a name that is given twice, and
+    for numbers that are not finite.
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        values = _json_or_none(text)
+        if not isinstance(values, dict):
+            if not (equals and name.isidentifier()):
+                raise UserError(f"--template_args={text}: expected NAME=VALUE, or a JSON object")
+            parsed = _json_or_none(value)
+            values = {name: value if parsed is None and value != "null" else parsed}
+        if twice := found.keys() & values.keys():
+            raise UserError(f"--template_args={text}: {min(twice)} is given twice, expected once")
+        if finite(values) != values:
+            raise UserError(f"--template_args={text}: NaN and infinities are no JSON, expected finite numbers")
+        found |= values
+    return found
+
+
+def _json_or_none(text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError:
+        return None
+
+
+FLAGS: Mapping[str, Callable[[Sequence[str]], flags.FlagValues]] = MappingProxyType(
+    {
+        "run": run_flags,
+        "plan": plan_flags,
+        "judge": judge_flags,
+        "generate": generate_flags,
+        "export": export_flags,
+        "report": report_flags,
+    }
+)
+
+
+def help_of(command: str) -> str:
+    """The text that `prl COMMAND --help` prints."""
+    values, lines = FLAGS[command]([]), []
+    for name in sorted(values):
+        default = "" if values[name].default is None else f" (default: {values[name].default})"
+        lines.append(f"  --{name:<21} {values[name].help}{default}")
+    return f"Flags of prl {command}:\n" + "\n".join(lines)

@@ -1,0 +1,130 @@
+"""Runs the stages of a config, in order."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import jax
+from ml_collections import ConfigDict
+
+from prl_jax.commands.shortage import shortage_told
+from prl_jax.costs.knobs import helpful_keys
+from prl_jax.errors import Stopped, UserError
+from prl_jax.files import make_directory, open_lock
+from prl_jax.inputs.checks import check_config
+from prl_jax.inputs.checks_of_data import check_finished, check_inputs
+from prl_jax.inputs.lengths import with_lengths
+from prl_jax.inputs.measurements import Measurements
+from prl_jax.plan.expected import announce
+from prl_jax.processes import is_leader, wait_for_all
+from prl_jax.runs.context import StageContext, first_model, keep_tokenizer
+from prl_jax.runs.pieces import drop_pieces
+from prl_jax.runs.stopping import StopSignal
+from prl_jax.runs.workdir import Workdir, kept_config
+from prl_jax.sharding import make_mesh
+from prl_jax.stages import anchors, evaluation, ppo, reward_model, sft
+
+KINDS: Mapping[str, Callable[[StageContext], dict[str, float]]] = MappingProxyType(
+    {
+        "sft": sft.run,
+        "bradley_terry": reward_model.run_bradley_terry,
+        "generative": reward_model.run_generative,
+        "anchors": anchors.run,
+        "ppo": ppo.run,
+        "evaluation": evaluation.run,
+    }
+)
+READERS = ("sft", "bradley_terry", "generative")  # stages that train from text
+
+
+def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -> Workdir:
+    """Runs what is not finished in the workdir; an interrupted stage continues from its last checkpoint, or behind the
+    last of its pieces.
+
+    Raises:
+      UserError: before anything is written, for whatever can be told to be wrong by then.
+      Stopped: `stop` said so, between two steps, pieces or stages.
+    """
+    stop = StopSignal() if stop is None else stop
+    check_config(config)
+    mesh = make_mesh(**config.mesh.to_dict())
+    surroundings = lambda config: StageContext(config.stages[0], config, Workdir(path, config), mesh, stop)  # noqa: E731
+    measurements = Measurements()
+    config = with_lengths(config, surroundings, measurements, known=kept_config(path), tell=_tell)
+    workdir = Workdir(path, config)
+    stages = [StageContext(name, config, workdir, mesh, stop) for name in config.stages]
+    contexts = [context for context in stages if not workdir.finished(context.name)]
+    check_finished([context for context in stages if workdir.finished(context.name)])
+    scratch = [context for context in contexts if context.section.kind in READERS and not first_model(context)]
+    tokenizer = measurements.tokenizer(scratch[0], "") if scratch else None
+    left_out = check_inputs(contexts, measurements)
+    contexts = [dataclasses.replace(context, left_out=left_out[context.name]) for context in contexts]
+    announce(contexts, measurements, _tell)
+    wait_for_all("all have looked at the workdir")
+    if is_leader():
+        workdir.create()
+    with _alone(workdir.path):
+        if is_leader():
+            measurements.keep(workdir)
+        if tokenizer is not None and is_leader():
+            keep_tokenizer(scratch[0], tokenizer)
+        for name in config.stages:
+            if workdir.finished(name) and is_leader():
+                print(f"{name:<16} finished before, skipped", file=sys.stderr)
+        for context in contexts:
+            if stop():
+                raise Stopped(f"{context.name} is not started")
+            stop.starts()
+            make_directory(context.directory)
+            start = time.monotonic()
+            with jax.set_mesh(context.mesh):
+                metrics = _run_stage(context)
+            seconds = time.monotonic() - start
+            if is_leader():
+                metrics |= context.counters
+                workdir.finish(context.name, kind=context.section.kind, metrics=metrics, seconds=seconds)
+                drop_pieces(context.directory)
+            wait_for_all(f"{context.name} is finished")
+    return workdir
+
+
+def _tell(line: str) -> None:
+    if is_leader():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _run_stage(context: StageContext) -> dict[str, float]:
+    def keys(called: str) -> list[str]:
+        what = "parameters" if called in ("", "loading") else "temporary memory"
+        name, mesh = f"{context.name}/{called}", context.mesh.shape
+        return [*helpful_keys(context.config, name, what, mesh, batches_too=True), "a look at prl plan"]
+
+    with shortage_told(context.name, keys, "what was saved before is kept"):
+        return KINDS[context.section.kind](context)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Two runs at once in one workdir would write over each other. The lock goes with the process, however it ends."""
+    if not is_leader():  # the first process holds it for all
+        yield
+        return
+    try:
+        file = open_lock(path / ".lock")
+    except OSError as error:
+        raise UserError(f"{path / '.lock'}: cannot be locked ({error.strerror}); remove it") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{path}: another run is at work here; wait for it, or name another --workdir") from error
+        except OSError:
+            pass  # a file system without locks
+        yield

@@ -1,0 +1,1 @@
+"""What the stages of a config hold and call, as abstract arrays."""

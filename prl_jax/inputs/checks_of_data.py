@@ -1,0 +1,167 @@
+"""What the files that a run reads tell of it before it starts. What its config tells is in checks.py.
+
+Every record is parsed, rendered and measured by the tokenizers of the models that will read it, so that a conversation
+that a chat template refuses shows with its file and line before the first stage, not in the middle of one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from prl_jax.artifacts.models import has_tokenizer
+from prl_jax.config.rules import RULES, value_at
+from prl_jax.data.sources import file_path
+from prl_jax.errors import UserError, naming
+from prl_jax.inputs.layout import check_layout
+from prl_jax.inputs.measurements import Measurements
+from prl_jax.inputs.readings import Reading, readings
+from prl_jax.measuring.records import IDENTICAL, PLAIN, TIE, Measured, invalid_rows, unused_keys, unused_line
+from prl_jax.processes import is_leader
+from prl_jax.runs.context import StageContext, first_model, source_key, source_spec
+from prl_jax.text.chat import Turn, fit_turns
+from prl_jax.text.judging import JudgeTemplate, encode_judge_row, verdict_ids
+from prl_jax.text.tokenizer import Tokenizer
+
+LeftOut = Mapping[tuple[Any, ...], Sequence[int]]
+
+
+def check_inputs(
+    contexts: Sequence[StageContext], measurements: Measurements, *, absent: bool = False
+) -> dict[str, LeftOut]:
+    """Raises `UserError` for what the stages will not be able to use: their data, their batches on the mesh, their
+    verdict words. Says in one line a stage what of their data will be cut or left out, and which keys nothing reads.
+
+    Args:
+      contexts: of the stages that will run.
+      measurements: of their data, which are made where they are not there yet.
+      absent: files of data and tokenizers that are not there are left for later (`prl plan`).
+
+    Returns:
+      For each stage, the records to leave out (`StageContext.left_out`).
+    """
+    left_out: dict[str, LeftOut] = {}
+    named: set[tuple[str, str]] = set()
+    for context in contexts:
+        section, said = context.section, []
+        check_layout(context.config, context.name, context.mesh)
+        found = left_out[context.name] = {}
+        for key, what in RULES[section.kind].sources.items():
+            source = value_at(section, key)
+            if key in RULES[section.kind].unused(section) or source.kind == "gold":
+                continue  # built-in data are made when the stage runs; nothing is wrong with them
+            if absent and not _exists(source):
+                continue
+            with naming(f"{context.name}.{key}"):
+                bad, lines = _check_source(context, key, what, measurements, named, absent)
+            merged = {*found.get(source_key(source, what), ()), *bad}
+            found[source_key(source, what)] = sorted(merged)
+            said += [f"{key}: {line}" for line in lines]
+        if "max_prompt" in section and not (absent and _no_tokenizer(context, first_model(context))):
+            with naming(f"{context.name}.max_prompt"):
+                fit_turns(
+                    measurements.tokenizer(context, first_model(context)), (Turn("user", ""),), section.max_prompt
+                )
+        if section.kind == "generative" and not (absent and _no_tokenizer(context, first_model(context))):
+            with naming(context.name):
+                _check_template(section, measurements.tokenizer(context, first_model(context)))
+        if said and is_leader():
+            print(f"{context.name:<16} {'; '.join(said)}", file=sys.stderr)
+    return left_out
+
+
+def check_finished(contexts: Sequence[StageContext]) -> None:
+    """Raises `UserError` where a file that a finished stage has read is another one now. One that is gone is not."""
+    for context in contexts:
+        for key, what in RULES[context.section.kind].sources.items():
+            source = value_at(context.section, key)
+            if key not in RULES[context.section.kind].unused(context.section) and _exists(source):
+                with naming(f"{context.name}.{key}"):
+                    context.all_records(source, what)
+
+
+def _exists(source: ConfigDict) -> bool:
+    """Whether a source is a file that is there."""
+    try:
+        return source.kind == "jsonl" and file_path(source_spec(source)).exists()
+    except UserError:  # a variable that is not set
+        return False
+
+
+def _no_tokenizer(context: StageContext, name: str | None) -> bool:
+    """Whether the tokenizer of a `Reader` is not there, or would have to be trained."""
+    section = context.config.tokenizer
+    if name == "":
+        return section.kind == "bpe" or (section.kind == "huggingface" and not has_tokenizer(Path(section.path)))
+    return name is not None and not has_tokenizer(Path(name))
+
+
+def _check_source(
+    context: StageContext,
+    key: str,
+    what: str,
+    measurements: Measurements,
+    named: set[tuple[str, str]],
+    absent: bool,
+) -> tuple[list[int], list[str]]:
+    """Which records of a source to leave out, and what to say of it. Of each file, a key that nothing reads is named
+    once: `named` has those that have been."""
+    section, source = context.section, value_at(context.section, key)
+    readers = readings(context, key)
+    if absent:
+        readers = [
+            Reading(
+                reader._replace(tokenizer=None, template=None) if _no_tokenizer(context, reader.tokenizer) else reader
+            )
+            for reader, _ in readers
+        ]
+    measured = [measurements(context, key, what, reading.reader) for reading in readers]
+    bad, line = invalid_rows(measured, context.config.skip_invalid)
+    lines = [line] if bad else []
+    kept = np.delete(np.arange(len(measured[0])), bad)
+    if not len(kept):
+        raise UserError(f"{source.path}: no row is left; {line}")
+    if what == "preference":
+        _check_pairs(section, source.path, measured[0].kinds[kept])
+    size = section.prompts_per_step if section.kind == "ppo" and key == "prompts" else section.get("batch_size", 0)
+    if key in ("data", "prompts") and section.kind not in ("anchors", "evaluation") and len(kept) < size:
+        lines.append(f"{len(kept)} rows do not fill a batch of {size}, which repeats some")
+    lines += [line for reading, numbers in zip(readers, measured, strict=True) for line in _cut(reading, numbers, kept)]
+    unused = unused_keys(measurements.records(context, key, what), measured[0])
+    line = unused_line({k: n for k, n in unused.items() if (source.path, k) not in named}, len(measured[0]))
+    named.update((source.path, k) for k in unused)
+    return bad, list(dict.fromkeys([*lines, line] if line else lines))
+
+
+def _check_pairs(section: ConfigDict, path: str, kinds: np.ndarray) -> None:
+    """There is a pair to learn from, or to be right about."""
+    identical, ties = (int((kinds == kind).sum()) for kind in (IDENTICAL, TIE))
+    if (kinds == PLAIN).any() or (ties and section.get("soft_labels", False)):
+        return
+    raise UserError(
+        f"{path}: none of its {len(kinds)} pairs has a better response (pairs of identical responses: {identical}, "
+        f"ties: {ties}); expected at least one that has"
+    )
+
+
+def _cut(reading: Reading, measured: Measured, kept: np.ndarray) -> list[str]:
+    """Lines that say how many records there is not enough room for."""
+    lines = []
+    for limit in reading.limits:
+        lengths = limit.lengths(measured)[kept]
+        over = int((lengths > limit.tokens).sum())
+        if over:
+            lines.append(f"{limit.key}={limit.tokens} cuts {over} of {len(kept)} rows (the longest: {lengths.max()})")
+    return lines
+
+
+def _check_template(section: ConfigDict, tokenizer: Tokenizer) -> None:
+    """Verdicts are single tokens, and the template's own tokens leave room in a row."""
+    template = JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
+    verdict_ids(tokenizer, template)
+    encode_judge_row(tokenizer, template, (Turn("user", ""),), "", "", max_length=section.max_length)

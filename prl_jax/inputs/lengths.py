@@ -1,0 +1,230 @@
+"""Lengths that a config leaves to its data: written as 0, they become as long as the data need.
+
+`max_prompt` and `max_response` have room for each prompt and each response or reference answer that a model is given,
+`max_length` of a generative judge for each comparison that it is asked for: the template's own tokens, the prompt and
+two responses, of which a policy's may be as long as it may write. No length is beyond the model's context.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from prl_jax.artifacts.cards import read_card
+from prl_jax.config.rules import GOLD, RULES, value_at
+from prl_jax.errors import UserError, naming
+from prl_jax.inputs.measurements import Measurements
+from prl_jax.inputs.readings import Reader
+from prl_jax.measuring.records import Measured
+from prl_jax.runs.context import StageContext, is_directory, root_of
+from prl_jax.text.judging import JudgeTemplate
+
+_ROOT = "huggingface"  # the section with the lengths of policies that are directories in Hugging Face's format
+_LENGTHS = ("max_prompt", "max_response", "max_length")
+# Kind of stage and its source -> keys of the models that read it. Stages that train from text read theirs themselves.
+_READERS: Mapping[tuple[str, str], tuple[str, ...]] = MappingProxyType(
+    {
+        ("anchors", "prompts"): ("policy", "judge"),
+        ("ppo", "prompts"): ("policy", "judge"),
+        ("ppo", "evaluation.prompts"): ("policy", "evaluation.judge"),
+        ("evaluation", "pairs"): ("judges",),
+        ("evaluation", "prompts"): ("baseline", "judge"),
+    }
+)
+
+
+class Use(NamedTuple):
+    """A source, and the model that reads it.
+
+    Attributes:
+      stage, key: where the source stands.
+      what: the kind of record.
+      model: a stage, or a model directory.
+      policy: whose responses to the prompts are read too; "" where the records hold all responses.
+    """
+
+    stage: str
+    key: str
+    what: str
+    model: str
+    policy: str = ""
+
+
+def open_lengths(config: ConfigDict) -> list[str]:
+    """Keys of the lengths that are 0, so that the data decide."""
+    sections = (_ROOT, *config.stages)
+    return [f"{name}.{key}" for name in sections for key in _LENGTHS if config[name].get(key, None) == 0]
+
+
+def uses(config: ConfigDict) -> Iterator[Use]:
+    """Who reads what."""
+    for name in config.stages:
+        section = config[name]
+        rules = RULES[section.kind]
+        unused = rules.unused(section)
+        for key, what in rules.sources.items():
+            if key in unused:
+                continue
+            if section.kind in ("sft", "bradley_terry", "generative"):
+                yield Use(name, key, what, name)
+            for reader in _READERS.get((section.kind, key), ()):
+                if reader in unused:
+                    continue
+                judge = reader.endswith(("judge", "judges"))
+                policy = section.get("baseline" if section.kind == "evaluation" else "policy", "")
+                for model in value_at(section, reader) if reader == "judges" else (value_at(section, reader),):
+                    if model != GOLD:
+                        yield Use(name, key, what, model, policy if judge and what == "prompt" else "")
+
+
+def with_lengths(
+    config: ConfigDict,
+    surroundings: Callable[[ConfigDict], StageContext],
+    measurements: Measurements,
+    *,
+    known: Mapping[str, Any] = MappingProxyType({}),
+    tell: Callable[[str], None] = lambda line: None,
+    absent: bool = False,
+) -> ConfigDict:
+    """The config with every length given; itself where it leaves none to the data.
+
+    Args:
+      config: checked by `check_config`.
+      surroundings: gives the context of any stage of a config: where sources and tokenizers are.
+      measurements: of the data, which are made where they are not there yet.
+      known: the config of the run that this one continues; its lengths stay.
+      tell: takes a line about each length.
+      absent: the data are not needed for more than lengths, so that an error about them names the keys to give instead.
+
+    Raises:
+      UserError: a source cannot be read.
+    """
+    keys = open_lengths(config)
+    if not keys:
+        return config
+    found = ConfigDict(config.to_dict())
+    for key in keys:
+        name, _, what = key.partition(".")
+        found[name][what] = known.get(name, {}).get(what, 0)
+    if open_lengths(found):
+        try:
+            _Lengths(found, surroundings(found), measurements, tell).find()
+        except UserError as error:
+            if not absent:
+                raise
+            flags = " ".join(f"--config.{key}=N" for key in open_lengths(found))
+            raise UserError(f"{error} (lengths are taken from the data unless they are given: {flags})") from error
+    return found.lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lengths:
+    """Puts the lengths that are missing into a config."""
+
+    config: ConfigDict
+    surroundings: StageContext
+    measurements: Measurements
+    tell: Callable[[str], None]
+
+    def find(self) -> None:
+        """Finds the lengths of policies first: judges read what these may write."""
+        read = list(uses(self.config))
+        self.policy(_ROOT, [use for use in read if is_directory(self.owner(use.model)) and not use.policy])
+        for kind in ("sft", "bradley_terry", "generative"):
+            for name in (name for name in self.config.stages if self.config[name].kind == kind):
+                own = [use for use in read if self.owner(use.model) == name]
+                (self.judge if kind == "generative" else self.policy)(name, own)
+
+    def policy(self, name: str, own: Sequence[Use]) -> None:
+        """Lengths of prompts and of single responses."""
+        section = self.config[name]
+        if not own or 0 not in (section.max_prompt, section.max_response):
+            return
+        measured = [self.measured(use) for use in own]
+        prompts = np.concatenate([one.lengths["prompt"] for one in measured])
+        responses = np.concatenate([one.lengths[key] for one in measured for key in ("response", "rejected")])
+        # Where rows cannot be read, any length will do: the check of the data comes next and says which and why.
+        least = int(any(len(one.problems) for one in measured))
+        prompt = section.max_prompt or friendly(max(int(prompts.max()), least))
+        written = [self.room(use.policy) for use in own if use.policy]
+        response = section.max_response or friendly(max([int(responses.max()), *written, least]))
+        if not response:
+            flag = f"--config.{name}.max_response=N"
+            raise UserError(f"{name}.max_response: no record has a response to take its length from; give {flag}")
+        contexts = [context for use in own if (context := self.limit(use.model))]
+        if contexts and prompt + response > min(contexts):  # what is given stays; what is not shares what there is
+            most = min(contexts)
+            response = section.max_response or min(response, max(most - prompt, most // 2))
+            prompt = section.max_prompt or min(prompt, most - response)
+            if prompt < 2:  # as short as a length may be
+                given = f"{name}.max_response={response}"
+                raise UserError(f"{given} leaves no room for prompts: the model's context holds {most}; set less")
+        self.put(name, "max_prompt", prompt, prompts)
+        self.put(name, "max_response", response, responses)
+
+    def judge(self, name: str, own: Sequence[Use]) -> None:
+        """The length of a row with a prompt and two responses, either of which may be a policy's."""
+        rows = []
+        for use in own:
+            one = self.measured(use)
+            longest = max(self.room(use.policy), one.longest("response")) if use.policy else 0
+            rows.append(one.lengths["frame"] + 2 * (longest - 1) if use.policy else one.judged)
+        if own and not self.config[name].max_length:
+            needed, most = np.concatenate(rows), self.limit(name)
+            length = friendly(int(needed.max()))
+            self.put(name, "max_length", min(length, most) if most else length, needed)
+
+    def put(self, name: str, key: str, length: int, needed: np.ndarray) -> None:
+        """Sets a length that is missing, and says what it was taken from and what it cuts."""
+        if self.config[name][key]:
+            return
+        self.config[name][key] = length
+        cut = int((needed > length).sum())
+        more = f"; {cut} of {len(needed)} are cut to what the model's context holds" if cut else ""
+        usual = friendly(int(np.quantile(needed, 0.99)))
+        more += f"; {usual} would do for 99 %" if 2 * usual <= length else ""
+        self.tell(f"{name}.{key}={length}: the data need {int(needed.max())}{more}")
+
+    def measured(self, use: Use) -> Measured:
+        """The records of a source in tokens of a model."""
+        reader = Reader(root_of(self.config, use.model))
+        owner = self.owner(use.model)
+        if owner in self.config.stages and self.config[owner].kind == "generative":
+            section = self.config[owner]
+            template = JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
+            reader = reader._replace(template=template, chat=False)
+        with naming(f"{use.stage}.{use.key}"):
+            return self.measurements(self.context(use.stage), use.key, use.what, reader)
+
+    def context(self, stage: str) -> StageContext:
+        return dataclasses.replace(self.surroundings, name=stage, config=self.config)
+
+    def owner(self, model: str) -> str:
+        """The stage that says with which lengths a model is used, or its directory."""
+        while not is_directory(model) and self.config[model].kind == "ppo":
+            model = self.config[model].policy
+        return model
+
+    def room(self, policy: str) -> int:
+        """Tokens that a policy may write."""
+        owner = self.owner(policy)
+        if not is_directory(owner):
+            return self.config[owner].max_response
+        return read_card(Path(owner), self.context(self.config.stages[0]).defaults).max_response
+
+    def limit(self, model: str) -> int:
+        """Tokens of a model's context; 0 where it has no limit."""
+        name = root_of(self.config, model)
+        return read_card(Path(name)).context if name else 0
+
+
+def friendly(length: int) -> int:
+    """The next length that devices like: a multiple of 16, from 128 on of 64, from 1024 on of 128."""
+    step = 16 if length <= 128 else 64 if length <= 1024 else 128
+    return -(-length // step) * step

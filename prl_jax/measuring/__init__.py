@@ -1,0 +1,1 @@
+"""How many tokens records take, and which of them cannot be read."""

@@ -1,4 +1,4 @@
-"""Each row of the correctness list has a test and a patch that breaks it; `make mutants` runs tests on patches."""
+"""Each row of the correctness list has a test, and mutants for `make mutants` to run that test on."""
 
 import ast
 import re
@@ -10,33 +10,88 @@ from mutants import run
 ROWS = set(range(1, 23))
 
 
-def test_every_row_has_a_test_and_a_patch():
+def test_every_row_has_a_test_and_a_mutant():
     tests = "".join(path.read_text() for path in (run.ROOT / run.ROW_TESTS).glob("test_*.py"))
     assert {run.row_of(name) for name in re.findall(r"^def (test_row_\d\d_)", tests, re.MULTILINE)} == ROWS
-    assert {run.row_of(patch.stem) for patch in run.patches()} == ROWS
+    assert {mutant.row for mutant in run.mutants()} == ROWS
 
 
-@pytest.mark.parametrize("patch", run.patches(), ids=lambda path: path.stem)
-def test_a_patch_says_what_it_breaks_and_applies_to_the_present_code(patch):
-    assert re.match(rf"# Row {run.row_of(patch.stem)}: \S.*\.\n--- a/prl_jax/", patch.read_text())
-    for path, text in run.patched(run.ROOT, patch).items():
-        assert path.startswith("prl_jax/") and text != (run.ROOT / path).read_text()
-        ast.parse(text)
+@pytest.mark.parametrize("mutant", run.mutants(), ids=lambda mutant: mutant.title)
+def test_a_mutant_says_what_it_breaks_and_applies_to_the_present_code(mutant):
+    assert re.fullmatch(r"[A-Z].*\.", mutant.wrong)
+    path, text = run.mutated(run.ROOT, mutant)
+    assert ast.dump(ast.parse(text)) != ast.dump(ast.parse((run.ROOT / path).read_text()))
 
 
-def write(tmp_path, old: str, new: str):
-    """A file of lines a..e, and a patch that expects `old` in it."""
-    (tmp_path / "file.py").write_text("".join(f"{letter}\n" for letter in "abcdbc"))
-    (tmp_path / "01_x.patch").write_text(f"# Row 1: x.\n--- a/file.py\n+++ b/file.py\n@@ -9,2 +9,2 @@\n{old}{new}")
-    return tmp_path / "01_x.patch"
+CODE = """
+LIMIT = 3
+class Judge:
+    size: int = 1
+    @property
+    def ask(self):
+        if self.size:
+            return call(
+                first,
+                second,
+            )
+def ask(first):
+    return first + first
+"""
 
 
-def test_a_patch_applies_where_its_lines_stand_once(tmp_path):
-    patch = write(tmp_path, " c\n-d\n", "+x\n+y\n")
-    assert run.patched(tmp_path, patch) == {"file.py": "a\nb\nc\nx\ny\nb\nc\n"}
-    for lines, count in ((" b\n-c\n", 2), (" c\n-e\n", 0)):
-        with pytest.raises(ValueError, match=f"stand {count} times in file.py"):
-            run.patched(tmp_path, write(tmp_path, lines, "+x\n"))
+@pytest.fixture
+def package(tmp_path):
+    """A package whose module `pkg.judges` holds CODE."""
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg/judges.py").write_text(CODE)
+    return tmp_path
+
+
+def mutate(root, function: str, old: str, new: str) -> str:
+    return run.mutated(root, run.Mutant(1, "x", "X.", function, old, new))[1]
+
+
+@pytest.mark.parametrize(
+    ("function", "old", "new", "text", "changed"),
+    [
+        ("pkg.judges:LIMIT", "3", "4", "LIMIT = 3", "LIMIT = 4"),
+        ("pkg.judges:Judge.size", "int = 1", "int = 2", "int = 1", "int = 2"),
+        ("pkg.judges:Judge.ask", "@property", "", "@property", ""),
+        (
+            "pkg.judges:Judge.ask",
+            "first, second)",
+            "second)",
+            "first,\n                second,\n            )",
+            "second)",
+        ),
+        (
+            "pkg.judges:Judge.ask",
+            "return call",
+            "first = 1\nreturn call",
+            "return call",
+            "first = 1\n            return call",
+        ),
+        ("pkg.moved:Judge.ask", "call", "x", "call", "x"),
+    ],
+)
+def test_a_mutant_changes_its_function_alone(package, function, old, new, text, changed):
+    assert mutate(package, function, old, new) == CODE.replace(text, changed) != CODE
+
+
+@pytest.mark.parametrize(
+    ("function", "old", "message"),
+    [
+        ("pkg.judges:Judge.ask", "third", "stands 0 times in pkg.judges:Judge.ask"),
+        ("pkg.judges:ask", "irst", "stands 0 times"),
+        ("pkg.judges:ask", "first", "stands 3 times"),
+        ("pkg.judges:tell", "first", "tell is defined nowhere in pkg"),
+        ("pkg.moved:ask", "first", "ask is defined in pkg/judges.py, pkg/others.py: name the module of one"),
+    ],
+)
+def test_a_mutant_that_does_not_apply_says_why(package, function, old, message):
+    (package / "pkg/others.py").write_text("def ask(): ...\n")
+    with pytest.raises(ValueError, match=message):
+        mutate(package, function, old, "x")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """The exact utility of any response and the exact preference between any two.
 
-Utility: `u = c (0.6 + 0.25 f + 0.15 b)` with correctness `c`, form `f` and brevity `b`, each in [0, 1].
+Utility: `u = c (0.6 + 0.25 f + 0.15 b) - 0.02 max(0, e - 16)` with correctness `c`, form `f` and brevity `b`, each in
+[0, 1], and `e` characters that nobody asked for.
 Preference: `p*(y1 > y2 | x) = sigmoid(scale(x) (u1 - u2 + intransitivity * cyclic(a1, a2)))`.
 """
 
 import functools
 import math
+import string
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -14,6 +16,10 @@ from prl_jax.data.gold.families import BRACKETS, CAPITALS, FAMILIES, GoldTask
 
 FILLER = "~"
 W_CORRECT, W_FORM, W_BREVITY = 0.6, 0.25, 0.15
+# Brevity costs 0.15 at most. Beyond so many unneeded characters, more than any response of the built-in data has, each
+# one costs this much besides, so that no amount of filler is ever free.
+FREE_EXCESS, EXCESS_COST = 16, 0.02
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _FORMED_SCALE = 1.6  # annotators look closer where a form is asked for
 
 
@@ -55,7 +61,8 @@ def _form(head: str, task: GoldTask) -> float:
     if not FAMILIES[task.family].letters:
         return ends / 2
     letters = [char for char in head if char.isalpha()]
-    right = sum(char.isupper() if task.form == CAPITALS else char.islower() for char in letters)
+    # Prompts are ASCII: a letter of another alphabet is in no case that is asked for.
+    right = sum(char.isascii() and (char.isupper() if task.form == CAPITALS else char.islower()) for char in letters)
     return right / len(letters) * ends / 2 if letters else 0.0
 
 
@@ -72,30 +79,44 @@ def attributes(prompt: str, response: str) -> Attributes:
     """
     task = families.parse(prompt)
     right = families.content(task)
-    head, filler = _split(response)
-    body = head.removeprefix("<").removesuffix(">").lower()
+    head, _ = _split(response)
+    body = _body(head)
     longest = max(len(right), len(body))
     # Very long texts cannot be similar: do not pay for their alignment.
     distance = edit_distance(right, body) if len(body) <= 3 * len(right) else longest
     similarity = 1.0 - distance / longest
-    excess = len(filler) + max(0, len(body) - len(right))
     return Attributes(
         correctness=max(0.0, (similarity - 0.4) / 0.6) ** 1.5 if distance else 1.0,
         form=_form(head, task),
-        brevity=0.5 ** min(excess, 60),
+        brevity=0.5 ** min(_excess(prompt, response), 60),
     )
 
 
+def _body(head: str) -> str:
+    """The content that a response states, its form undone. Only ASCII letters have a lower case here: `str.lower` would
+    make a `k` of the Kelvin sign."""
+    return head.removeprefix("<").removesuffix(">").translate(_LOWER)
+
+
+def _excess(prompt: str, response: str) -> int:
+    """Characters that are filler or make the content longer than the right one."""
+    head, filler = _split(response)
+    return len(filler) + max(0, len(_body(head)) - len(families.content(families.parse(prompt))))
+
+
 def utility_of(values: Attributes) -> float:
-    """`c (0.6 + 0.25 f + 0.15 b)`: 1 only where all three are 1, 0 without any correct content."""
+    """`c (0.6 + 0.25 f + 0.15 b)`: 1 only where all three are 1, 0 without any correct content; what very long
+    responses cost besides is in `utility`."""
     if min(values) == 1.0:
         return 1.0
     return values.correctness * (W_CORRECT + W_FORM * values.form + W_BREVITY * values.brevity)
 
 
 def utility(prompt: str, response: str) -> float:
-    """Exact utility in [0, 1] of any text as a response to a prompt of the built-in tasks."""
-    return utility_of(attributes(prompt, response))
+    """Exact utility of any text as a response to a prompt of the built-in tasks: 1 at most; 0 at least, but for a
+    response with more than `FREE_EXCESS` unneeded characters, which may have any negative number."""
+    beyond = max(0, _excess(prompt, response) - FREE_EXCESS)
+    return utility_of(attributes(prompt, response)) - EXCESS_COST * beyond
 
 
 def scale(prompt: str) -> float:
@@ -120,7 +141,8 @@ def preference(prompt: str, first: str, second: str, *, intransitivity: float = 
     `p(a, b) + p(b, a) == 1` exactly.
     """
     a, b = attributes(prompt, first), attributes(prompt, second)
-    logit = scale(prompt) * (utility_of(a) - utility_of(b) + intransitivity * cyclic(a, b))
+    gap = utility(prompt, first) - utility(prompt, second)
+    logit = scale(prompt) * (gap + intransitivity * cyclic(a, b))
     high = 1.0 / (1.0 + math.exp(-abs(logit)))
     return high if logit >= 0 else 1.0 - high
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from prl_jax.data.fields import two_responses
 from prl_jax.errors import UserError, quoted
 
 _READ = frozenset(
@@ -30,6 +31,10 @@ _SAFETY = re.compile(r"(is_)?(un)?(safe|harmful|toxic)|is_\w*safe")
 _RATINGS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 # What would stand in the model's prompt beside the turns.
 _CONTEXT = "tools functions documents images image videos video audio audios chat_template_kwargs".split()
+_BESIDE = {
+    "history": 'make its exchanges turns of the prompt ("prompt": [{"role": "user", "content": ...}, ...])',
+    "context": "put it into the prompt",
+}
 
 _MISSPELT = tuple(
     "prompt chosen rejected response completion messages conversations reference tie p_chosen slot system "
@@ -59,10 +64,11 @@ def unused_keys(row: Mapping[str, Any], what: str) -> tuple[str, ...]:
 
 def refuse_misspelt(row: Mapping[str, Any], where: str) -> None:
     """Raises `UserError` for a key that looks like one that is read and is not in the row itself."""
+    responses = two_responses(row)  # none of which is "response"
     for at, keys, known in (("", row, _MISSPELT), ("meta.", row.get("meta"), ("p_chosen",))):
         for key in keys if isinstance(keys, Mapping) else ():
             meant = key not in _READ and keys[key] is not None and _meant(key, known)
-            if meant and keys.get(meant) is None:
+            if meant and key not in responses and keys.get(meant) is None:
                 raise UserError(
                     f'{where}: unknown key {quoted(at + key)} (expected "{at}{meant}"?): rename it, or drop it if it '
                     "is something else"
@@ -70,7 +76,10 @@ def refuse_misspelt(row: Mapping[str, Any], where: str) -> None:
 
 
 def refuse_context(row: Mapping[str, Any], where: str) -> None:
-    """Raises `UserError` for tools, images and the like."""
+    """Raises `UserError` for tools, images and the like, and for earlier turns that stand beside the prompt."""
+    for key, advice in _BESIDE.items():
+        if row.get(key) not in (*_NOTHING, "[]", "{}"):
+            raise UserError(f'{where}: key "{key}" stands beside the prompt, but is not read: {advice}, or drop it')
     for key in _CONTEXT:
         if row.get(key) not in (*_NOTHING, "[]", "{}"):
             raise UserError(

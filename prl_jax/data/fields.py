@@ -1,6 +1,7 @@
 """The fields of a row, each read, or refused with its place. Conversations are in `conversations`. Imports no jax."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from prl_jax.errors import UserError
 # 1 (first), 2 (second) or 0 (tie).
 _VOTES_ARE_VERDICTS = frozenset({"pandalm_test"})
 _LARGEST = 1e300  # of a number that is read
+_ONE_OF_TWO = re.compile(r"(response|output|answer|completion|assistant|model|conversation)_?([012ab])", re.IGNORECASE)
+_SCORE = re.compile(r"(score|rating|reward)[_-](chosen|rejected)|(chosen|rejected)[_-](avg[_-])?(score|rating|reward)")
 
 
 def read_text(value: Any, name: str, where: str) -> str:
@@ -65,14 +68,25 @@ def read_p_chosen(
 
 def check_strengths(row: Mapping[str, Any], tie: bool, where: str) -> None:
     """Raises `UserError` where a margin or scores say that `rejected` is the better response."""
-    values = {key: row[key] for key in ("margin", "score_chosen", "score_rejected") if row.get(key) is not None}
-    for key, value in values.items():
+    for key, value in row.items():
+        other = _other_score(key)
+        if value is None or not (other or key == "margin"):
+            continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
             raise wrong(where, key, "a finite number", value)
-    if values.get("margin", 0) < 0 and not tie:
-        raise wrong(where, "margin", 'at least 0, since "chosen" is the better response', values["margin"])
-    if len(values.keys() - {"margin"}) == 2 and values["score_chosen"] < values["score_rejected"] and not tie:
-        raise wrong(where, "score_chosen", 'at least "score_rejected", since it is better', values["score_chosen"])
+        if key == "margin" and value < 0 and not tie:
+            raise wrong(where, key, 'at least 0, since "chosen" is the better response', value)
+        least = row.get(other) if "chosen" in key else None
+        if isinstance(least, int | float) and value < least and not tie:
+            raise wrong(where, key, f'at least "{other}", which is {least!r}, since "chosen" is the better one', value)
+
+
+def _other_score(key: str) -> str:
+    """The key with the score of the other response of a pair, "" for a key that is no score: `score_chosen`,
+    `chosen_score`, `chosen-rating` and the like."""
+    if not _SCORE.fullmatch(key):
+        return ""
+    return key.replace("chosen", "rejected") if "chosen" in key else key.replace("rejected", "chosen")
 
 
 def read_meta(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -119,13 +133,30 @@ def require(row: Mapping[str, Any], names: Sequence[str], where: str) -> None:
     """Raises `UserError` for the first field that is missing or null."""
     for name in names:
         if row.get(name) is None:
-            raise missing(where, name, null=name in row)
+            raise missing(where, name, null=name in row, advice=_pair_advice(row))
 
 
-def missing(where: str, name: str, *, null: bool = False) -> UserError:
+def missing(where: str, name: str, *, null: bool = False, advice: str = "") -> UserError:
     """The error of a field that is not there, or null."""
     what = "null" if null else "missing"
-    return UserError(f'{where}: field "{name}" is {what} (expected {_EXPECTED.get(name, "a string")})')
+    return UserError(f'{where}: field "{name}" is {what} (expected {_EXPECTED.get(name, "a string")}){advice}')
+
+
+def two_responses(row: Mapping[str, Any]) -> Sequence[str]:
+    """The keys of two responses that bear other names, such as `response_a` and `response_b`; none in other rows."""
+    keys = [key for key in row if _ONE_OF_TWO.fullmatch(key) and row[key] is not None]
+    return keys if len(keys) == 2 else ()
+
+
+def _pair_advice(row: Mapping[str, Any]) -> str:
+    """What to do with a row of `two_responses`; "" for another row."""
+    keys = two_responses(row)
+    if not keys:
+        return ""
+    return (
+        f'; of "{keys[0]}" and "{keys[1]}", write the better one as "chosen" and the other one as "rejected" ("tie": '
+        'true where neither is), with what they answer as "prompt"'
+    )
 
 
 def wrong(where: str, name: str, expected: str, value: Any) -> UserError:

@@ -55,7 +55,7 @@ def parse_preference(row: Row, where: str) -> PreferenceRecord:
 
 
 def parse_sft(row: Row, where: str) -> SFTRecord:
-    """A demonstration from a row.
+    """A demonstration from a row; `better` is False for a pair that does not say that `chosen` is.
 
     Raises:
       UserError: as `parse_preference`; for a response that the row says not to imitate.
@@ -69,10 +69,9 @@ def parse_sft(row: Row, where: str) -> SFTRecord:
     name = _demonstration(row)
     *prompt, response = _conversation(row, name, where)
     _refuse_other_responses(row, name, response.content, where)
-    if name == "chosen":
-        _label(row, False, where)  # which must not contradict it
+    better = name != "chosen" or _is_better(row, response.content, where)
     prompt = with_system(tuple(prompt), row, where)
-    return SFTRecord(prompt=prompt, response=response.content, **_common(row, "sft", where))
+    return SFTRecord(prompt=prompt, response=response.content, better=better, **_common(row, "sft", where))
 
 
 def parse_prompt(row: Row, where: str) -> PromptRecord:
@@ -116,6 +115,13 @@ def _label(row: Row, identical: bool, where: str) -> dict[str, Any]:
     check_strengths(row, tie, where)
     slot = read_slot(row, meta, where)
     return {"tie": tie, "p_chosen": read_p_chosen(row, meta, slot, tie, where), "slot": slot}
+
+
+def _is_better(row: Row, chosen: str, where: str) -> bool:
+    """Whether `chosen`, with this text, is better than `rejected`. Errors: as `_label`."""
+    identical = row.get("rejected") is not None and _pair(row, where)[2] == chosen
+    label = _label(row, identical, where)
+    return not label["tie"] and (label["p_chosen"] is None or label["p_chosen"] > 0.5)
 
 
 def _common(row: Row, what: str, where: str) -> dict[str, Any]:

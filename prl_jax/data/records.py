@@ -47,13 +47,18 @@ class PreferenceRecord:
 
 @dataclass(frozen=True)
 class SFTRecord:
-    """A demonstration: a prompt, which may hold earlier turns of the assistant, and the response to imitate."""
+    """A demonstration: a prompt, which may hold earlier turns of the assistant, and the response to imitate.
+
+    `better` is False where the response is `chosen` of a pair in which it is not the better one: a tie, or `p_chosen`
+    of at most one half. Such a record is not imitated.
+    """
 
     id: str
     prompt: Prompt
     response: str
     source: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    better: bool = True
     unused: tuple[str, ...] = field(default=(), compare=False)
 
 

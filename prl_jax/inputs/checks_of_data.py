@@ -128,6 +128,16 @@ def _check_source(
         raise UserError(f"{source.path}: no row is left; {line}")
     if what == "preference":
         _check_pairs(section, source.path, measured[0].kinds[kept])
+    if what == "sft":
+        count, undecided = len(kept), measured[0].kinds[kept] == TIE
+        kept = kept[~undecided]
+        if undecided.any():
+            lines.append(f"{undecided.sum()} of {count} rows left out: pairs without a better response to imitate")
+        if not len(kept):
+            raise UserError(
+                f"{source.path}: no row is left: none of its {count} pairs has a better response to imitate (ties, or "
+                "p_chosen of at most 0.5)"
+            )
     size = section.prompts_per_step if section.kind == "ppo" and key == "prompts" else section.get("batch_size", 0)
     if key in ("data", "prompts") and section.kind not in ("anchors", "evaluation") and len(kept) < size:
         lines.append(f"{len(kept)} rows do not fill a batch of {size}, which repeats some")

@@ -29,7 +29,7 @@ from prl_jax.text.judging import JudgeTemplate, encode_judge_row
 from prl_jax.text.tokenizer import Tokenizer
 
 COLUMNS = ("prompt", "response", "rejected", "frame", "kind", "unused", "problem")
-PLAIN, TIE, IDENTICAL = range(3)  # kinds of pairs
+PLAIN, TIE, IDENTICAL = range(3)  # kinds of pairs; a demonstration from a pair without a better response is a TIE
 _REMEMBERED = 50_000_000  # characters of text whose lengths are kept, so that stages that read alike count once
 _ANY_LENGTH = 2**30
 _NAMED = 20  # keys that nothing reads
@@ -45,7 +45,8 @@ class Measured:
         response: the response, the chosen response or the reference, with the token that ends it.
         rejected: the other response of a pair, with the token that ends it.
         frame: the row of a generative judge without its two responses; 0 without a judge template.
-      kinds: `[N]` kinds of pairs: `PLAIN`, `TIE` or `IDENTICAL`; `PLAIN` of what is no pair.
+      kinds: `[N]` kinds of pairs: `PLAIN`, `TIE` or `IDENTICAL`; `PLAIN` of what is no pair. A demonstration that is
+        not to be imitated (`SFTRecord.better`) is a `TIE`.
       unused: `[N]` numbers that stand for the keys of the row that nothing reads; 0 where all are read.
       problems: numbers of the records that cannot be read.
       reason: why the first of them cannot.
@@ -284,6 +285,8 @@ def _responses(record: Record) -> tuple[str | None, str | None]:
 
 
 def _kind(record: Record) -> int:
+    if isinstance(record, SFTRecord):
+        return PLAIN if record.better else TIE
     if not isinstance(record, PreferenceRecord):
         return PLAIN
     return IDENTICAL if record.chosen == record.rejected else TIE if record.tie else PLAIN

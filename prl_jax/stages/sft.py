@@ -6,11 +6,14 @@ import dataclasses
 import functools
 from typing import Any
 
+import numpy as np
+
 from prl_jax.artifacts.cards import ModelCard, sampling_config
 from prl_jax.artifacts.models import SAMPLES_SHOWN
 from prl_jax.data.rows import encode_sft
+from prl_jax.data.sources import Records
 from prl_jax.models import Decoder
-from prl_jax.processes import whole_batch
+from prl_jax.processes import shared, whole_batch
 from prl_jax.runs.context import StageContext, initial_decoder, stage_tokenizer
 from prl_jax.sampling import respond
 from prl_jax.stages import supervised
@@ -25,7 +28,8 @@ def run(context: StageContext) -> dict[str, float]:
     model, origin = initial_decoder(context, tokenizer)
     fields = dataclasses.asdict(model.config)
     card = ModelCard("policy", fields, section.max_prompt, section.max_response, **origin)
-    validation = context.records(section.validation, "sft")
+    validation, _ = _to_imitate(context.records(section.validation, "sft"))
+    records, skipped = _to_imitate(context.records(section.data, "sft"))
     shown = [record.prompt for record in validation[:SAMPLES_SHOWN]]
     sampling = sampling_config(card, tokenizer)
 
@@ -48,7 +52,7 @@ def run(context: StageContext) -> dict[str, float]:
         tokenizer=tokenizer,
         model=model,
         objective=SFT,
-        records=context.records(section.data, "sft"),
+        records=records,
         validation=validation,
         encode=functools.partial(
             encode_sft,
@@ -58,6 +62,12 @@ def run(context: StageContext) -> dict[str, float]:
             train_on=section.train_on,
         ),
         sample=sample,
-        counters={},
+        counters={"undecided_pairs_skipped": skipped},
     )
     return supervised.train(context, task)
+
+
+def _to_imitate(records: Records) -> tuple[Records, int]:
+    """The demonstrations without those from pairs that have no better response, and how many those are."""
+    better = shared(lambda i: records[i].better, len(records)).astype(bool)
+    return records.take(np.flatnonzero(better)), int((~better).sum())

@@ -376,6 +376,11 @@ NOT_A_TURN = 'holds "Human:" or "Assistant:" inside a text (expected a whole tra
         ({"margin": float("nan")}, 'field "margin" is nan (expected a finite number)'),
         ({"margin": "3"}, 'field "margin" is a string (expected a finite number)'),
         ({"score_chosen": 1, "score_rejected": 2}, 'field "score_chosen" is 1 (expected at least "score_rejected"'),
+        ({"chosen_score": 1, "rejected_score": 2}, 'field "chosen_score" is 1 (expected at least "rejected_score"'),
+        ({"chosen-rating": 1.5, "rejected-rating": 4.0}, 'field "chosen-rating" is 1.5 (expected at least "rejected-'),
+        ({"rejected_reward": float("nan")}, 'field "rejected_reward" is nan (expected a finite number)'),
+        ({"history": [["q", "a"]]}, 'key "history" stands beside the prompt, but is not read: make its exchanges turns'),
+        ({"context": "A page."}, 'key "context" stands beside the prompt, but is not read: put it into the prompt'),
         ({"label": False}, 'key "label" may change which response is the better one'),
         ({"label": 1}, 'key "label" may change which'),
         ({"margin": 10**400}, 'field "margin" is 1000000'),
@@ -421,8 +426,34 @@ def test_responses_that_may_be_bad_are_not_imitated(said: dict[str, Any]) -> Non
 def test_chosen_is_no_demonstration_where_the_label_contradicts_it() -> None:
     for said in ({"margin": -1}, {"tie": "true"}, {"p_chosen": float("nan")}, {"label": False}):
         told(parse_sft, {**PAIR, **said})
-    assert parse_sft({**PAIR, "tie": True}, WHERE).response == "a"
     assert "label" not in parse_sft({**PAIR, "label": True}, WHERE).unused
+
+
+@pytest.mark.parametrize(
+    ("said", "better"),
+    [
+        ({}, True),
+        ({"p_chosen": 0.6}, True),
+        ({"chosen_score": 2, "rejected_score": 1}, True),
+        ({"tie": True}, False),
+        ({"rejected": "a"}, False),
+        ({"p_chosen": 0.5}, False),
+        ({"p_chosen": 0.2}, False),
+        ({"meta": {"votes": [1, 3, 0], "pos": 1}}, False),
+    ],
+)
+def test_chosen_of_a_pair_without_a_better_response_is_marked(said: dict[str, Any], better: bool) -> None:
+    assert parse_sft({**PAIR, **said}, WHERE).better is better
+
+
+@pytest.mark.parametrize("keys", [("response_a", "response_b"), ("output_1", "output_2"), ("response_0", "response_1")])
+def test_pairs_of_other_names_are_told_what_to_write(keys: tuple[str, str]) -> None:
+    row = {"input": "q", **dict(zip(keys, "ab", strict=True)), "label": 1}
+    for parse, first in ((parse_preference, "chosen"), (parse_sft, "prompt")):
+        message = told(parse, row)
+        assert message.startswith(f'{WHERE}: field "{first}" is missing')
+        assert f'of "{keys[0]}" and "{keys[1]}", write the better one as "chosen"' in message
+    assert parse_prompt({"prompt": "q", **row}, WHERE).prompt == (Turn("user", "q"),)
 
 
 @pytest.mark.parametrize(

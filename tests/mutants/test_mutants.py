@@ -7,13 +7,14 @@ import subprocess
 import pytest
 from mutants import run
 
-ROWS = set(range(1, 23))
+ROWS = set(range(1, 23))  # and those of 23 to 42 that have a test
 
 
 def test_every_row_has_a_test_and_a_mutant():
     tests = "".join(path.read_text() for path in (run.ROOT / run.ROW_TESTS).glob("test_*.py"))
-    assert {run.row_of(name) for name in re.findall(r"^def (test_row_\d\d_)", tests, re.MULTILINE)} == ROWS
-    assert {mutant.row for mutant in run.mutants()} == ROWS
+    tested = {run.row_of(name) for name in re.findall(r"^def (test_row_\d\d_)", tests, re.MULTILINE)}
+    assert tested >= ROWS
+    assert {mutant.row for mutant in run.mutants()} == tested
 
 
 @pytest.mark.parametrize("mutant", run.mutants(), ids=lambda mutant: mutant.title)

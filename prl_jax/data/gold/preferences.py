@@ -18,7 +18,8 @@ FILLER = "~"
 W_CORRECT, W_FORM, W_BREVITY = 0.6, 0.25, 0.15
 # Brevity costs 0.15 at most. Beyond so many unneeded characters, more than any response of the built-in data has, each
 # one costs this much besides, so that no amount of filler is ever free.
-FREE_EXCESS, EXCESS_COST = 16, 0.02
+FREE_EXCESS = 16
+EXCESS_COST = 0.02
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _FORMED_SCALE = 1.6  # annotators look closer where a form is asked for
 

@@ -379,7 +379,7 @@ NOT_A_TURN = 'holds "Human:" or "Assistant:" inside a text (expected a whole tra
         ({"chosen_score": 1, "rejected_score": 2}, 'field "chosen_score" is 1 (expected at least "rejected_score"'),
         ({"chosen-rating": 1.5, "rejected-rating": 4.0}, 'field "chosen-rating" is 1.5 (expected at least "rejected-'),
         ({"rejected_reward": float("nan")}, 'field "rejected_reward" is nan (expected a finite number)'),
-        ({"history": [["q", "a"]]}, 'key "history" stands beside the prompt, but is not read: make its exchanges turns'),
+        ({"history": [["q", "a"]]}, 'key "history" stands beside the prompt, but is not read: make its exchanges'),
         ({"context": "A page."}, 'key "context" stands beside the prompt, but is not read: put it into the prompt'),
         ({"label": False}, 'key "label" may change which response is the better one'),
         ({"label": 1}, 'key "label" may change which'),

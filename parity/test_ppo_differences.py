@@ -92,7 +92,7 @@ def test_value_loss_counts_the_state_behind_the_response():
     for update in step.updates:
 
         def loss(values, mask, update=update):
-            out = ppo_value_loss(values, update.mb_values, update.mb_return, mask, e_v=step.args.cliprange_value)
+            out = ppo_value_loss(values, update.mb_values, update.mb_return, mask, clip_value=step.args.cliprange_value)
             return out.value
 
         mask, mask_p1 = rollout.mask[update.rows], rollout.mask_p1[update.rows]
@@ -186,7 +186,7 @@ def test_accumulation_is_a_mean_of_means():
 
         def loss(logp, update=update):
             return ppo_policy_loss(
-                logp, update.mb_logprobs, update.mb_advantage, mask[update.rows], e_lo=clip, e_hi=clip
+                logp, update.mb_logprobs, update.mb_advantage, mask[update.rows], clip_low=clip, clip_high=clip
             )
 
         grad = jax.grad(lambda logp: loss(logp).sum)(update.new_logprobs)

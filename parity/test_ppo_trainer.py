@@ -25,12 +25,12 @@ from prl_jax.losses import (
 def policy_loss(step, update, logp):
     mask = step.rollout.mask[update.rows]
     clip = step.args.cliprange
-    return ppo_policy_loss(logp, update.mb_logprobs, update.mb_advantage, mask, e_lo=clip, e_hi=clip)
+    return ppo_policy_loss(logp, update.mb_logprobs, update.mb_advantage, mask, clip_low=clip, clip_high=clip)
 
 
 def value_loss(step, update, values):
     mask = step.rollout.mask_p1[update.rows]
-    return ppo_value_loss(values, update.mb_values, update.mb_return, mask, e_v=step.args.cliprange_value)
+    return ppo_value_loss(values, update.mb_values, update.mb_return, mask, clip_value=step.args.cliprange_value)
 
 
 def test_the_rollout_has_all_kinds_of_rows():

@@ -38,20 +38,20 @@ def ppo_policy_loss(
     adv: Float[Array, "B T"],
     mask: Bool[Array, "B T"],
     *,
-    e_lo: float = 0.2,
-    e_hi: float = 0.2,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
     dual: float | None = None,
     reduce: str = "token_mean",
     ratio_level: str = "token",
 ) -> LossOutput:
-    """Clipped surrogate `max(-A rho, -A clip(rho, 1 - e_lo, 1 + e_hi))` with `rho = exp(logp - logp_old)`.
+    """Clipped surrogate `max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high))` with `rho = exp(logp - logp_old)`.
 
     Args:
       logp: `[B, T]` log-probabilities under the policy that is trained.
       logp_old: `[B, T]` the same under the policy that sampled; no gradient.
       adv: `[B, T]` advantages; no gradient.
       mask: `[B, T]` response tokens.
-      e_lo, e_hi: clip range.
+      clip_low, clip_high: clip range.
       dual: c > 1 caps the loss of negative advantages at `-c A` (dual clip, arXiv 1912.09729).
       reduce: see `reduce_tokens`.
       ratio_level: 'token', or 'sequence' for one ratio a response, `exp(mean_t(logp - logp_old))` (GSPO,
@@ -72,7 +72,7 @@ def ppo_policy_loss(
     if ratio_level == "sequence":
         log_ratio = jnp.where(mask, masked_mean(log_ratio, mask, -1)[:, None], 0.0)
     ratio = bounded_exp(log_ratio)
-    plain, clipped = -adv * ratio, -adv * jnp.clip(ratio, 1.0 - e_lo, 1.0 + e_hi)
+    plain, clipped = -adv * ratio, -adv * jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
     loss = jnp.maximum(plain, clipped)
     if dual is not None:
         loss = jnp.where(adv < 0, jnp.minimum(loss, -adv * dual), loss)
@@ -88,16 +88,16 @@ def ppo_value_loss(
     ret: Float[Array, "B T"],
     mask: Bool[Array, "B T"],
     *,
-    e_v: float | None = 0.2,
+    clip_value: float | None = 0.2,
 ) -> LossOutput:
-    """`max((v - ret)^2, (v_clip - ret)^2) / 2` a token, `v_clip = v_old + clip(v - v_old, -e_v, e_v)`.
+    """`max((v - ret)^2, (v_clip - ret)^2) / 2` a token, `v_clip = v_old + clip(v - v_old, -clip_value, clip_value)`.
 
     Args:
       v: `[B, T]` values that are trained.
       v_old: `[B, T]` values when the rollout was made; no gradient.
       ret: `[B, T]` returns; no gradient.
       mask: `[B, T]`.
-      e_v: clip range; None for no clipping.
+      clip_value: clip range; None for no clipping.
 
     Returns:
       LossOutput, denominator in tokens. aux, over tokens: 'clip_fraction', 'value', 'return'.
@@ -106,7 +106,7 @@ def ppo_value_loss(
     v = jnp.where(mask, v.astype(jnp.float32), 0.0)
     v_old, ret = (jnp.where(mask, jax.lax.stop_gradient(x.astype(jnp.float32)), 0.0) for x in (v_old, ret))
     plain = jnp.square(v - ret)
-    clipped = plain if e_v is None else jnp.square(v_old + jnp.clip(v - v_old, -e_v, e_v) - ret)
+    clipped = plain if clip_value is None else jnp.square(v_old + jnp.clip(v - v_old, -clip_value, clip_value) - ret)
     total = masked_sum(0.5 * jnp.maximum(plain, clipped), mask)
     means = {"clip_fraction": clipped > plain, "value": v, "return": ret}
     return LossOutput(total, masked_count(mask), _token_aux(means, mask))

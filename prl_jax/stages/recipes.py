@@ -40,7 +40,7 @@ def full_training(
             critic_warmup="20 steps",
             policy_optimizer=dict(learning_rate=1e-6, warmup="10 steps"),
             critic_optimizer=dict(learning_rate=5e-6, warmup="10 steps"),
-            algorithm=dict(accumulate=accumulate, e_hi=0.28, kl_coef=0.03),
+            algorithm=dict(accumulate=accumulate, clip_high=0.28, kl_coef=0.03),
         ),
         evaluation_batch=step,
         mesh=mesh,

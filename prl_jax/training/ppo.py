@@ -40,9 +40,9 @@ class PPOConfig:
       epochs, minibatches: passes over a batch of rollouts, and into how many parts each pass cuts it.
       accumulate: microbatches of a minibatch.
       gamma, lam_actor, lam_critic: discount, and lambda of the advantages and of the critic's targets.
-      e_lo, e_hi: the ratio is clipped to [1 - e_lo, 1 + e_hi].
+      clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
       dual: dual clip for negative advantages, 0 for none.
-      e_v: values are clipped around old values.
+      clip_value: values are clipped around old values.
       value_weight, entropy_weight: factors of the value loss and of the entropy bonus.
       reduce: how token losses become one number, see `ppo_policy_loss`.
       whiten: whiten advantages over all valid tokens of the global batch.
@@ -63,10 +63,10 @@ class PPOConfig:
     gamma: float = 1.0
     lam_actor: float = 0.95
     lam_critic: float = 1.0
-    e_lo: float = 0.2
-    e_hi: float = 0.2
+    clip_low: float = 0.2
+    clip_high: float = 0.2
     dual: float = 0.0
-    e_v: float = 0.2
+    clip_value: float = 0.2
     value_weight: float = 1.0
     entropy_weight: float = 0.0
     reduce: str = "token_mean"
@@ -186,7 +186,7 @@ def ppo_objective(config: PPOConfig, kl_coef: Float[Array, ""]) -> Objective:
     def terms(models: tuple[Decoder, ScalarModel], batch: Experience) -> dict[str, LossOutput]:
         policy, critic = models
         values, _ = response_values(critic, batch.critic_rows, batch.mask.shape[1])
-        value = ppo_value_loss(values, batch.values_old, batch.returns, batch.mask, e_v=config.e_v)
+        value = ppo_value_loss(values, batch.values_old, batch.returns, batch.mask, clip_value=config.clip_value)
         out = {"value_loss": LossOutput(value.sum, value.denominator, {"value_clip": value.aux["clip_fraction"]})}
         logp, entropy = response_logprobs(policy, batch.rows, batch.response, batch.mask, config.temperature)
         out["policy_loss"] = ppo_policy_loss(
@@ -194,8 +194,8 @@ def ppo_objective(config: PPOConfig, kl_coef: Float[Array, ""]) -> Objective:
             batch.logp_old,
             batch.advantages,
             batch.loss_mask,
-            e_lo=config.e_lo,
-            e_hi=config.e_hi,
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
             dual=config.dual or None,
             reduce=config.reduce,
         )

@@ -131,7 +131,7 @@ def test_row_13_losses_are_sums_over_tokens_divided_once(moved):
 
 def test_row_14_the_value_loss_is_clipped_around_old_values(moved):
     old, returns = moved.experience.values_old, moved.experience.returns
-    clipped = old + np.clip(moved.values - old, -PLAIN.e_v, PLAIN.e_v)
+    clipped = old + np.clip(moved.values - old, -PLAIN.clip_value, PLAIN.clip_value)
     plain = np.square(moved.values - returns)[VALID], np.square(clipped - returns)[VALID]
     np.testing.assert_allclose(moved.one[1]["value_loss"], 0.5 * np.maximum(*plain).mean(), rtol=1e-4)
     assert (plain[0] < plain[1]).any() and (plain[0] > plain[1]).any()

@@ -46,7 +46,7 @@ def ppo() -> Numbers:
     config = PPOConfig(
         accumulate=2,
         gamma=0.98,
-        e_hi=0.28,
+        clip_high=0.28,
         dual=3.0,
         value_weight=0.5,
         entropy_weight=0.01,

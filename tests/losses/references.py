@@ -92,7 +92,7 @@ def reduce_tokens(rows: list[list[float]], how: str) -> float:
     return sum(sum(row) / (len(row) if how == "seq_mean_token_mean" else 1) for row in rows) / len(rows)
 
 
-def ppo_policy_loss(logp, logp_old, adv, mask, *, e_lo, e_hi, dual, reduce, ratio_level):
+def ppo_policy_loss(logp, logp_old, adv, mask, *, clip_low, clip_high, dual, reduce, ratio_level):
     rows = []
     for i in range(len(logp)):
         tokens = [t for t in range(len(mask[i])) if mask[i][t]]
@@ -102,19 +102,19 @@ def ppo_policy_loss(logp, logp_old, adv, mask, *, e_lo, e_hi, dual, reduce, rati
         row = []
         for gap, t in zip(gaps, tokens, strict=True):
             a, ratio = adv[i][t], math.exp(gap)
-            loss = max(-a * ratio, -a * min(max(ratio, 1 - e_lo), 1 + e_hi))
+            loss = max(-a * ratio, -a * min(max(ratio, 1 - clip_low), 1 + clip_high))
             row.append(min(loss, -a * dual) if dual and a < 0 else loss)
         rows.append(row)
     return reduce_tokens(rows, reduce)
 
 
-def ppo_value_loss(v, v_old, ret, mask, *, e_v):
+def ppo_value_loss(v, v_old, ret, mask, *, clip_value):
     rows = []
     for i in range(len(v)):
         row = []
         for t in range(len(mask[i])):
             if mask[i][t]:
-                bounded = v_old[i][t] + min(max(v[i][t] - v_old[i][t], -e_v), e_v)
+                bounded = v_old[i][t] + min(max(v[i][t] - v_old[i][t], -clip_value), clip_value)
                 row.append(max((v[i][t] - ret[i][t]) ** 2, (bounded - ret[i][t]) ** 2) / 2)
         rows.append(row)
     return reduce_tokens(rows, "token_mean")

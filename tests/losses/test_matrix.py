@@ -18,7 +18,7 @@ from prl_jax import losses
 from prl_jax.types import LossOutput
 
 TOKENS = {"token": dict(reduce="token_mean"), "sequence": dict(reduce="seq_mean_token_sum")}
-POLICY = dict(e_lo=0.1, e_hi=0.3, dual=2.0)
+POLICY = dict(clip_low=0.1, clip_high=0.3, dual=2.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ CASES = {
         losses.ppo_value_loss,
         references.ppo_value_loss,
         dict(v="real", v_old="real", ret="real"),
-        dict(e_v=0.3),
+        dict(clip_value=0.3),
         differentiable=("v",),
     ),
     "entropy": Case(

@@ -13,7 +13,7 @@ OLD = LOGP + 0.3 * jax.random.normal(KEYS[1], (3, 4))
 ADV = jax.random.normal(KEYS[2], (3, 4))
 MASK = jnp.arange(4) < jnp.array([[4], [2], [0]])
 REDUCTIONS = ["token_mean", "seq_mean_token_sum", "seq_mean_token_mean"]
-CLIP = {"e_lo": 0.1, "e_hi": 0.3}
+CLIP = {"clip_low": 0.1, "clip_high": 0.3}
 
 LOSSES = {
     "policy": lambda a, b, c, m: ppo.ppo_policy_loss(a, b, c, m, **CLIP),
@@ -76,7 +76,7 @@ def test_gradient_vanishes_exactly_where_the_clip_says():
 
 
 def test_without_bounds_it_is_importance_sampling():
-    out = ppo.ppo_policy_loss(LOGP, OLD, ADV, MASK, e_lo=float("inf"), e_hi=float("inf"))
+    out = ppo.ppo_policy_loss(LOGP, OLD, ADV, MASK, clip_low=float("inf"), clip_high=float("inf"))
     expected = -jnp.where(MASK, ADV * jnp.exp(LOGP - OLD), 0).sum() / 6
     np.testing.assert_allclose(out.value, expected, rtol=1e-5)
     assert mean(out, "clip_fraction") == 0.0
@@ -129,7 +129,7 @@ def test_value_by_hand():
     np.testing.assert_allclose(out.value, 0.5 * (1.3**2 + 1.0) / 2, rtol=1e-6)
     assert mean(out, "clip_fraction") == 0.5
     assert (mean(out, "value"), mean(out, "return")) == (0.5, 0.5)
-    np.testing.assert_allclose(ppo.ppo_value_loss(v, old, ret, jnp.ones((1, 2), bool), e_v=None).value, 0.5)
+    np.testing.assert_allclose(ppo.ppo_value_loss(v, old, ret, jnp.ones((1, 2), bool), clip_value=None).value, 0.5)
     grad = jax.grad(lambda v: ppo.ppo_value_loss(v, old, ret, jnp.ones((1, 2), bool)).value)(v)
     np.testing.assert_allclose(grad, [[0.0, 0.5]], rtol=1e-6)
 

@@ -126,7 +126,7 @@ def test_ppo_reaches_the_optimum_of_its_coefficient():
     [
         {"reduce": "token_mean"},
         {"reduce": "seq_mean_token_mean"},
-        {"options": (("ratio_level", "sequence"), ("dual", 3.0), ("e_hi", 0.28))},
+        {"options": (("ratio_level", "sequence"), ("dual", 3.0), ("clip_high", 0.28))},
     ],
     ids=str,
 )

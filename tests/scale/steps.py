@@ -55,7 +55,7 @@ OTHERS = ["f", "cd", "ihg", "aab", "ml", "a", "nno", "opq"] * 2
 PROMPTS = [user(text) for text in ("ab", "c", "dd", "aef", "bb", "k", "aab", "j")] * 2
 PAIRS = [PreferenceRecord(str(i), *row) for i, row in enumerate(zip(PROMPTS, TEXTS, OTHERS, strict=True))]
 CONFIG = PPOConfig(
-    epochs=1, accumulate=2, e_hi=0.28, entropy_weight=0.01, kl_coef=0.1, temperature=0.8, bootstrap_truncated=True
+    epochs=1, accumulate=2, clip_high=0.28, entropy_weight=0.01, kl_coef=0.1, temperature=0.8, bootstrap_truncated=True
 )
 
 

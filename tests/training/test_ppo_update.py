@@ -107,7 +107,7 @@ def test_the_new_state_keeps_its_shardings(bench, experience):
     assert [x.sharding for x in jax.tree.leaves(state)] == expected
 
 
-BASE = dataclasses.replace(CONFIG, e_lo=0.1, value_weight=0.7)
+BASE = dataclasses.replace(CONFIG, clip_low=0.1, value_weight=0.7)
 CONFIGS = {
     "reward": BASE,
     "loss": dataclasses.replace(

@@ -154,7 +154,7 @@ def read_card(directory: Path, defaults: Defaults = NO_DEFAULTS) -> ModelCard:
         raise UserError(f"{directory}: no such directory; give {_EXPECTED}")
     base = adapter_base(directory)
     if base is not None:
-        return read_card(base, defaults)
+        return _with_ends(read_card(base, defaults), directory)
     if is_huggingface(directory):
         return _huggingface_card(directory, defaults)
     if not path.is_file():
@@ -166,6 +166,15 @@ def read_card(directory: Path, defaults: Defaults = NO_DEFAULTS) -> ModelCard:
     except (ValueError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{path}: cannot be read ({error}); train the stage anew") from error
     return _with_arguments(card, defaults)
+
+
+def _with_ends(card: ModelCard, adapter: Path) -> ModelCard:
+    """The card of an adapter's base, with the ends of responses that the adapter's own generation_config.json adds."""
+    generation = read_generation(adapter)
+    if generation is None:
+        return card
+    ends = end_tokens({}, generation, card.config.vocab_size, str(adapter))
+    return dataclasses.replace(card, generation=generation, stop_ids=tuple(dict.fromkeys([*card.stop_ids, *ends])))
 
 
 def is_huggingface(directory: Path) -> bool:

@@ -22,7 +22,7 @@ from prl_jax.artifacts.cards import (
     trained_length,
 )
 from prl_jax.checkpoint import Checkpoints
-from prl_jax.errors import UserError
+from prl_jax.errors import UserError, naming
 from prl_jax.files import write_json
 from prl_jax.judges import GenerativeJudge, Judge, ScalarJudge
 from prl_jax.models import LOGICAL_AXES, Decoder, ScalarModel, from_hf, merge
@@ -97,13 +97,20 @@ def model_tokenizer(directory: Path, defaults: Defaults = NO_DEFAULTS) -> Tokeni
         if not (directory / TEMPLATE_FILE).is_file():
             return model_tokenizer(base, defaults)
         place = base if is_huggingface(base) else base / TOKENIZER_DIR
-        template = (directory / TEMPLATE_FILE).read_text(encoding="utf-8")
-        tokenizer = HFTokenizer(place, card.template_args, template)
+        with naming(str(directory / TEMPLATE_FILE)):
+            tokenizer = HFTokenizer(place, card.template_args, _read_template(directory / TEMPLATE_FILE))
     else:
         tokenizer = HFTokenizer(directory, card.template_args)
         _check_same_ids(directory, tokenizer, base)
     check_rows(tokenizer, card.config.vocab_size, directory)
     return tokenizer
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read ({error}); write it as UTF-8 text") from error
 
 
 def _check_same_ids(directory: Path, tokenizer: HFTokenizer, base: Path) -> None:

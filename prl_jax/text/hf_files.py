@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from prl_jax.errors import UserError
-from prl_jax.files import local_path
+from prl_jax.files import local_path, read_object
 from prl_jax.text.common import one_line
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 TEMPLATE_FILE = "chat_template.jinja"
+_DROP_TEMPLATE = f"delete that file and the key chat_template of {FILES[1]} for the default template"
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
@@ -40,7 +41,19 @@ def read_tokenizer(directory: Path) -> Any:
                 str(directory), local_files_only=True, trust_remote_code=False, clean_up_tokenization_spaces=False
             )
         except Exception as error:  # the library raises many kinds for broken files
+            _name_broken(directory)
             raise UserError(f"{directory}: cannot read the tokenizer: {one_line(error)}") from error
+
+
+def _name_broken(directory: Path) -> None:
+    """Raises `UserError` for a file of the tokenizer that is no JSON object: what the library says of one names
+    another file, or a package."""
+    for name in (name for name in (*FILES, "special_tokens_map.json") if name.endswith(".json")):
+        if (directory / name).is_file():
+            try:
+                read_object(directory / name)
+            except UserError as error:
+                raise UserError(f"{error}: the file is damaged; download it again") from error
 
 
 def _check_packages(directory: Path) -> None:
@@ -71,6 +84,8 @@ def _installed(name: str) -> bool:
 def own_template(hf: Any, where: str) -> str | None:
     """The chat template of a tokenizer, the one called "default" where there are several; None where it has none."""
     template = hf.chat_template
+    if isinstance(template, str) and not template.strip():
+        raise UserError(f"{where}: the chat template is empty; put one into {TEMPLATE_FILE}, or {_DROP_TEMPLATE}")
     if isinstance(template, dict) and template:
         if "default" not in template:
             raise UserError(

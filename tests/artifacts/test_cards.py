@@ -167,6 +167,30 @@ def test_an_adapter_s_own_tokenizer_and_template_are_used(tmp_path):
     assert model.config.unused == ((size - 7, size),) and model_tokenizer(base).vocab_size == size - 8
 
 
+def test_an_adapter_s_own_ends_of_responses_count(tmp_path):
+    base = write(tmp_path / "base", "base", "llama", eos_token_id=7)
+    folder = adapter(tmp_path / "adapter", base)
+    assert read_card(folder).stop_ids == (7,)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 7]}))
+    card = load_model(folder, one_device())[0]
+    assert card.stop_ids == (7, 9) and card.generation == {"eos_token_id": [9, 7]}
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": "x"}))
+    with pytest.raises(UserError, match="adapter/generation_config.json: eos_token_id="):
+        read_card(folder)
+
+
+def test_an_empty_template_is_not_the_default_one(tmp_path):
+    base = write(tmp_path / "base", "base", "llama")
+    folder = adapter(tmp_path / "adapter", base)
+    for path in (folder, base):
+        for content, words in ((b" \n", "the chat template is empty"), (b"\xff", "read")):
+            (path / "chat_template.jinja").write_bytes(content)
+            with pytest.raises(UserError, match=words) as caught:
+                model_tokenizer(path)
+            assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+        (path / "chat_template.jinja").unlink()
+
+
 def test_an_adapter_with_the_tokenizer_of_another_model_is_refused(tmp_path):
     base = write(tmp_path / "base", "base", "llama")
     folder, family = adapter(tmp_path / "adapter", base), chat_families.FAMILIES["base"]

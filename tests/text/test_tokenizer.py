@@ -116,11 +116,16 @@ def test_directory_without_tokenizer(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "missing")
 
 
-def test_hugging_face_directory_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="cannot read the tokenizer: ") as caught:
-        load_tokenizer(tmp_path)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_broken_file_of_a_hugging_face_tokenizer_is_named(name: str, make_hf: Callable[..., Path]) -> None:
+    folder = make_hf("hf")
+    for content in ("{", "", "[]", '{"a": 1} '):
+        (folder / name).write_text(content)
+        with pytest.raises(UserError) as caught:
+            load_tokenizer(folder)
+        assert "\n" not in str(caught.value)
+        if content != '{"a": 1} ':
+            assert str(caught.value).startswith(f"{folder / name}: ") and "download it again" in str(caught.value)
 
 
 def test_hugging_face_without_end_of_sequence(make_hf: Callable[..., Path]) -> None:

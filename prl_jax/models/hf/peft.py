@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +19,9 @@ from prl_jax.errors import UserError
 from prl_jax.files import appearing, parse_json, write_json
 from prl_jax.models.config import LoraConfig
 from prl_jax.models.decoder import LOGICAL_AXES, Decoder
+from prl_jax.models.hf.files import not_finite
 from prl_jax.models.hf.tensors import LINEAR
+from prl_jax.models.hf.values import short
 from prl_jax.models.lora import with_adapters
 from prl_jax.sharding import tree_shardings
 from prl_jax.tree import flatten, unflatten
@@ -34,7 +37,12 @@ _INERT = frozenset(
 _UNDERSTOOD: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {"peft_type": ("LORA",), "bias": ("none",), "task_type": ("CAUSAL_LM",)}
 )
-_USED = ("r", "lora_alpha", "target_modules")
+_USED = ("r", "lora_alpha", "target_modules", "use_rslora")
+_EVERY_LINEAR = "all-linear"  # PEFT's word for every linear map of the decoder's layers
+_ADVICE = (
+    "merge the adapter into its base with PEFT (model.merge_and_unload().save_pretrained(DIRECTORY)) and give that "
+    "directory"
+)
 
 
 def save_adapters(decoder: Decoder, path: Path | str, *, base: str) -> None:
@@ -83,7 +91,7 @@ def load_adapters(decoder: Decoder, path: Path | str, mesh: Mesh) -> Decoder:
     """A decoder with the adapters of a directory; its other arrays are not copied.
 
     Raises:
-      UserError: an option that is not supported, by name; tensors that are missing, left over or misshapen.
+      UserError: an option that is not supported, by name; tensors that are missing, left over, misshapen or not finite.
     """
     directory = Path(path)
     lora = _read_config(directory)
@@ -91,8 +99,9 @@ def load_adapters(decoder: Decoder, path: Path | str, mesh: Mesh) -> Decoder:
     shardings = flatten(tree_shardings(like, mesh, LOGICAL_AXES))
     try:
         tensors = load_file(directory / WEIGHTS)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError) as error:  # KeyError: numpy has no such dtype
         raise UserError(f"{directory / WEIGHTS}: cannot be read ({error})") from error
+    _check_finite(directory / WEIGHTS, tensors)
     arrays, wrong = flatten(like), []
     for name in [name for name in arrays if ".lora." in name]:
         target, part = name.removeprefix("blocks.").split(".lora.")
@@ -111,6 +120,16 @@ def load_adapters(decoder: Decoder, path: Path | str, mesh: Mesh) -> Decoder:
     if wrong:
         raise UserError(f"{directory / WEIGHTS}: {'; '.join(wrong[:20])}{' ...' if len(wrong) > 20 else ''}")
     return unflatten(like, arrays)
+
+
+def _check_finite(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    broken = {name: not_finite(np.asarray(tensor, np.float32)) for name, tensor in tensors.items()}
+    names = [f"{name} ({count})" for name, count in broken.items() if count]
+    if names:
+        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+        raise UserError(
+            f"{path}: {sum(broken.values())} weights are not finite (NaN or infinity): {', '.join(names[:20])}{more}"
+        )
 
 
 def adapter_base(path: Path | str) -> Path | None:
@@ -160,15 +179,21 @@ def _read_config(directory: Path) -> LoraConfig:
     try:
         values = parse_json(path.read_text())
         targets = values["target_modules"]
+        targets = list(_MODULES) if targets == _EVERY_LINEAR else targets
         unknown = [t for t in targets if t not in _MODULES] if isinstance(targets, list) else [targets]
-        lora = dict(rank=int(values["r"]), alpha=float(values["lora_alpha"]))
+        rank, alpha = int(values["r"]), float(values["lora_alpha"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    if not (rank > 0 and math.isfinite(alpha)):
+        raise UserError(f"{path}: r={rank}, lora_alpha={alpha}, expected a positive r and a finite lora_alpha")
     if unknown:
-        raise UserError(f"{path}: target_modules {unknown} are not supported; supported: {sorted(_MODULES)}")
+        known = f"{sorted(_MODULES)} or {_EVERY_LINEAR!r}"
+        raise UserError(f"{path}: target_modules {unknown} are not supported; supported: {known}; or {_ADVICE}")
     for key, value in values.items():
         off = value is None or value is False or value in ({}, []) or _is_idle(key, values)
         if key in _INERT or key in _USED or off or value in _UNDERSTOOD.get(key, ()):
             continue
-        raise UserError(f"{path}: {key}={value!r} is not supported")
-    return LoraConfig(**lora, targets=tuple(_MODULES[target].rpartition(".")[2] for target in targets))
+        raise UserError(f"{path}: {key}={short(value)} is not supported; {_ADVICE}")
+    if values.get("use_rslora"):  # scale alpha / sqrt(r) (arXiv 2312.03732) where LoraConfig has alpha / r
+        alpha *= math.sqrt(rank)
+    return LoraConfig(rank, alpha, tuple(_MODULES[target].rpartition(".")[2] for target in targets))

@@ -65,12 +65,14 @@ def test_the_file_says_what_peft_computes(base, adapted, saved):
     [
         ({"peft_type": "IA3"}, "peft_type='IA3'"),
         ({"bias": "all"}, "bias='all'"),
-        ({"use_dora": True}, "use_dora=True"),
-        ({"use_rslora": True}, "use_rslora=True"),
+        ({"use_dora": True}, "use_dora=True.*merge_and_unload"),
+        ({"target_modules": ".*_proj"}, "target_modules .*all-linear.*merge_and_unload"),
+        ({"r": 0}, "r=0, lora_alpha=6.0, expected a positive r"),
+        ({"lora_alpha": float("nan")}, "lora_alpha=nan, expected .* a finite"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"target_modules": ["q_proj", "c_attn"]}, "'c_attn'.*supported"),
-        ({"target_modules": "all-linear"}, "all-linear"),
+        ({"target_modules": "all-linear"}, "k_proj.lora_A.weight is missing"),
         ({"target_modules": ["q_proj"]}, "down_proj.lora_A.weight has no place"),
         ({"r": 2}, r"has shape \(3, 16\), expected \(2, 16\)"),
     ],
@@ -79,6 +81,26 @@ def test_what_is_not_understood_is_refused_by_name(base, saved, change, words):
     config = json.loads((saved / CONFIG).read_text())
     (saved / CONFIG).write_text(json.dumps({**config, **change}))
     with pytest.raises(UserError, match=words):
+        load_adapters(base, saved, one_device())
+
+
+def test_rank_stabilised_adapters_and_those_of_every_linear_map_are_read(base, saved, tmp_path):
+    config = json.loads((saved / CONFIG).read_text())
+    (saved / CONFIG).write_text(json.dumps({**config, "use_rslora": True}))
+    assert load_adapters(base, saved, one_device()).config.lora.scale == pytest.approx(6 / 3**0.5)
+    every = with_adapters(base, LoraConfig(rank=3), one_device(), key=jax.random.key(1))
+    save_adapters(every, tmp_path / "every", base="some/model")
+    config = json.loads((tmp_path / "every" / CONFIG).read_text())
+    (tmp_path / "every" / CONFIG).write_text(json.dumps({**config, "target_modules": "all-linear"}))
+    assert load_adapters(base, tmp_path / "every", one_device()).config.lora == every.config.lora
+
+
+def test_a_weight_that_is_not_finite_is_named(base, saved):
+    tensors = load_file(saved / WEIGHTS)
+    name = next(iter(tensors))
+    tensors[name] = np.where(np.arange(tensors[name].size).reshape(tensors[name].shape) < 2, np.nan, tensors[name])
+    save_file(tensors, saved / WEIGHTS)
+    with pytest.raises(UserError, match=rf"{WEIGHTS}: 2 weights are not finite \(NaN or infinity\): {name} \(2\)$"):
         load_adapters(base, saved, one_device())
 
 

@@ -7,9 +7,8 @@ import dataclasses
 import fcntl
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 
 import jax
 from ml_collections import ConfigDict
@@ -24,24 +23,12 @@ from prl_jax.inputs.lengths import with_lengths
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.plan.expected import announce
 from prl_jax.processes import is_leader, wait_for_all
-from prl_jax.runs.context import StageContext, first_model, keep_tokenizer
+from prl_jax.runs.context import StageContext, first_model, keep_tokenizer, trains_from_text
 from prl_jax.runs.pieces import drop_pieces
 from prl_jax.runs.stopping import StopSignal
 from prl_jax.runs.workdir import Workdir, kept_config
 from prl_jax.sharding import make_mesh
-from prl_jax.stages import anchors, evaluation, ppo, reward_model, sft
-
-KINDS: Mapping[str, Callable[[StageContext], dict[str, float]]] = MappingProxyType(
-    {
-        "sft": sft.run,
-        "bradley_terry": reward_model.run_bradley_terry,
-        "generative": reward_model.run_generative,
-        "anchors": anchors.run,
-        "ppo": ppo.run,
-        "evaluation": evaluation.run,
-    }
-)
-READERS = ("sft", "bradley_terry", "generative")  # stages that train from text
+from prl_jax.stages import KINDS
 
 
 def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -> Workdir:
@@ -62,7 +49,7 @@ def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -
     stages = [StageContext(name, config, workdir, mesh, stop) for name in config.stages]
     contexts = [context for context in stages if not workdir.finished(context.name)]
     check_finished([context for context in stages if workdir.finished(context.name)])
-    scratch = [context for context in contexts if context.section.kind in READERS and not first_model(context)]
+    scratch = [context for context in contexts if trains_from_text(context.section) and not first_model(context)]
     tokenizer = measurements.tokenizer(scratch[0], "") if scratch else None
     left_out = check_inputs(contexts, measurements)
     contexts = [dataclasses.replace(context, left_out=left_out[context.name]) for context in contexts]
@@ -89,7 +76,8 @@ def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -
             seconds = time.monotonic() - start
             if is_leader():
                 metrics |= context.counters
-                workdir.finish(context.name, kind=context.section.kind, metrics=metrics, seconds=seconds)
+                kind = KINDS[context.section.kind]
+                workdir.finish(context.name, kind=kind.name, family=kind.family, metrics=metrics, seconds=seconds)
                 drop_pieces(context.directory)
             wait_for_all(f"{context.name} is finished")
     return workdir
@@ -107,7 +95,7 @@ def _run_stage(context: StageContext) -> dict[str, float]:
         return [*helpful_keys(context.config, name, what, mesh, batches_too=True), "a look at prl plan"]
 
     with shortage_told(context.name, keys, "what was saved before is kept"):
-        return KINDS[context.section.kind](context)
+        return KINDS[context.section.kind].run(context)
 
 
 @contextlib.contextmanager

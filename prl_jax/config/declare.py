@@ -1,4 +1,5 @@
-"""Every key that a config can set, with its default. Experiments call `build` with their stages.
+"""The keys of a config's root and the sections that stages share, with their defaults. The keys of each kind of stage
+stand in its own file (`prl_jax/stages`). Experiments call `build` with their stages.
 
 Durations are strings: "300 steps", "2 epochs", "20000 examples", "10%" (of the stage). Lengths (`max_prompt`,
 `max_response`, `max_length`) are in tokens; 0 is as long as the data need, at most the model's context.
@@ -21,7 +22,7 @@ def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
     Raises:
       UserError: a value has no such key.
     """
-    root = _filled(
+    root = filled(
         dict(
             title="",
             seed=0,
@@ -78,7 +79,7 @@ def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
 
 def source(**values: Any) -> dict[str, Any]:
     """Where records come from: kind "gold" (built-in tasks), "jsonl" (files) or "tfds" (a prepared builder)."""
-    return _filled(dict(kind="gold", path="", split="train", limit=0, skip=0), values, "source")
+    return filled(dict(kind="gold", path="", split="train", limit=0, skip=0), values, "source")
 
 
 def lora(**values: Any) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def lora(**values: Any) -> dict[str, Any]:
 
     Dropout is for SFT and judges: never in rollouts or scoring, nor in PPO, whose ratios it would move.
     """
-    return _filled(dict(rank=0, alpha=16.0, targets=LORA_TARGETS, dropout=0.0), values, "lora")
+    return filled(dict(rank=0, alpha=16.0, targets=LORA_TARGETS, dropout=0.0), values, "lora")
 
 
 def optimizer(**values: Any) -> dict[str, Any]:
@@ -100,165 +101,10 @@ def optimizer(**values: Any) -> dict[str, Any]:
         b1=0.9,
         b2=0.95,
     )
-    return _filled(defaults, values, "optimizer")
+    return filled(defaults, values, "optimizer")
 
 
-def _supervised() -> dict[str, Any]:
-    """What SFT and reward models share."""
-    return dict(
-        # A stage, or the directory of one or of a Hugging Face model, whose decoder to start from; "": from scratch.
-        init_from="",
-        lora=lora(),
-        data=source(),
-        validation=source(split="validation", limit=512),
-        duration="2 epochs",
-        batch_size=128,
-        accumulate=1,
-        optimizer=optimizer(),
-        log_every="10 steps",
-        save_every="25%",
-        evaluate_every="25%",
-        result="last",  # the parameters of the last step, or of that with the "best" evaluation: the least loss
-    )
-
-
-def sft(**values: Any) -> dict[str, Any]:
-    """Supervised fine-tuning."""
-    defaults = dict(
-        kind="sft",
-        max_prompt=32,
-        max_response=32,
-        train_on="last",  # what counts of a conversation: its last response, or "all" turns of the assistant
-    )
-    return _filled({**_supervised(), **defaults}, values, "sft")
-
-
-def bradley_terry(**values: Any) -> dict[str, Any]:
-    """A scalar reward model."""
-    defaults = dict(
-        kind="bradley_terry", max_prompt=32, max_response=32, label_smoothing=0.0, center=0.0, soft_labels=False
-    )
-    return _filled({**_supervised(), **defaults}, values, "bradley_terry")
-
-
-def generative(**values: Any) -> dict[str, Any]:
-    """A generative pairwise reward model."""
-    defaults = dict(
-        kind="generative",
-        max_length=64,
-        template="compact-v1",
-        verdicts=("Y", "N"),
-        shared_positions=False,
-        form="antisymmetric",
-        w_ce=0.05,
-        w_cons=0.0,
-        soft_labels=False,
-    )
-    return _filled({**_supervised(), **defaults}, values, "generative")
-
-
-def anchors(**values: Any) -> dict[str, Any]:
-    """One or more anchors a prompt."""
-    defaults = dict(
-        kind="anchors",
-        prompts=source(),
-        choice="best_of_n",  # or "reference": the gold or demonstration answer that the prompt's record carries
-        policy="sft",
-        judge="bt",  # ranks the samples: by score (scalar), or by pairwise wins (generative)
-        samples=4,
-        keep=1,
-        temperature=1.0,
-        batch_size=512,
-    )
-    return _filled(defaults, values, "anchors")
-
-
-def ppo(**values: Any) -> dict[str, Any]:
-    """PPO, on scores or on win probabilities."""
-    defaults = dict(
-        kind="ppo",
-        policy="sft",  # where policy and critic start, and the reference of the KL
-        judge="genrm",  # a stage, or "gold"
-        reward="pairwise",  # win probability against the opponents; or "score", of a scalar judge
-        reward_form="id",  # of the win probability: id, centred, logit or log
-        opponents="anchor",  # all anchors of the prompt, or peer, group, pool (some of the anchors, drawn each step)
-        opponent_draws=1,  # from the pool
-        judge_batch_size=256,  # rows that a judge reads at once
-        anchors="anchors",  # the stage that made them
-        prompts=source(),
-        group_size=1,
-        prompts_per_step=256,
-        duration="60 steps",
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        critic_warmup="5 steps",
-        critic_sees_anchor=False,
-        lora=lora(),  # policy and critic have adapters of their own on one frozen decoder, which is the reference too
-        value_init=0.0,
-        policy_optimizer=optimizer(learning_rate=5e-4, schedule="constant", warmup="0 steps"),
-        critic_optimizer=optimizer(learning_rate=1e-3, schedule="constant", warmup="0 steps"),
-        algorithm=dict(
-            epochs=2,
-            minibatches=2,
-            accumulate=1,
-            gamma=1.0,
-            lam_actor=0.95,
-            lam_critic=1.0,
-            clip_low=0.2,
-            clip_high=0.2,
-            dual=0.0,
-            clip_value=0.2,
-            value_weight=1.0,
-            entropy_weight=0.0,
-            reduce="token_mean",
-            whiten=True,
-            kl_placement="reward",
-            kl_estimator="k1",
-            kl_coef=0.05,
-            kl_target=0.0,
-            kl_horizon=10_000.0,
-            missing_eos_penalty=0.0,
-            mask_truncated=False,
-            bootstrap_truncated=False,
-        ),
-        # One sample a prompt against one of `policy`, which is the same for every arm and step; batch_size: rows that
-        # are sampled at once.
-        evaluation=dict(
-            every="20%",
-            prompts=source(split="validation", limit=256),
-            judge="gold",
-            temperature=1.0,
-            batch_size=256,
-        ),
-        log_every="1 steps",
-        save_every="20%",
-        result="last",  # the parameters of the last step, or of that with the "best" evaluation: the largest win rate
-    )
-    return _filled(defaults, values, "ppo")
-
-
-def evaluation(**values: Any) -> dict[str, Any]:
-    """Judges on labelled pairs, policies against a baseline and anchors, and the final table."""
-    defaults = dict(
-        kind="evaluation",
-        judges=(),
-        pairs=source(split="test"),
-        baseline="sft",  # the policy that the arms are compared with; "" evaluates judges only
-        # Stage of a trained policy -> dict(title=, judge=): its one name in every table, and whom it learned from.
-        arms={},
-        prompts=source(split="test", limit=512),
-        samples=4,  # a prompt
-        judge="gold",  # tells the win rates
-        anchors="reference",  # what prompts carry as their reference, where they do; "" for none
-        temperature=1.0,
-        batch_size=512,
-        bootstrap=2000,
-    )
-    return _filled(defaults, values, "evaluation")
-
-
-def _filled(defaults: dict[str, Any], values: dict[str, Any], what: str) -> dict[str, Any]:
+def filled(defaults: dict[str, Any], values: dict[str, Any], what: str) -> dict[str, Any]:
     """Defaults with some values replaced, one level deep; a key that is not among them is a `UserError`."""
     out = dict(defaults)
     for name, value in values.items():

@@ -19,7 +19,7 @@ from prl_jax.judges.scalar import score_rows
 from prl_jax.models import CACHE_AXES, Decoder, ScalarModel
 from prl_jax.processes import whole_batch
 from prl_jax.sampling import SamplingConfig, decode, prefill
-from prl_jax.stages.reward_model import stage_objective
+from prl_jax.stages import bradley_terry, generative
 from prl_jax.stages.win_rate import log_ratio
 from prl_jax.training.ppo import CriticContext, PPOConfig, PPOState, make_update, prepare
 from prl_jax.training.rollout import Experience
@@ -89,9 +89,12 @@ class _Steps:
             length, objective = section.max_prompt + section.max_response, SFT
             batch = SFTBatch(token_rows(size, length), rows(size, length), rows(size, length, dtype=bool))
         else:
-            generative = section.kind == "generative"
-            objective = stage_objective(section, self.models.tokens(name).verdicts)
-            length = section.max_length if generative else section.max_prompt + section.max_response
+            if section.kind == "generative":
+                objective = generative.objective(section, self.models.tokens(name).verdicts)
+                length = section.max_length
+            else:
+                objective = bradley_terry.objective(section)
+                length = section.max_prompt + section.max_response
             weight = rows(size, dtype=jnp.float32)
             batch = PreferenceBatch(token_rows(size, length), token_rows(size, length), weight, weight)
         dropout = jax.random.key(0) if section.lora.dropout else None

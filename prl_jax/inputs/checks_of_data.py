@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.models import has_tokenizer
-from prl_jax.config.rules import RULES, value_at
+from prl_jax.config.rules import value_at
 from prl_jax.data.sources import file_path
 from prl_jax.errors import UserError, naming
 from prl_jax.inputs.layout import check_layout
@@ -24,6 +24,7 @@ from prl_jax.inputs.readings import Reading, readings
 from prl_jax.measuring.records import IDENTICAL, PLAIN, TIE, Measured, invalid_rows, unused_keys, unused_line
 from prl_jax.processes import is_leader
 from prl_jax.runs.context import StageContext, first_model, source_key, source_spec
+from prl_jax.stages import KINDS
 from prl_jax.text.chat import Turn, fit_turns
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row, verdict_ids
 from prl_jax.text.tokenizer import Tokenizer
@@ -51,9 +52,9 @@ def check_inputs(
         section, said = context.section, []
         check_layout(context.config, context.name, context.mesh)
         found = left_out[context.name] = {}
-        for key, what in RULES[section.kind].sources.items():
+        for key, what in KINDS[section.kind].rules.sources.items():
             source = value_at(section, key)
-            if key in RULES[section.kind].unused(section) or source.kind == "gold":
+            if key in KINDS[section.kind].rules.unused(section) or source.kind == "gold":
                 continue  # built-in data are made when the stage runs; nothing is wrong with them
             if absent and not _exists(source):
                 continue
@@ -78,9 +79,9 @@ def check_inputs(
 def check_finished(contexts: Sequence[StageContext]) -> None:
     """Raises `UserError` where a file that a finished stage has read is another one now. One that is gone is not."""
     for context in contexts:
-        for key, what in RULES[context.section.kind].sources.items():
+        for key, what in KINDS[context.section.kind].rules.sources.items():
             source = value_at(context.section, key)
-            if key not in RULES[context.section.kind].unused(context.section) and _exists(source):
+            if key not in KINDS[context.section.kind].rules.unused(context.section) and _exists(source):
                 with naming(f"{context.name}.{key}"):
                     context.all_records(source, what)
 
@@ -138,8 +139,8 @@ def _check_source(
                 f"{source.path}: no row is left: none of its {count} pairs has a better response to imitate (ties, or "
                 "p_chosen of at most 0.5)"
             )
-    size = section.prompts_per_step if section.kind == "ppo" and key == "prompts" else section.get("batch_size", 0)
-    if key in ("data", "prompts") and section.kind not in ("anchors", "evaluation") and len(kept) < size:
+    batches = KINDS[section.kind].rules.batches
+    if key in batches and len(kept) < (size := value_at(section, batches[key])):
         lines.append(f"{len(kept)} rows do not fill a batch of {size}, which repeats some")
     lines += [line for reading, numbers in zip(readers, measured, strict=True) for line in _cut(reading, numbers, kept)]
     unused = unused_keys(measurements.records(context, key, what), measured[0])

@@ -17,12 +17,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import read_card
-from prl_jax.config.rules import GOLD, RULES, value_at
+from prl_jax.config.rules import GOLD, value_at
 from prl_jax.errors import UserError, naming
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.inputs.readings import Reader
 from prl_jax.measuring.records import Measured
 from prl_jax.runs.context import StageContext, is_directory, root_of
+from prl_jax.stages import KINDS
 from prl_jax.text.judging import JudgeTemplate
 
 _ROOT = "huggingface"  # the section with the lengths of policies that are directories in Hugging Face's format
@@ -66,7 +67,7 @@ def uses(config: ConfigDict) -> Iterator[Use]:
     """Who reads what."""
     for name in config.stages:
         section = config[name]
-        rules = RULES[section.kind]
+        rules = KINDS[section.kind].rules
         unused = rules.unused(section)
         for key, what in rules.sources.items():
             if key in unused:

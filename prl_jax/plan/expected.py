@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from prl_jax.config.rules import RULES, value_at
+from prl_jax.config.rules import value_at
 from prl_jax.costs.knobs import helpful_keys
 from prl_jax.costs.work import Work, expected_work
 from prl_jax.data.gold import make_arguments
@@ -22,6 +22,7 @@ from prl_jax.errors import UserError
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.processes import is_leader, least
 from prl_jax.runs.context import StageContext, gold_arguments
+from prl_jax.stages import KINDS
 
 # Share of the rate of a large matrix product that whole steps reach, at best and at worst; measured on the CPU, where
 # the experiments of this repository came to 0.25 to 0.5.
@@ -155,7 +156,7 @@ def _counter(contexts: Sequence[StageContext], measurements: Measurements) -> Ca
     @functools.cache
     def count(stage: str, key: str) -> int:
         section = first.config[stage]
-        source, what = value_at(section, key), RULES[section.kind].sources[key]
+        source, what = value_at(section, key), KINDS[section.kind].rules.sources[key]
         if source.kind != "gold":
             return len(measurements.records(named[stage], key, what)) if stage in named else 1
         rows = make_arguments(gold_arguments(first.config)).rows(what, source.split)

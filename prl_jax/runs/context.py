@@ -86,8 +86,7 @@ class StageContext:
     @property
     def defaults(self) -> Defaults:
         """What Hugging Face directories do not say of their models."""
-        model = self.config.model
-        return Defaults(**self.config.huggingface.to_dict(), dtype=model.dtype, remat=model.remat)
+        return model_defaults(self.config)
 
     @property
     def counters(self) -> dict[str, int]:
@@ -146,6 +145,19 @@ def is_directory(name: str) -> bool:
     return "/" in name
 
 
+def model_defaults(config: ConfigDict) -> Defaults:
+    """What a config says of models whose Hugging Face directories do not say it."""
+    return Defaults(**config.huggingface.to_dict(), dtype=config.model.dtype, remat=config.model.remat)
+
+
+def start_of(section: ConfigDict) -> str:
+    """The name of the model that a stage's own model starts from; "" where it is made from scratch.
+
+    A kind of stage that trains has one of two keys: `init_from`, which takes any model and may be empty, or `policy`.
+    """
+    return section.init_from if "init_from" in section else section.policy
+
+
 def gold_arguments(config: ConfigDict) -> dict[str, Any]:
     """Arguments of the built-in tasks, without those that leave the builder its default."""
     values = config.gold.to_dict()
@@ -202,8 +214,7 @@ def first_model(context: StageContext) -> str:
 def root_of(config: ConfigDict, name: str) -> str:
     """The model directory that the model of this name descends from; "" where it is made from scratch."""
     while name and not is_directory(name):
-        section = config[name]
-        name = section.policy if section.kind == "ppo" else section.init_from
+        name = start_of(config[name])
     return name
 
 
@@ -212,6 +223,11 @@ def keep_tokenizer(context: StageContext, tokenizer: Tokenizer) -> None:
     directory = context.workdir.path / "tokenizer"
     if context.config.tokenizer.kind == "bpe" and not (directory / FILE_NAME).is_file():
         tokenizer.save(directory)
+
+
+def trains_from_text(section: ConfigDict) -> bool:
+    """Whether a stage reads text with a tokenizer of its own: that of what it starts from, or the run's."""
+    return "init_from" in section
 
 
 def initial_decoder(context: StageContext, tokenizer: Tokenizer) -> tuple[Decoder, dict[str, Any]]:

@@ -64,9 +64,9 @@ class Workdir:
         """Whether a stage ran to its end here."""
         return (self.stage(name) / RESULT_FILE).is_file()
 
-    def finish(self, name: str, *, kind: str, metrics: Mapping[str, Any], seconds: float) -> None:
-        """Marks a stage as finished, at once and as a whole."""
-        result = {"kind": kind, "metrics": dict(metrics), "seconds": round(seconds, 3)}
+    def finish(self, name: str, *, kind: str, family: str, metrics: Mapping[str, Any], seconds: float) -> None:
+        """Marks a stage as finished, at once and as a whole; `family` is that of its result (`stages.Kind`)."""
+        result = {"kind": kind, "family": family, "metrics": dict(metrics), "seconds": round(seconds, 3)}
         write_json(self.stage(name) / RESULT_FILE, result)
 
     def _read_config(self) -> tuple[dict[str, Any] | None, dict[str, Fingerprint]]:

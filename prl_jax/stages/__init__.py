@@ -1,1 +1,11 @@
-"""Stages: what each trains or evaluates, from which inputs to which files."""
+"""Stages: what each trains or evaluates, from which inputs to which files. `KINDS` is the one table of them."""
+
+from collections.abc import Mapping
+
+from prl_jax.stages import anchors, bradley_terry, evaluation, generative, ppo, sft
+from prl_jax.stages.kind import Kind
+
+# In the order in which a pipeline has them.
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind for kind in (sft.KIND, bradley_terry.KIND, generative.KIND, anchors.KIND, ppo.KIND, evaluation.KIND)
+}

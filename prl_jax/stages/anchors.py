@@ -6,12 +6,15 @@ import functools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from prl_jax.artifacts.cards import sampling_config
 from prl_jax.artifacts.models import load_judge, load_policy
+from prl_jax.config.declare import filled, source
+from prl_jax.config.rules import Rules
 from prl_jax.data.jsonl import JsonLines, write_jsonl
 from prl_jax.data.records import PromptRecord
 from prl_jax.errors import UserError
@@ -21,9 +24,33 @@ from prl_jax.runs.context import StageContext
 from prl_jax.runs.pieces import Pieces, batches, pieces
 from prl_jax.sampling import respond
 from prl_jax.stages.judging import check_finite
+from prl_jax.stages.kind import Checking, Kind, check_temperature
 from prl_jax.text.chat import Prompt, Turn
 
 ANCHORS_FILE = "anchors.jsonl"
+
+
+def declare(**values: Any) -> dict[str, Any]:
+    """The section of a stage that finds one or more anchors for each prompt."""
+    defaults = dict(
+        kind="anchors",
+        prompts=source(),
+        choice="best_of_n",  # or "reference": the gold or demonstration answer that the prompt's record carries
+        policy="sft",
+        judge="bt",  # ranks the samples: by score (scalar), or by pairwise wins (generative)
+        samples=4,
+        keep=1,
+        temperature=1.0,
+        batch_size=512,
+    )
+    return filled(defaults, values, "anchors")
+
+
+def check_keep(check: Checking, name: str) -> None:
+    """Raises `UserError` where more is to be kept than is sampled."""
+    section = check.config[name]
+    if section.choice == "best_of_n" and section.keep > section.samples:
+        raise UserError(f"{name}.keep={section.keep}, expected at most samples={section.samples}")
 
 
 def run(context: StageContext) -> dict[str, float]:
@@ -145,3 +172,20 @@ def rank_scores(
             wins[i] += p
             wins[j] += 1.0 - p
     return wins / max(len(columns) - 1, 1)
+
+
+KIND = Kind(
+    name="anchors",
+    family="anchors",
+    declare=declare,
+    rules=Rules(
+        stages={"policy": ("policy",), "judge": ("judge",)},
+        sources={"prompts": "prompt"},
+        choices={"choice": ("best_of_n", "reference")},
+        at_least={"samples": 1, "keep": 1, "temperature": 0, "batch_size": 1},
+        models=("policy", "judge"),
+        unused=lambda section: ("policy", "judge") if section.choice == "reference" else (),
+    ),
+    checks=(check_temperature, check_keep),
+    run=run,
+)

@@ -6,24 +6,75 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from prl_jax.artifacts.models import SAMPLES_FILE
+from prl_jax.config.conform import conform
+from prl_jax.config.declare import filled, source
+from prl_jax.config.rules import GOLD, NONE, Rules
 from prl_jax.data.gold import bayes_accuracy, make_arguments
 from prl_jax.data.jsonl import write_jsonl
 from prl_jax.data.records import PreferenceRecord
+from prl_jax.errors import UserError
 from prl_jax.evaluation import reliability_bins
 from prl_jax.files import write_json
 from prl_jax.judges import Judged
 from prl_jax.processes import is_leader
 from prl_jax.runs.context import StageContext, gold_arguments
 from prl_jax.runs.pieces import Pieces, batches, pieces
-from prl_jax.stages.arms import Table, arms_pieces, compare_arms
+from prl_jax.stages.arms import Table, arm_rows, arms_pieces, compare_arms
 from prl_jax.stages.judging import judge_records, record_metrics
+from prl_jax.stages.kind import Checking, Kind, check_temperature
 from prl_jax.stages.win_rate import finite, named_judge
 from prl_jax.text.chat import prompt_text
 
 SUMMARY_FILE, WINS_FILE = "summary.json", "wins.jsonl"
 _SHOWN_PROMPTS = 40
+
+
+def declare(**values: Any) -> dict[str, Any]:
+    """The section of an evaluation: judges on labelled pairs, policies against a baseline and anchors, the table."""
+    defaults = dict(
+        kind="evaluation",
+        judges=(),
+        pairs=source(split="test"),
+        baseline="sft",  # the policy that the arms are compared with; "" evaluates judges only
+        # Stage of a trained policy -> dict(title=, judge=): its one name in every table, and whom it learned from.
+        arms={},
+        prompts=source(split="test", limit=512),
+        samples=4,  # a prompt
+        judge="gold",  # tells the win rates
+        anchors="reference",  # what prompts carry as their reference, where they do; "" for none
+        temperature=1.0,
+        batch_size=512,
+        bootstrap=2000,
+    )
+    return filled(defaults, values, "evaluation")
+
+
+def unused(section: ConfigDict) -> tuple[str, ...]:
+    """Keys that an evaluation does not look at, as its section stands."""
+    policies, judges = () if section.baseline else ("prompts", "judge"), () if section.judges else ("pairs",)
+    return (*policies, *judges)
+
+
+def check_arms(check: Checking, name: str) -> None:
+    """Raises `UserError` for judges and arms that are none, and for a final table that cannot be made."""
+    section = check.config[name]
+    for judge in section.judges:
+        check.reference(name, "judges", judge, ("judge",))
+    for stage, arm in section.arms.items():
+        check.reference(name, "arms", stage, ("policy",))
+        conform(dict(arm.items()), {"title": "", "judge": ""}, f"{name}.arms.{stage}.")
+        if arm.judge not in ("", GOLD, *section.judges):
+            raise UserError(f"{name}.arms.{stage}.judge={arm.judge!r}, expected one of {name}.judges, 'gold' or ''")
+    if section.arms and not section.baseline:
+        raise UserError(f"{name}.baseline: empty, expected the policy that the arms are compared with")
+    if section.baseline:
+        rows = arm_rows(section)
+        for i, (title, stage, *_) in enumerate(rows):
+            if title in [row[0] for row in rows[:i]]:
+                raise UserError(f"{name}.arms.{stage}.title: another row is called {title!r} too; choose another title")
 
 
 def run(context: StageContext) -> dict[str, float]:
@@ -83,3 +134,20 @@ def _bayes(context: StageContext, records: Sequence[PreferenceRecord]) -> float:
         ties=arguments.ties,
         intransitivity=arguments.intransitivity,
     )
+
+
+KIND = Kind(
+    name="evaluation",
+    family="evaluation",
+    declare=declare,
+    rules=Rules(
+        stages={"baseline": ("policy", NONE), "judge": ("judge", GOLD)},
+        sources={"pairs": "preference", "prompts": "prompt"},
+        choices={"anchors": ("reference", "")},
+        at_least={"samples": 1, "temperature": 0, "batch_size": 1, "bootstrap": 1},
+        models=("baseline", "judge", "judges"),
+        unused=unused,
+    ),
+    checks=(check_temperature, check_arms),
+    run=run,
+)

@@ -7,18 +7,38 @@ import functools
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import ModelCard, sampling_config
 from prl_jax.artifacts.models import SAMPLES_SHOWN
-from prl_jax.data.rows import encode_sft
+from prl_jax.config.declare import filled
+from prl_jax.config.rules import RESULTS, Rules
+from prl_jax.data.rows import TRAIN_ON, encode_sft
 from prl_jax.data.sources import Records
 from prl_jax.models import Decoder
 from prl_jax.processes import shared, whole_batch
 from prl_jax.runs.context import StageContext, initial_decoder, stage_tokenizer
 from prl_jax.sampling import respond
 from prl_jax.stages import supervised
+from prl_jax.stages.kind import Kind
 from prl_jax.text.chat import prompt_text
 from prl_jax.training.sft import SFT
+
+
+def declare(**values: Any) -> dict[str, Any]:
+    """The section of a stage of supervised fine-tuning."""
+    defaults = dict(
+        kind="sft",
+        max_prompt=32,
+        max_response=32,
+        train_on="last",  # what counts of a conversation: its last response, or "all" turns of the assistant
+    )
+    return filled({**supervised.shared_section(), **defaults}, values, "sft")
+
+
+def planned_card(section: ConfigDict) -> ModelCard:
+    """What the stage's model directory will say of its model, as far as a config tells."""
+    return ModelCard("policy", {}, section.max_prompt, section.max_response)
 
 
 def run(context: StageContext) -> dict[str, float]:
@@ -26,8 +46,7 @@ def run(context: StageContext) -> dict[str, float]:
     section = context.section
     tokenizer = stage_tokenizer(context)
     model, origin = initial_decoder(context, tokenizer)
-    fields = dataclasses.asdict(model.config)
-    card = ModelCard("policy", fields, section.max_prompt, section.max_response, **origin)
+    card = dataclasses.replace(planned_card(section), decoder=dataclasses.asdict(model.config), **origin)
     validation, _ = _to_imitate(context.records(section.validation, "sft"))
     records, skipped = _to_imitate(context.records(section.data, "sft"))
     shown = [record.prompt for record in validation[:SAMPLES_SHOWN]]
@@ -71,3 +90,21 @@ def _to_imitate(records: Records) -> tuple[Records, int]:
     """The demonstrations without those from pairs that have no better response, and how many those are."""
     better = shared(lambda i: records[i].better, len(records)).astype(bool)
     return records.take(np.flatnonzero(better)), int((~better).sum())
+
+
+KIND = Kind(
+    name="sft",
+    family="policy",
+    declare=declare,
+    rules=Rules(
+        sources={"data": "sft", "validation": "sft"},
+        choices={"train_on": TRAIN_ON, "result": RESULTS},
+        at_least={**supervised.SIZES, **supervised.ROOM},
+        from_data=tuple(supervised.ROOM),
+        **supervised.RULES,
+    ),
+    checks=supervised.CHECKS,
+    run=run,
+    writes="policy",
+    card=planned_card,
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -14,18 +15,79 @@ from flax import nnx
 from prl_jax.artifacts.cards import ModelCard
 from prl_jax.artifacts.models import CHECKPOINTS_DIR, save_card
 from prl_jax.checkpoint import Checkpoints
+from prl_jax.config.declare import lora, optimizer, source
 from prl_jax.config.durations import to_steps
+from prl_jax.config.rules import NONE
 from prl_jax.data.pipeline import batch_iterator
 from prl_jax.data.rows import stack_rows
+from prl_jax.errors import UserError
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.processes import batch_rows, fetch, is_leader, local_rows, put_batch
 from prl_jax.runs.best import BestSoFar
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.telemetry import telemetry
+from prl_jax.stages.kind import Checking, check_lora
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.loop import LoopConfig, run_loop
 from prl_jax.training.state import TrainState, create_state, released
 from prl_jax.training.step import Objective, make_train_step, make_validation
+
+SIZES = {"batch_size": 1, "accumulate": 1}
+ROOM = {"max_prompt": 2, "max_response": 2}
+RULES: Mapping[str, Any] = MappingProxyType(
+    dict(
+        stages={"init_from": ("policy", "judge", NONE)},
+        lengths=("duration",),
+        durations=("optimizer.warmup", "log_every", "save_every", "evaluate_every"),
+        optimizers=("optimizer",),
+        models=("init_from",),
+        batches={"data": "batch_size"},
+        evaluates="evaluate_every",
+    )
+)
+
+
+def shared_section() -> dict[str, Any]:
+    """The keys that SFT and reward models share."""
+    return dict(
+        # A stage, or the directory of one or of a Hugging Face model, whose decoder to start from; "": from scratch.
+        init_from="",
+        lora=lora(),
+        data=source(),
+        validation=source(split="validation", limit=512),
+        duration="2 epochs",
+        batch_size=128,
+        accumulate=1,
+        optimizer=optimizer(),
+        log_every="10 steps",
+        save_every="25%",
+        evaluate_every="25%",
+        result="last",  # the parameters of the last step, or of that with the "best" evaluation: the least loss
+    )
+
+
+def check_context(check: Checking, name: str) -> None:
+    """Raises `UserError` for a stage whose rows are longer than its model's context. A length of 0 is found later."""
+    section = check.config[name]
+    keys = [key for key in ("max_length", "max_prompt", "max_response") if key in section]
+    said = " and ".join(f"{name}.{key}={section[key]}" for key in keys)
+    check.fits_context(name, sum(section[key] for key in keys), said)
+
+
+def check_accumulation(check: Checking, name: str) -> None:
+    """Raises `UserError` for microbatches of less than a row."""
+    section = check.config[name]
+    if section.accumulate > section.batch_size:
+        raise UserError(f"{name}.accumulate={section.accumulate}, expected at most batch_size={section.batch_size}")
+
+
+def check_adapters(check: Checking, name: str) -> None:
+    """Raises `UserError` for adapters that cannot be made, or that have no model to adapt."""
+    if check_lora(check.config[name], name) and not check.config[name].init_from:
+        raise UserError(f"{name}.lora: adapters need a model to adapt; name one in {name}.init_from")
+
+
+CHECKS = (check_context, check_accumulation, check_adapters)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Out of memory is one line: which function, how much, which keys help; and what was saved is kept."""
 
+import dataclasses
 import functools
 import re
 import sys
@@ -18,6 +19,7 @@ from prl_jax.commands import shortage
 from prl_jax.commands.shortage import shortage_told
 from prl_jax.errors import UserError
 from prl_jax.sampling.decode import SamplingConfig, generate, row_keys
+from prl_jax.stages import KINDS
 from prl_jax.stages import config as c
 
 ROOT = Path(prl_jax.__file__).parent
@@ -79,7 +81,7 @@ def test_a_run_ends_with_one_line(tmp_path, monkeypatch):
     def run(context):
         fail()
 
-    monkeypatch.setattr(module, "KINDS", {"anchors": run})
+    monkeypatch.setitem(KINDS, "anchors", dataclasses.replace(KINDS["anchors"], run=run))
     config = c.build({"anchors": c.anchors(prompts=c.source(limit=8), choice="reference")})
     with pytest.raises(UserError) as caught:
         module.run_stages(config, tmp_path / "run")

@@ -21,8 +21,8 @@ from correctness.world import (
 )
 from fakes import UtilityJudge, user
 
-from prl_jax.config import declare as stage_config
 from prl_jax.errors import UserError
+from prl_jax.stages import config as stage_config
 from prl_jax.training.opponents import compare
 from prl_jax.training.ppo import PPOConfig
 

@@ -12,12 +12,12 @@ import numpy as np
 from fakes import LetterTokenizer, UtilityJudge, decoder_config, fill, one_device, token_rows, user
 
 from prl_jax.artifacts.cards import ModelCard
-from prl_jax.config import declare as stage_config
 from prl_jax.data.records import PromptRecord
 from prl_jax.models import Decoder, ScalarModel
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.workdir import Workdir
 from prl_jax.sampling import SamplingConfig
+from prl_jax.stages import config as stage_config
 from prl_jax.stages.ppo_step import Setup
 from prl_jax.training.ppo import PPOConfig
 from prl_jax.types import Rollout

@@ -1,7 +1,7 @@
 """What is told of a run's data before its first stage: rows that cannot be read, that are cut, that are not there."""
 
+import dataclasses
 import json
-from types import MappingProxyType
 
 import chat_families
 import hf_checkpoints
@@ -19,6 +19,7 @@ from prl_jax.measuring.records import Measured
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.workdir import Workdir
 from prl_jax.sharding import make_mesh
+from prl_jax.stages import KINDS
 from prl_jax.stages import config as c
 from prl_jax.stages.recipes import own_pairs
 
@@ -56,7 +57,8 @@ def stages(monkeypatch):
         return {}
 
     hooks = {}
-    monkeypatch.setattr(run, "KINDS", MappingProxyType(dict.fromkeys(run.KINDS, reads)))
+    for name, kind in list(KINDS.items()):
+        monkeypatch.setitem(KINDS, name, dataclasses.replace(kind, run=reads))
 
     def start(config, path, **when_done):
         hooks.clear(), hooks.update(when_done), read.clear()

@@ -64,7 +64,7 @@ def test_a_stage_is_finished_by_its_result(made):
     workdir.stage("sft").mkdir()
     (workdir.stage("sft") / ".result.json.0123456789abcdef.tmp").write_text("{")
     assert not workdir.finished("sft")
-    workdir.finish("sft", kind="sft", metrics={"loss": 0.5}, seconds=1.23456)
+    workdir.finish("sft", kind="sft", family="policy", metrics={"loss": 0.5}, seconds=1.23456)
     assert workdir.finished("sft") and not workdir.finished("bt")
     result = json.loads((made / "sft" / "result.json").read_text())
-    assert result == {"kind": "sft", "metrics": {"loss": 0.5}, "seconds": 1.235}
+    assert result == {"kind": "sft", "family": "policy", "metrics": {"loss": 0.5}, "seconds": 1.235}

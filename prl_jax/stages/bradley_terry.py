@@ -1,0 +1,72 @@
+"""A Bradley-Terry reward model: preference pairs -> a scalar judge."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from prl_jax.artifacts.cards import ModelCard
+from prl_jax.config.declare import filled
+from prl_jax.config.rules import RESULTS, Rules
+from prl_jax.data.rows import encode_scalar_pair
+from prl_jax.models import ScalarModel
+from prl_jax.runs.context import StageContext, initial_decoder, stage_tokenizer
+from prl_jax.sharding import replicated
+from prl_jax.stages import pairs, supervised
+from prl_jax.stages.kind import Kind
+from prl_jax.training.reward_model import bradley_terry_objective
+from prl_jax.training.step import Objective
+
+
+def declare(**values: Any) -> dict[str, Any]:
+    """The section of a scalar reward model."""
+    defaults = dict(
+        kind="bradley_terry", max_prompt=32, max_response=32, label_smoothing=0.0, center=0.0, soft_labels=False
+    )
+    return filled({**supervised.shared_section(), **defaults}, values, "bradley_terry")
+
+
+def planned_card(section: ConfigDict) -> ModelCard:
+    """What the stage's model directory will say of its model, as far as a config tells."""
+    return ModelCard("scalar_judge", {}, section.max_prompt, section.max_response)
+
+
+def objective(section: ConfigDict) -> Objective:
+    """What the section asks to be fitted."""
+    return bradley_terry_objective(label_smoothing=section.label_smoothing, center=section.center)
+
+
+def run(context: StageContext) -> dict[str, float]:
+    """Trains a scalar judge and returns the metrics of what it has come to."""
+    section = context.section
+    tokenizer = stage_tokenizer(context)
+    decoder, origin = initial_decoder(context, tokenizer)
+    model = ScalarModel(decoder)
+    model.scalar = jax.device_put(model.scalar, replicated(context.mesh))
+    card = dataclasses.replace(planned_card(section), decoder=dataclasses.asdict(decoder.config), **origin)
+    encode = functools.partial(
+        encode_scalar_pair, tokenizer, max_prompt=section.max_prompt, max_response=section.max_response
+    )
+    return pairs.train(context, card, tokenizer, model, objective(section), encode)
+
+
+KIND = Kind(
+    name="bradley_terry",
+    family="judge",
+    declare=declare,
+    rules=Rules(
+        sources=pairs.SOURCES,
+        choices={"result": RESULTS},
+        at_least={**supervised.SIZES, **supervised.ROOM, "label_smoothing": 0, "center": 0},
+        from_data=tuple(supervised.ROOM),
+        **supervised.RULES,
+    ),
+    checks=supervised.CHECKS,
+    run=run,
+    writes="scalar_judge",
+    card=planned_card,
+)

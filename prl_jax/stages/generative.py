@@ -1,0 +1,81 @@
+"""A generative reward model: preference pairs -> a judge that reads both responses and says which is better."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from prl_jax.artifacts.cards import ModelCard
+from prl_jax.config.declare import filled
+from prl_jax.config.rules import RESULTS, Rules
+from prl_jax.data.rows import encode_generative_pair
+from prl_jax.losses.preference import FORMS
+from prl_jax.runs.context import StageContext, initial_decoder, stage_tokenizer
+from prl_jax.stages import pairs, supervised
+from prl_jax.stages.kind import Kind
+from prl_jax.text.judging import NAMES, JudgeTemplate, verdict_ids
+from prl_jax.training.reward_model import generative_objective
+from prl_jax.training.step import Objective
+
+
+def declare(**values: Any) -> dict[str, Any]:
+    """The section of a generative pairwise reward model."""
+    defaults = dict(
+        kind="generative",
+        max_length=64,
+        template="compact-v1",
+        verdicts=("Y", "N"),
+        shared_positions=False,
+        form="antisymmetric",
+        w_ce=0.05,
+        w_cons=0.0,
+        soft_labels=False,
+    )
+    return filled({**supervised.shared_section(), **defaults}, values, "generative")
+
+
+def template_of(section: ConfigDict) -> JudgeTemplate:
+    """How the judge is asked."""
+    return JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
+
+
+def planned_card(section: ConfigDict) -> ModelCard:
+    """What the stage's model directory will say of its model, as far as a config tells."""
+    return ModelCard("generative_judge", {}, section.max_length, 1, dataclasses.asdict(template_of(section)))
+
+
+def objective(section: ConfigDict, verdicts: tuple[int, int]) -> Objective:
+    """What the section asks to be fitted; `verdicts` are the tokens of its words."""
+    return generative_objective(verdicts, form=section.form, w_ce=section.w_ce, w_cons=section.w_cons)
+
+
+def run(context: StageContext) -> dict[str, float]:
+    """Trains a generative pairwise judge and returns the metrics of what it has come to."""
+    section = context.section
+    tokenizer, template = stage_tokenizer(context), template_of(section)
+    verdicts = verdict_ids(tokenizer, template)
+    decoder, origin = initial_decoder(context, tokenizer)
+    card = dataclasses.replace(planned_card(section), decoder=dataclasses.asdict(decoder.config), **origin)
+    encode = functools.partial(encode_generative_pair, tokenizer, template, max_length=section.max_length)
+    return pairs.train(context, card, tokenizer, decoder, objective(section, verdicts), encode)
+
+
+KIND = Kind(
+    name="generative",
+    family="judge",
+    declare=declare,
+    rules=Rules(
+        sources=pairs.SOURCES,
+        choices={"template": NAMES, "form": FORMS, "result": RESULTS},
+        at_least={**supervised.SIZES, "max_length": 1, "w_ce": 0, "w_cons": 0},
+        from_data=("max_length",),
+        **supervised.RULES,
+    ),
+    checks=supervised.CHECKS,
+    run=run,
+    writes="generative_judge",
+    card=planned_card,
+)

@@ -1,0 +1,131 @@
+"""A kind of stage is one object. What walks over the stages of a config asks the kind of each, and knows no names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from prl_jax.artifacts.cards import Defaults, ModelCard, check_lengths, is_huggingface, read_card
+from prl_jax.config.rules import GOLD, NONE, Rules
+from prl_jax.errors import UserError, naming
+from prl_jax.models.hf.load import check_weights
+from prl_jax.models.hf.peft import adapter_base
+from prl_jax.runs.context import StageContext, is_directory, lora_config, model_defaults, root_of, start_of
+from prl_jax.sampling import SamplingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """All that the package knows of a kind of stage.
+
+    Sections of different kinds say the same things with the same keys: `max_prompt` and `max_response`, or
+    `max_length`, are the lengths of the rows that a stage trains on; `init_from`, or `policy`, names the model that it
+    starts from; `lora` are the adapters that it trains; a batch has `batch_size` rows.
+
+    Attributes:
+      name: `kind` of a section.
+      family: of its result: "policy", "judge", "anchors", "evaluation". It stands in `result.json`.
+      declare: makes a section: its keys with their defaults, some of them replaced.
+      rules: what a section may say.
+      run: trains or evaluates, and returns a few numbers about the result.
+      checks: what else a section has to fulfil; each raises `UserError`.
+      writes: kind of the model directory that it writes, as its card has it ("policy", "scalar_judge",
+        "generative_judge"); "" where it writes none.
+      card: section -> card of that directory, as far as a config tells; None where it is that of the policy which the
+        stage starts from.
+    """
+
+    name: str
+    family: str
+    declare: Callable[..., dict[str, Any]]
+    rules: Rules
+    run: Callable[[StageContext], dict[str, float]]
+    checks: Sequence[Callable[[Checking, str], None]] = ()
+    writes: str = ""
+    card: Callable[[ConfigDict], ModelCard] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Checking:
+    """A config that is checked before anything runs, with the kinds of its stages."""
+
+    config: ConfigDict
+    kinds: Mapping[str, Kind]
+
+    def kind(self, stage: str) -> Kind:
+        return self.kinds[self.config[stage].kind]
+
+    def card(self, model: str) -> ModelCard:
+        """What the directory of a model says, or will say, of it: of a stage, or a model directory."""
+        if is_directory(model):
+            return read_card(Path(model), model_defaults(self.config))
+        section, kind = self.config[model], self.kind(model)
+        if not kind.writes:
+            raise UserError(f"{model}: a {kind.name} stage makes no model")
+        return self.card(start_of(section)) if kind.card is None else kind.card(section)
+
+    def reference(self, name: str, key: str, value: str, families: Sequence[str]) -> None:
+        """Raises `UserError` unless `value`, which stands at a key of stage `name`, names an earlier stage of one of
+        the families, or what stands for one (see `Rules.stages`)."""
+        if (value == "" and NONE in families) or (value == GOLD and GOLD in families):
+            return
+        kinds = [kind for family in families for kind in self.kinds.values() if family in (kind.family, kind.writes)]
+        named = " or ".join(kind.name for kind in kinds)
+        if is_directory(value):
+            card = check_directory(self.config, f"{name}.{key}", value)
+            if not any(kind.writes == card.kind for kind in kinds):
+                raise UserError(f"{name}.{key}={value!r} holds a {card.kind}, expected the model of a {named}")
+            return
+        before = self.config.stages[: self.config.stages.index(name)]
+        fit = [n for n in before if self.kind(n) in kinds] + [repr(w) for w in (GOLD,) if w in families]
+        fit += ["'' for none"] if NONE in families else []
+        expected = f"expected one of: {', '.join(fit)}" if fit else f"no stage before {name} is of kind {named}"
+        if value not in self.config.stages:
+            raise UserError(f"{name}.{key}={value!r} is not among the stages; {expected}")
+        if value not in before:
+            raise UserError(
+                f"{name}.{key}={value!r} does not run before {name}; change the order of stages, or {expected}"
+            )
+        if self.kind(value) not in kinds:
+            raise UserError(f"{name}.{key}={value!r} is a {self.config[value].kind} stage; {expected}")
+
+    def fits_context(self, name: str, needed: int, keys: str) -> None:
+        """Raises `UserError` where the rows of a stage are longer than the context of the model that it starts from."""
+        root = root_of(self.config, name)
+        context = read_card(Path(root)).context if root else 0
+        if context and needed > context:
+            raise UserError(f"{keys}: take {needed} tokens, the context of the model holds {context}; give less")
+
+
+def check_directory(config: ConfigDict, key: str, directory: str) -> ModelCard:
+    """The card of a model directory that a key names, whose lengths have to fit where it is used with them, and the
+    headers of whose weights, where they are there, have to fit its config.json."""
+    lengths = config.huggingface
+    with naming(key):
+        card = read_card(Path(directory), Defaults(lengths.max_prompt, lengths.max_response))
+        if not key.endswith(".init_from"):
+            check_lengths(card, directory)
+        weights = adapter_base(directory) or Path(directory)
+        if is_huggingface(weights):
+            check_weights(weights)
+    return card
+
+
+def check_lora(section: ConfigDict, name: str) -> bool:
+    """Whether a stage trains adapters. Raises `UserError` for some that cannot be made."""
+    if section.lora.rank < 0:
+        raise UserError(f"{name}.lora.rank={section.lora.rank}, expected at least 0 (0 trains the whole model)")
+    if section.lora.rank:
+        with naming(name):
+            lora_config(section)
+    return bool(section.lora.rank)
+
+
+def check_temperature(check: Checking, name: str) -> None:
+    """Raises `UserError` for a temperature that nothing can be sampled at."""
+    with naming(name):
+        SamplingConfig(1, (0,), 0, temperature=check.config[name].temperature)

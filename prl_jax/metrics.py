@@ -1,4 +1,4 @@
-"""What a run writes down while it runs: `metrics.jsonl`, samples, TensorBoard events."""
+"""What a run writes down: `metrics.jsonl`, samples and TensorBoard events while it runs, `result.json` at the end."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tensorboardX.proto import event_pb2, summary_pb2
 from tensorboardX.record_writer import RecordWriter
 
 from prl_jax.errors import UserError
-from prl_jax.files import parse_json, target_of, to_json, write_bytes
+from prl_jax.files import parse_json, read_object, target_of, to_json, write_bytes
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, RESULT_FILE = "metrics.jsonl", "result.json"
 _EVENTS_FLUSH_SECONDS = 5.0
 
 
@@ -187,6 +187,24 @@ class _EventFile:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What a finished stage says of itself: its `kind`, its `metrics`, the `seconds` that it took.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    advice = "delete it, and prl run will finish the stage again"
+    try:
+        value = read_object(path)
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from error
+    seconds = value.get("seconds")
+    whole = bool(value.get("kind")) and isinstance(value["kind"], str) and isinstance(value.get("metrics"), dict)
+    if not whole or isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise UserError(f"{path}: is damaged (expected an object with kind, metrics and seconds); {advice}")
+    return value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from prl_jax.errors import UserError
 from prl_jax.files import local_path, parse_json
-from prl_jax.metrics import METRICS_FILE, read_metrics
+from prl_jax.metrics import METRICS_FILE, RESULT_FILE, read_metrics, read_result
 
 _ALIASES = {"bradley_terry": "reward_model", "generative": "reward_model"}
 KINDS = ("sft", "reward_model", "anchors", "ppo", "evaluation")  # in the order of a pipeline
@@ -77,12 +77,32 @@ def read_run(path: Path, *, label: str) -> RunFiles:
     missing = [f"{name} is missing" for name in ("config.json", "summary.json") if not (path / name).exists()]
     for stage in stages:
         if not stage.result:
-            missing.append(f"{stage.name}/result.json is missing: the stage is not finished")
+            missing.append(f"{stage.name}/{RESULT_FILE} is missing: the stage is not finished")
         if stage.kind in ("sft", "reward_model", "ppo") and not stage.metrics:
             missing.append(f"{stage.name}/{METRICS_FILE} is missing or empty")
+        if stage.kind == "evaluation" and stage.result and summary.get("arms"):
+            missing += _faults_of_wins(path / stage.name / "wins.jsonl", summary)
     if not stages:
         missing.append("no stage directory was found")
     return RunFiles(path, visible(label), config, summary, stages, [visible(line) for line in missing])
+
+
+def _faults_of_wins(path: Path, summary: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the file that keeps every win of an evaluation. The report's figures are those of
+    `summary.json`, which were made from it."""
+    name = f"{path.parent.name}/{path.name}"
+    consequence = "the wins behind the table, prompt by prompt, are lost"
+    if not path.is_file():
+        return [f"{name} is missing: {consequence}"]
+    try:
+        rows, expected = _read_rows(path, whole=True), number(summary, "prompts")
+    except UserError as error:
+        return [f"{name} is damaged ({error}): {consequence}"]
+    if not all(isinstance(row.get("wins"), Mapping) for row in rows):
+        return [f"{name} is damaged (expected the wins of a prompt in each line): {consequence}"]
+    if expected is not None and len(rows) != expected:
+        return [f"{name} has {len(rows)} of {expected:.0f} prompts: {consequence} in part"]
+    return []
 
 
 def visible(text: str) -> str:
@@ -121,11 +141,11 @@ def number(row: Mapping[str, Any], key: str) -> float | None:
 
 
 def _is_stage(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (METRICS_FILE, "samples.jsonl", "result.json"))
+    return any((folder / name).is_file() for name in (METRICS_FILE, "samples.jsonl", RESULT_FILE))
 
 
 def _read_stage(folder: Path) -> StageFiles:
-    result = _read_object(folder / "result.json")
+    result = clean(read_result(folder / RESULT_FILE)) if (folder / RESULT_FILE).exists() else {}
     # Not cleaned: the report shows numbers of names that it knows, never a name from here.
     metrics = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
     kind = str(result.get("kind", "")) or _guess_kind(metrics)
@@ -166,8 +186,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     return clean(value)
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file; a half-written last line is left out."""
+def _read_rows(path: Path, *, whole: bool = False) -> list[dict[str, Any]]:
+    """Rows of a JSONL file; a half-written last line is left out, or an error where the file has to be `whole`."""
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
@@ -178,7 +198,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(_parse(line, f"{path}:{index}"))
         except UserError:
-            if index < len(lines):
+            if whole or index < len(lines):
                 raise
     return [clean(row) for row in rows if isinstance(row, dict)]
 

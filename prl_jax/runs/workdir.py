@@ -17,8 +17,9 @@ import prl_jax
 from prl_jax.data.sources import Fingerprint
 from prl_jax.errors import UserError
 from prl_jax.files import is_leftover, local_path, parse_json, write_json
+from prl_jax.metrics import RESULT_FILE, read_result
 
-CONFIG_FILE, RESULT_FILE = "config.json", "result.json"
+CONFIG_FILE = "config.json"
 # Sections that may differ between the runs that share a workdir: where and how it runs, not what it computes.
 _FREE = ("mesh.", "profile.", "logging.", "limits.")
 
@@ -61,8 +62,9 @@ class Workdir:
         return self.path / name
 
     def finished(self, name: str) -> bool:
-        """Whether a stage ran to its end here."""
-        return (self.stage(name) / RESULT_FILE).is_file()
+        """Whether a stage ran to its end here. Errors: `UserError` for a damaged result."""
+        path = self.stage(name) / RESULT_FILE
+        return path.is_file() and bool(read_result(path))
 
     def finish(self, name: str, *, kind: str, family: str, metrics: Mapping[str, Any], seconds: float) -> None:
         """Marks a stage as finished, at once and as a whole; `family` is that of its result (`stages.Kind`)."""

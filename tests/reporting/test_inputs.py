@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -28,7 +29,7 @@ def test_only_finite_numbers_are_numbers(value):
 def stage(root, name, kind=None, row=None):
     (root / name).mkdir(parents=True)
     if kind:
-        (root / name / "result.json").write_text(json.dumps({"kind": kind}))
+        (root / name / "result.json").write_text(json.dumps({"kind": kind, "metrics": {}, "seconds": 1}))
     if row:
         (root / name / "metrics.jsonl").write_text(json.dumps({"step": 1, **row}) + "\n")
 
@@ -74,7 +75,35 @@ def test_labels_are_folder_names_unless_they_repeat(tmp_path):
 @pytest.mark.parametrize("depth", [101, 100_000])
 def test_json_that_is_nested_too_deep_is_one_line(tmp_path, name, depth):
     (tmp_path / "sft").mkdir()
-    (tmp_path / "sft" / "result.json").write_text('{"kind": "sft"}')
+    (tmp_path / "sft" / "result.json").write_text('{"kind": "sft", "metrics": {}, "seconds": 1}')
     (tmp_path / name).write_text('{"a":' + "[" * depth + "]" * depth + "}\n")
     with pytest.raises(UserError, match=rf"{name}.*nested more than 100 deep"):
         inputs.read_run(tmp_path, label="x")
+
+
+@pytest.mark.parametrize("text", ["{}", "", "[]", '{"kind": "", "metrics": {}, "seconds": 1}', '{"kind": "sft"}'])
+def test_a_damaged_result_is_one_line(tmp_path, text):
+    stage(tmp_path, "sft", "sft")
+    (tmp_path / "sft" / "result.json").write_text(text)
+    with pytest.raises(UserError, match=r"sft/result.json: .*; delete it, and prl run will finish the stage again$"):
+        inputs.read_run(tmp_path, label="x")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "is missing"),
+        ('{"wins": {}}\n{"wi', "is damaged .*wins.jsonl:2: malformed JSON"),
+        ('{"wins": {}}\n{"a": 1}\n', "is damaged .expected the wins"),
+        ('{"wins": {}}\n', "has 1 of 2 prompts"),
+        ("\xff\n", "is damaged"),
+        ('{"wins": {}}\n{"wins": {}}\n', ""),
+    ],
+)
+def test_wins_that_are_damaged_or_missing_are_noted(tmp_path, text, words):
+    stage(tmp_path, "evaluation", "evaluation")
+    (tmp_path / "summary.json").write_text(json.dumps({"arms": [{"name": "a"}], "prompts": 2}))
+    if text is not None:
+        (tmp_path / "evaluation" / "wins.jsonl").write_text(text, encoding="latin-1")
+    notes = [note for note in inputs.read_run(tmp_path, label="x").missing if "wins.jsonl" in note]
+    assert len(notes) == bool(words) and all(re.match(f"evaluation/wins.jsonl {words}", note) for note in notes)

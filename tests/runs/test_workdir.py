@@ -68,3 +68,7 @@ def test_a_stage_is_finished_by_its_result(made):
     assert workdir.finished("sft") and not workdir.finished("bt")
     result = json.loads((made / "sft" / "result.json").read_text())
     assert result == {"kind": "sft", "family": "policy", "metrics": {"loss": 0.5}, "seconds": 1.235}
+    for text in ("{}", "", '{"kind": "sft", "metrics": [], "seconds": 1}'):
+        (made / "sft" / "result.json").write_text(text)
+        with pytest.raises(UserError, match="sft/result.json: .*delete it, and prl run will finish the stage again"):
+            workdir.finished("sft")

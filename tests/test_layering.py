@@ -15,7 +15,7 @@ ROOT = Path(prl_jax.__file__).parent
 LAYERS = {
     "errors": 0, "files": 0, "memory": 0, "process_setup": 0, "types": 0, "masked": 0, "tree": 0,
     "losses": 1, "text": 1, "sharding": 1, "processes": 1, "integrity": 1, "models": 1,
-    "data": 2, "sampling": 2, "judges": 2, "optim": 2, "checkpoint": 2, "metrics": 2, "progress": 2,
+    "methods": 2, "data": 2, "sampling": 2, "judges": 2, "optim": 2, "checkpoint": 2, "metrics": 2, "progress": 2,
     "training": 3, "evaluation": 3, "measuring": 3,
     "artifacts": 4, "config": 4, "reporting": 4,
     "runs": 5, "stages": 6, "costs": 7, "inputs": 7, "plan": 8, "commands": 9, "cli": 10, "__main__": 11,

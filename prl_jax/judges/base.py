@@ -49,6 +49,15 @@ class Judge(Protocol):
     def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged: ...
 
 
+@runtime_checkable
+class ScoringJudge(Protocol):
+    """A judge that can score single responses: `[N]` float32, the larger the better."""
+
+    def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged: ...
+
+    def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Float[np.ndarray, "N"]: ...
+
+
 def judge_pairs(judge: Judge, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
     """Asks a judge, but for pairs with identical responses, which are even by definition (probability 0.5)."""
     different = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]

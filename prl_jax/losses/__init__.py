@@ -2,7 +2,14 @@
 
 from prl_jax.losses.advantages import gae, group_advantage, kl_estimate, length_adaptive_lambda, token_rewards
 from prl_jax.losses.logprobs import chunked_cross_entropy, chunked_logprobs, lm_loss
-from prl_jax.losses.pairwise_ppo import even_reward, opponents, pairwise_policy_loss, pairwise_rl_reward, win_rate
+from prl_jax.losses.pairwise_ppo import (
+    even_reward,
+    opponents,
+    pair_regression_loss,
+    pairwise_policy_loss,
+    pairwise_rl_reward,
+    win_rate,
+)
 from prl_jax.losses.ppo import entropy_loss, ppo_policy_loss, ppo_value_loss, reduce_tokens
 from prl_jax.losses.preference import (
     bt_loss,
@@ -28,6 +35,7 @@ __all__ = [
     "lm_loss",
     "masked_whiten",
     "opponents",
+    "pair_regression_loss",
     "pairwise_genrm_full_loss",
     "pairwise_genrm_loss",
     "pairwise_policy_loss",

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from prl_jax.losses.preference import symmetrise
+from prl_jax.losses.preference import soft_cross_entropy, symmetrise
 from prl_jax.masked import check_floats, check_option, keep_rows, masked_mean, row_weights
 from prl_jax.types import LossOutput
 
-REWARD_MAPS = ("id", "centred", "logit", "log")
+REWARD_MAPS = ("id", "centred", "logit", "log", "hard")
+LINKS = ("logistic", "squared")
 OPPONENTS = ("anchor", "peer", "group", "pool")
 
 
@@ -73,7 +74,7 @@ def pairwise_rl_reward(
       z_ay: `[B, M]` judge logits with opponent m shown first and the response second.
       mask: `[B, M]`, which opponents count. Without any the reward is 0.
       space: how the two orders are merged, see `symmetrise`.
-      f: 'id' p; 'centred' p - 1/2; 'logit' log(p / (1 - p)); 'log' log p.
+      f: 'id' p; 'centred' p - 1/2; 'logit' log(p / (1 - p)); 'log' log p; 'hard' 1 for a win, 1/2 for a tie, else 0.
       floor: 'logit' and 'log' clip p to [floor, 1 - floor] first.
 
     Returns:
@@ -84,6 +85,8 @@ def pairwise_rl_reward(
     p = symmetrise(jnp.where(mask, z_ya, 0.0), jnp.where(mask, z_ay, 0.0), space)
     if f == "centred":
         p = p - 0.5
+    elif f == "hard":
+        p = 0.5 * (1.0 + jnp.sign(p - 0.5))
     elif f in ("logit", "log"):
         p = jnp.clip(p, floor, 1.0 - floor)
         p = jnp.log(p) - jnp.log1p(-p) if f == "logit" else jnp.log(p)
@@ -97,7 +100,7 @@ def even_reward(f: str = "id") -> float:
     to unlearn.
     """
     check_option("f", f, REWARD_MAPS)
-    return {"id": 0.5, "centred": 0.0, "logit": 0.0, "log": -math.log(2.0)}[f]
+    return {"id": 0.5, "centred": 0.0, "logit": 0.0, "log": -math.log(2.0), "hard": 0.5}[f]
 
 
 def pairwise_policy_loss(
@@ -107,7 +110,7 @@ def pairwise_policy_loss(
     l2_old: Float[Array, "B"],
     win: Float[Array, "B"],
     *,
-    beta: float = 0.05,
+    beta: float | Float[Array, ""] = 0.05,
     eps: float = 0.2,
     c: float = 10.0,
     weight: Float[Array, "B"] | Bool[Array, "B"] | None = None,
@@ -156,6 +159,43 @@ def pairwise_policy_loss(
         "importance": (jnp.sum(weight * importance), total),
     }
     return LossOutput(jnp.sum(weight * loss), total, aux)
+
+
+def pair_regression_loss(
+    l1: Float[Array, "B"],
+    l2: Float[Array, "B"],
+    win: Float[Array, "B"],
+    *,
+    beta: float | Float[Array, ""] = 0.1,
+    link: str = "logistic",
+    weight: Float[Array, "B"] | Bool[Array, "B"] | None = None,
+) -> LossOutput:
+    """The gap of two log-ratios, `z = beta (l1 - l2)`, fitted to the probability that response 1 is better.
+
+    Args:
+      l1, l2: `[B]` log-ratios of the responses, `sum_t (logp - logp_ref)`, under the policy that is trained.
+      win: `[B]` in [0, 1], the probability that response 1 beats response 2; no gradient.
+      beta: coefficient of the divergence.
+      link: 'logistic', cross-entropy of sigmoid(z) with `win` (DPO, arXiv 2305.18290), whose optimum is
+        `ref exp(r / beta)` where the judge is a Bradley-Terry model of r; 'squared', `(z - (win - 1/2))^2` (IPO,
+        arXiv 2310.12036), whose optimum on pairs of a sampler mu is `ref exp(p(y > mu) / beta)`.
+      weight: `[B]` float or bool; rows of weight 0 may hold anything.
+
+    Returns:
+      LossOutput whose denominator is the sum of weights. aux: 'margin' (mean of z), 'agreement' (share of pairs, ties
+      half, where z and `win` name the same response).
+    """
+    check_floats(1, l1=l1, l2=l2, win=win)
+    check_option("link", link, LINKS)
+    weight = row_weights(weight, l1)
+    l1, l2, win = (keep_rows(x, weight) for x in (l1, l2, win))
+    win = jax.lax.stop_gradient(win)
+    z = beta * (l1 - l2)
+    each = soft_cross_entropy(z, win) if link == "logistic" else jnp.square(z - (win - 0.5))
+    total = jnp.sum(weight)
+    agreement = 0.5 * (1.0 + jnp.sign(z) * jnp.sign(win - 0.5))
+    aux = {"margin": (jnp.sum(weight * z), total), "agreement": (jnp.sum(weight * agreement), total)}
+    return LossOutput(jnp.sum(weight * each), total, jax.lax.stop_gradient(aux))
 
 
 def win_rate(P: Float[Array, "B G G"], mask: Bool[Array, "B G G"]) -> Float[Array, "B G"]:

@@ -31,12 +31,14 @@ class Objective:
         they are known for the whole batch before the first backward pass.
       weights: factor of each term in the loss.
       reads: how many rows the model reads for a row of the batch; all first ones, then all second ones.
+      unit: neighbouring rows of the batch that `terms` has to see together, in whatever microbatch.
     """
 
     terms: Callable[[Any, Any], dict[str, LossOutput]]
     denominators: Callable[[Any], dict[str, jax.Array]]
     weights: Mapping[str, float]
     reads: int = 1
+    unit: int = 1
 
 
 def gradients(
@@ -71,7 +73,7 @@ def gradients(
     if accumulate == 1:
         (value, sums), grads = step(model, batch, index)
     else:
-        cut = jax.tree.map(lambda x: microbatches(x, accumulate), (batch, index))
+        cut = jax.tree.map(lambda x: microbatches(x, accumulate, objective.unit), (batch, index))
         first = jax.eval_shape(step, model, *jax.tree.map(lambda x: x[0], cut))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
 
@@ -90,17 +92,20 @@ def _row_keys(key: PRNGKeyArray, index: Int[Array, "M"], reads: int) -> Key[Arra
     return jnp.concatenate([fold(jax.random.fold_in(key, i), index) for i in range(reads)])
 
 
-def microbatches(x: Shaped[Array, "B ..."], count: int) -> Shaped[Array, "N M ..."]:
-    """Cuts rows into `count` parts of one size without moving them: part i has the rows i, i + count, ... of every
-    device. Where they are too few, zeros take their place, which all masks and weights leave out."""
-    shards = parts("batch")
-    shards = shards if x.shape[0] % shards == 0 else 1
-    held, rest = x.shape[0] // shards, x.shape[1:]
+def microbatches(x: Shaped[Array, "B ..."], count: int, unit: int = 1) -> Shaped[Array, "N M ..."]:
+    """Cuts rows into `count` parts of one size without moving them.
+
+    Rows stay together in units of neighbours; part i has the units i, i + count, ... of every device. Where they are
+    too few, zeros take their place, which all masks and weights leave out.
+    """
+    shards, units = parts("batch"), x.shape[0] // unit
+    shards = shards if units % shards == 0 else 1
+    held, rest = units // shards, (unit, *x.shape[1:])
     size = -(-held // count)
     x = x.reshape(shards, held, *rest)
     x = jnp.pad(x, [(0, 0), (0, size * count - held)] + [(0, 0)] * len(rest))
     x = jnp.moveaxis(x.reshape(shards, size, count, *rest), 2, 0)
-    return constrain(x.reshape(count, shards * size, *rest), None, "batch", *(None,) * len(rest))
+    return constrain(x.reshape(count, shards * size * unit, *rest[1:]), None, "batch", *(None,) * (len(rest) - 1))
 
 
 def apply_gradients(

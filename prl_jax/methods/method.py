@@ -1,0 +1,83 @@
+"""A method: pieces that can work together."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from prl_jax.errors import UserError
+from prl_jax.methods.baselines import Baseline, Critic
+from prl_jax.methods.opponents import Opponents
+from prl_jax.methods.regularisers import Regulariser
+from prl_jax.methods.rewards import Reward
+from prl_jax.methods.surrogates import PairRegression, Surrogate
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Five of the six pieces; the first one, the preference model, is a judge of the run.
+
+    Attributes:
+      opponents: whom a response is compared with.
+      reward: how judgements become a reward.
+      baseline: what is subtracted from it.
+      surrogate: the loss that moves the policy.
+      regulariser: what holds it back.
+
+    Raises:
+      UserError: pieces that cannot work together, with the reason.
+    """
+
+    opponents: Opponents
+    reward: Reward
+    baseline: Baseline
+    surrogate: Surrogate
+    regulariser: Regulariser
+
+    def __post_init__(self) -> None:
+        opponents, reward, baseline = self.opponents, self.reward, self.baseline
+        surrogate, regulariser = self.surrogate, self.regulariser
+        if reward.compares and opponents.candidates == "none":
+            raise UserError(
+                f"opponents={opponents.kind!r}: the reward {reward.kind!r} compares responses; name opponents"
+            )
+        if opponents.candidates != "none" and not reward.compares:
+            raise UserError(
+                f"opponents={opponents.kind!r}: the reward {reward.kind!r} compares with nobody; name 'none'"
+            )
+        if regulariser.inside and not surrogate.inside:
+            raise UserError(
+                f"regulariser={regulariser.kind!r}: the surrogate {surrogate.kind!r} has no divergence inside; use "
+                "'reward_kl' or 'loss_kl'"
+            )
+        if surrogate.inside and not regulariser.inside:
+            raise UserError(
+                f"regulariser={regulariser.kind!r}: the surrogate {surrogate.kind!r} holds the divergence itself; use "
+                "'inside_kl'"
+            )
+        if surrogate.unit > 1 and baseline.reads_values:
+            raise UserError(
+                f"baseline={baseline.kind!r}: the surrogate {surrogate.kind!r} compares whole responses, and a critic "
+                "has a value of each token; use 'constant'"
+            )
+        if isinstance(surrogate, PairRegression) and not (reward.probability and opponents.multiple == 2):
+            raise UserError(
+                f"surrogate={surrogate.kind!r} predicts which of two neighbours wins: it needs the opponents "
+                "'peer' and a reward that is a probability"
+            )
+        if isinstance(baseline, Critic) and baseline.sees_opponent and opponents.candidates != "anchors":
+            raise UserError(
+                f"baseline.sees_opponent: with opponents={opponents.kind!r} no anchor stands for the prompt before a "
+                "response is written; set it to false"
+            )
+
+    def check_group(self, group_size: int) -> None:
+        """Raises `UserError` where a prompt has not as many responses as the pieces need."""
+        pieces = (self.opponents, self.baseline, self.surrogate)
+        least = max(self.baseline.least_group, 2 if self.opponents.candidates == "group" else 1, self.surrogate.unit)
+        multiple = max(self.opponents.multiple, self.surrogate.unit)
+        if group_size < least or group_size % multiple:
+            even = "" if multiple == 1 else ", and an even number"
+            names = ", ".join(repr(piece.kind) for piece in pieces)
+            raise UserError(
+                f"group_size={group_size}: {names} need at least {least} responses to a prompt{even}; set group_size"
+            )

@@ -1,0 +1,129 @@
+"""Piece 6: what holds the policy near its reference, and its entropy up."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from prl_jax.errors import UserError
+from prl_jax.losses import entropy_loss, kl_estimate, reduce_tokens
+from prl_jax.methods.checks import check_range, check_word
+from prl_jax.types import LossOutput
+
+
+class Regulariser(Protocol):
+    """A Kullback-Leibler divergence to the reference, with a coefficient that may be steered, and entropy.
+
+    Attributes:
+      kind: its name in configs.
+      inside: whether the surrogate itself holds the divergence.
+      coefficient: of the divergence, at the start.
+      steer: `(target, horizon)`: the coefficient is steered so that a response's divergence comes to the target, in
+        nats, over about so many responses; () keeps the coefficient.
+      entropy: factor of the entropy bonus.
+    """
+
+    kind: ClassVar[str]
+    inside: ClassVar[bool]
+    coefficient: float
+    steer: tuple[float, ...]
+    entropy: float
+
+    def reward(
+        self, logp: Float[Array, "N T"], logp_ref: Float[Array, "N T"], coefficient: Float[Array, ""]
+    ) -> Float[Array, "N T"]:
+        """What each token adds to the reward."""
+        ...
+
+    def terms(
+        self,
+        logp: Float[Array, "N T"],
+        logp_ref: Float[Array, "N T"],
+        entropy: Float[Array, "N T"],
+        mask: Bool[Array, "N T"],
+        reduce: str,
+    ) -> Mapping[str, LossOutput]:
+        """Terms of the loss beside the surrogate, reduced as the surrogate is; of those that have a weight."""
+        ...
+
+    def weights(self, coefficient: Float[Array, ""]) -> Mapping[str, float | Float[Array, ""]]:
+        """Factors of the terms."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _KL:
+    """What all have in common: the entropy bonus, and how the coefficient starts and is steered."""
+
+    inside: ClassVar[bool] = False
+    coefficient: float = 0.05
+    steer: tuple[float, ...] = ()
+    entropy: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range(self, ("coefficient", "entropy"), 0.0, float("inf"))
+        object.__setattr__(self, "steer", tuple(map(float, self.steer)))
+        if self.steer and (len(self.steer) != 2 or min(self.steer) <= 0):
+            raise UserError(f"steer={self.steer}, expected () or (target, horizon): nats and responses, both above 0")
+        if self.steer and not self.coefficient:
+            raise UserError("coefficient=0 with steer: a coefficient of 0 stays 0; start above it")
+
+    def reward(self, logp, logp_ref, coefficient):
+        return jnp.zeros_like(logp)
+
+    def terms(self, logp, logp_ref, entropy, mask, reduce):
+        return {"entropy_loss": entropy_loss(entropy, mask, reduce=reduce)} if self.entropy else {}
+
+    def weights(self, coefficient):
+        return {"entropy_loss": self.entropy} if self.entropy else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardKL(_KL):
+    """The divergence as a reward: each token pays its own log-ratio (k1), and so for that of those behind it."""
+
+    kind: ClassVar[str] = "reward_kl"
+
+    def reward(self, logp, logp_ref, coefficient):
+        return -coefficient * kl_estimate(logp, logp_ref, kind="k1")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossKL(_KL):
+    """The divergence as a term of the loss, token by token: none pays for those behind it.
+
+    Attributes:
+      estimator: "k2", whose gradient is that of the divergence of a token, or "k3", see `losses.kl_estimate`. (The
+        gradient of k1 is 0 in expectation.)
+    """
+
+    kind: ClassVar[str] = "loss_kl"
+    estimator: str = "k3"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_word(self, "estimator", ("k2", "k3"))
+
+    def terms(self, logp, logp_ref, entropy, mask, reduce):
+        kl = kl_estimate(logp, logp_ref, self.estimator, mask=mask)
+        others = super().terms(logp, logp_ref, entropy, mask, reduce)
+        return {**others, "kl_loss": LossOutput(*reduce_tokens(kl, mask, reduce))}
+
+    def weights(self, coefficient):
+        return {**super().weights(coefficient), "kl_loss": coefficient}
+
+
+@dataclasses.dataclass(frozen=True)
+class InsideKL(_KL):
+    """The divergence inside the surrogate, which compares log-ratios to the reference itself."""
+
+    kind: ClassVar[str] = "inside_kl"
+    inside: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, ("coefficient",), 0.0, float("inf"), above=True)

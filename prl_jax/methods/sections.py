@@ -1,0 +1,80 @@
+"""Pieces as sections of a config, and back: a `kind`, and the fields of its dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from prl_jax.errors import UserError
+from prl_jax.methods import baselines, opponents, regularisers, rewards, surrogates
+from prl_jax.methods.method import Method
+
+_CLASSES: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {
+        "opponents": (opponents.NoOpponent, opponents.Anchors, opponents.Pool, opponents.Peer, opponents.Group),
+        "reward": (rewards.Score, rewards.WinProbability, rewards.PAR),
+        "baseline": (
+            baselines.Critic,
+            baselines.GroupMean,
+            baselines.LeaveOneOut,
+            baselines.Standardised,
+            baselines.Constant,
+        ),
+        "surrogate": (surrogates.TokenClip, surrogates.PairClip, surrogates.PairRegression),
+        "regulariser": (regularisers.RewardKL, regularisers.LossKL, regularisers.InsideKL),
+    }
+)
+SLOTS = tuple(_CLASSES)
+# Slot -> kind -> class. A new piece is one more class here.
+PIECES: Mapping[str, Mapping[str, type]] = MappingProxyType(
+    {slot: MappingProxyType({cls.kind: cls for cls in classes}) for slot, classes in _CLASSES.items()}
+)
+
+
+def section_of(piece: Any) -> dict[str, Any]:
+    """`Peer() -> {"kind": "peer"}`: the kind, and every field."""
+    return {"kind": piece.kind, **{field.name: getattr(piece, field.name) for field in dataclasses.fields(piece)}}
+
+
+def sections_of(method: Method) -> dict[str, dict[str, Any]]:
+    """The sections of all pieces, by their slots."""
+    return {slot: section_of(getattr(method, slot)) for slot in SLOTS}
+
+
+def piece_of(slot: str, section: Mapping[str, Any]) -> Any:
+    """The piece that a section describes; fields that it leaves out have their defaults.
+
+    Raises:
+      UserError: there is no such kind, it has no such field, or a field may not have that value. The message names the
+        key.
+    """
+    kinds, values = PIECES[slot], dict(section)
+    kind = values.pop("kind", None)
+    if kind not in kinds:
+        raise UserError(f"{slot}.kind={kind!r}, expected one of {', '.join(map(repr, kinds))}")
+    fields = {field.name: field for field in dataclasses.fields(kinds[kind])}
+    for name, value in values.items():
+        if name not in fields:
+            known = ", ".join(fields) or "it has none"
+            raise UserError(f"{slot}.{name}: {kind!r} has no such key; known: {known}")
+        values[name] = _typed(f"{slot}.{name}", value, fields[name].default)
+    try:
+        return kinds[kind](**values)
+    except UserError as error:  # it begins with the field
+        raise UserError(f"{slot}.{error}") from error
+
+
+def method_of(sections: Mapping[str, Mapping[str, Any]]) -> Method:
+    """The method that the sections of a config describe. Errors: `UserError` that names the key."""
+    return Method(**{slot: piece_of(slot, sections[slot]) for slot in SLOTS})
+
+
+def _typed(key: str, value: Any, default: Any) -> Any:
+    """The value as the type of the field, which that of the default is."""
+    kind = type(default)
+    accepted = {float: (float, int), tuple: (tuple, list)}.get(kind, (kind,))
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{key}={value!r}: expected {kind.__name__}, such as {default!r}")
+    return kind(value)

@@ -1,0 +1,191 @@
+"""Piece 5: the loss that moves the policy. It sees a minibatch of what was frozen, and the log-probs of the policy that
+is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar, NamedTuple, Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from prl_jax.errors import UserError
+from prl_jax.losses import pair_regression_loss, pairwise_policy_loss, ppo_policy_loss, reduce_tokens
+from prl_jax.losses.pairwise_ppo import LINKS
+from prl_jax.losses.ppo import RATIO_LEVELS, REDUCTIONS
+from prl_jax.masked import masked_count, masked_mean, masked_sum
+from prl_jax.methods.checks import check_range, check_word
+from prl_jax.types import LossOutput
+
+
+class Frozen(NamedTuple):
+    """What stays fixed while a surrogate is minimised, of `N` responses of up to `T` tokens.
+
+    Attributes:
+      logp_old, logp_ref: `[N, T]` log-probs under the policy that sampled and under the reference.
+      advantages: `[N, T]`.
+      mask: `[N, T]` bool, the tokens that train the policy.
+    """
+
+    logp_old: Float[Array, "N T"]
+    logp_ref: Float[Array, "N T"]
+    advantages: Float[Array, "N T"]
+    mask: Bool[Array, "N T"]
+
+
+class Surrogate(Protocol):
+    """A loss of the policy.
+
+    Attributes:
+      kind: its name in configs.
+      unit: neighbouring rows that it has to see together: 1, or 2 for pairs of responses to one prompt.
+      inside: whether it holds the divergence to the reference itself, with the regulariser's coefficient.
+      reduce: how token losses beside it become one number, see `losses.reduce_tokens`.
+    """
+
+    kind: ClassVar[str]
+    unit: ClassVar[int]
+    inside: ClassVar[bool]
+
+    @property
+    def reduce(self) -> str: ...
+
+    def __call__(self, logp: Float[Array, "N T"], frozen: Frozen, coefficient: Float[Array, ""]) -> LossOutput:
+        """The loss; `coefficient` is that of the divergence, for surrogates that hold it."""
+        ...
+
+    def denominator(self, mask: Bool[Array, "N T"]) -> Float[Array, ""]:
+        """The denominator that the loss will have, from the mask alone."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenClip:
+    """The clipped ratio of PPO, see `losses.ppo_policy_loss`.
+
+    Attributes:
+      low, high: the ratio is clipped to `[1 - low, 1 + high]`.
+      dual: losses of negative advantages are at most so many advantages (dual clip, arXiv 1912.09729); 0 for none.
+      reduce: how token losses become one number: "token_mean", "seq_mean_token_sum" or "seq_mean_token_mean".
+      ratio: of each "token", or one of the whole "sequence" (GSPO, arXiv 2507.18071).
+    """
+
+    kind: ClassVar[str] = "token_clip"
+    unit: ClassVar[int] = 1
+    inside: ClassVar[bool] = False
+    low: float = 0.2
+    high: float = 0.2
+    dual: float = 0.0
+    reduce: str = "token_mean"
+    ratio: str = "token"
+
+    def __post_init__(self) -> None:
+        check_range(self, ("low",), 0.0, 1.0, above=True)
+        check_range(self, ("high",), 0.0, math.inf, above=True)
+        check_word(self, "reduce", REDUCTIONS)
+        check_word(self, "ratio", RATIO_LEVELS)
+        if not (self.dual == 0 or self.dual > 1):
+            raise UserError(f"dual={self.dual!r}, expected 0 (none) or a number above 1")
+
+    def __call__(self, logp, frozen, coefficient):
+        return ppo_policy_loss(
+            logp,
+            frozen.logp_old,
+            frozen.advantages,
+            frozen.mask,
+            clip_low=self.low,
+            clip_high=self.high,
+            dual=self.dual or None,
+            reduce=self.reduce,
+            ratio_level=self.ratio,
+        )
+
+    def denominator(self, mask):
+        return reduce_tokens(jnp.zeros(mask.shape, jnp.float32), mask, self.reduce)[1]
+
+
+class _OfPairs:
+    """What losses of pairs share: rows 0 and 1, 2 and 3, ... are two responses to one prompt.
+
+    A pair trains the policy where both of its responses do.
+    """
+
+    unit: ClassVar[int] = 2
+    inside: ClassVar[bool] = True
+
+    @property
+    def reduce(self) -> str:
+        return "seq_mean_token_sum"
+
+    def denominator(self, mask):
+        return masked_count(_whole(mask))
+
+
+def _whole(mask: Bool[Array, "N T"]) -> Bool[Array, "P"]:
+    """The pairs both of whose responses train the policy."""
+    return mask.any(-1).reshape(-1, 2).all(-1)
+
+
+def _log_ratios(logp: Float[Array, "N T"], frozen: Frozen) -> Float[Array, "2 P"]:
+    """Log-ratios to the reference of the first and the second response of each pair."""
+    return masked_sum(logp - frozen.logp_ref, frozen.mask, -1).reshape(-1, 2).T
+
+
+def _win(frozen: Frozen) -> Float[Array, "P"]:
+    """`(1 + gap) / 2` with the gap of the two advantages: with win probabilities, that of the first response."""
+    first, second = masked_mean(frozen.advantages, frozen.mask, -1).reshape(-1, 2).T
+    return 0.5 * (1.0 + first - second)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairClip(_OfPairs):
+    """The clipped gap of two log-ratios, see `losses.pairwise_policy_loss` (P3O, arXiv 2310.00212, joint form).
+
+    Attributes:
+      clip: how far the gap may move from that of the policy that sampled.
+      importance: bound of the importance weight.
+    """
+
+    kind: ClassVar[str] = "pair_clip"
+    clip: float = 0.2
+    importance: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_range(self, ("clip",), 0.0, math.inf, above=True)
+        check_range(self, ("importance",), 1.0, math.inf)
+
+    def __call__(self, logp, frozen, coefficient):
+        return pairwise_policy_loss(
+            *_log_ratios(logp, frozen),
+            *_log_ratios(frozen.logp_old, frozen),
+            _win(frozen),
+            beta=coefficient,
+            eps=self.clip,
+            c=self.importance,
+            weight=_whole(frozen.mask),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PairRegression(_OfPairs):
+    """The gap of two log-ratios as a prediction of who wins, see `losses.pair_regression_loss`.
+
+    Attributes:
+      link: "logistic" (DPO, arXiv 2305.18290) or "squared" (IPO, arXiv 2310.12036).
+    """
+
+    kind: ClassVar[str] = "pair_regression"
+    link: str = "logistic"
+
+    def __post_init__(self) -> None:
+        check_word(self, "link", LINKS)
+
+    def __call__(self, logp, frozen, coefficient):
+        return pair_regression_loss(
+            *_log_ratios(logp, frozen),
+            jnp.clip(_win(frozen), 0.0, 1.0),
+            beta=coefficient,
+            link=self.link,
+            weight=_whole(frozen.mask),
+        )

@@ -1,0 +1,326 @@
+"""One update for every method whose policy samples: what stays fixed, the terms of the loss, and the step.
+
+A method is pieces (`prl_jax.methods`); which method it is, nothing here asks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from prl_jax import masked
+from prl_jax.errors import UserError
+from prl_jax.losses import reduce_tokens, token_rewards
+from prl_jax.methods import Critic, Method, Values
+from prl_jax.methods.baselines import Rewards
+from prl_jax.methods.surrogates import Frozen
+from prl_jax.models import Decoder, ScalarModel
+from prl_jax.sharding import constrain
+from prl_jax.training.rollout import join_rows, response_logprobs, response_values
+from prl_jax.training.state import JitUpdate, TrainState
+from prl_jax.training.step import Metrics, Objective, apply_gradients, gradients
+from prl_jax.types import LossOutput, Rollout, TokenRows
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How a batch of rollouts is used, and what of it counts.
+
+    Attributes:
+      group_size: responses to a prompt, which stand together.
+      epochs, minibatches: passes over a batch of rollouts, and into how many parts each pass cuts it.
+      accumulate: microbatches of a minibatch.
+      temperature: of sampling; all log-probabilities use it.
+      missing_eos_penalty: subtracted from the reward of a response without a stop token.
+      mask_truncated: leaves such responses out of what trains the policy.
+    """
+
+    group_size: int = 1
+    epochs: int = 2
+    minibatches: int = 2
+    accumulate: int = 1
+    temperature: float = 1.0
+    missing_eos_penalty: float = 0.0
+    mask_truncated: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("group_size", "epochs", "minibatches", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}, expected at least 1")
+        if self.temperature <= 0:
+            raise UserError(f"temperature={self.temperature}, expected above 0; greedy rollouts teach nothing")
+        if self.missing_eos_penalty < 0:
+            raise UserError(f"missing_eos_penalty={self.missing_eos_penalty}, expected at least 0")
+
+
+class PolicyState(NamedTuple):
+    """What an update carries from one step to the next.
+
+    Attributes:
+      policy: with its optimizer.
+      critic: likewise, where the method has values; else None.
+      kl_coef: float32 scalar, the regulariser's coefficient.
+    """
+
+    policy: TrainState
+    critic: TrainState | None
+    kl_coef: Float[Array, ""]
+
+
+class CriticContext(NamedTuple):
+    """What the critic reads before the response: `[N, C]` tokens and mask, left-padded."""
+
+    tokens: Int[Array, "N C"]
+    mask: Bool[Array, "N C"]
+
+
+class Critique(NamedTuple):
+    """What trains the critic on `N` responses of up to `T` tokens.
+
+    Attributes:
+      rows: `[N, C + T]`, what it reads.
+      values_old: `[N, T]` values before the update.
+      returns: `[N, T]`, its targets.
+    """
+
+    rows: TokenRows
+    values_old: Float[Array, "N T"]
+    returns: Float[Array, "N T"]
+
+
+class Experience(NamedTuple):
+    """Rollouts of `N` rows with everything that stays fixed while the update goes over them.
+
+    `T` is the room of a response; the row of the policy is `P` prompt positions, left-padded, and the response.
+
+    Attributes:
+      rows: `[N, P + T]`, what the policy reads.
+      response: `[N, T]` int32.
+      mask: `[N, T]` bool, response tokens, the stop token included.
+      frozen: what the surrogate needs; its mask has the tokens that train the policy.
+      critique: what trains the critic; None without one.
+    """
+
+    rows: TokenRows
+    response: Int[Array, "N T"]
+    mask: Bool[Array, "N T"]
+    frozen: Frozen
+    critique: Critique | None
+
+
+def initial_state(policy: TrainState, critic: TrainState | None, method: Method) -> PolicyState:
+    """The state before the first update."""
+    coefficient = jnp.float32(method.regulariser.coefficient)
+    return PolicyState(policy, critic, jax.device_put(coefficient, policy.step.sharding))
+
+
+@functools.partial(jax.jit, static_argnames=("method", "schedule"))
+def prepare(
+    state: PolicyState,
+    reference: Decoder,
+    rollout: Rollout,
+    context: CriticContext | None,
+    reward: Float[Array, "N"],
+    *,
+    method: Method,
+    schedule: Schedule,
+) -> tuple[Experience, Metrics]:
+    """Freezes everything that the update needs, once per rollout.
+
+    Args:
+      state: the policy that sampled, and its critic.
+      reference: the policy that the divergence is taken to.
+      rollout: what was sampled.
+      context: what the critic reads before the response; None without a critic.
+      reward: `[N]` float32, of each whole response.
+      method, schedule: what the update does.
+    """
+    masked.check_shapes(1, truncated=rollout.truncated, reward=reward)
+    mask, truncated, baseline = rollout.mask, rollout.truncated, method.baseline
+    rows = join_rows(rollout.prompt, rollout.prompt_mask, rollout.response, mask)
+    logp, entropy = response_logprobs(state.policy.model, rows, rollout.response, mask, schedule.temperature)
+    logp_ref, _ = response_logprobs(reference, rows, rollout.response, mask, schedule.temperature)
+    score = reward.astype(jnp.float32) - schedule.missing_eos_penalty * truncated
+    tokens = token_rewards(score, -method.regulariser.reward(logp, logp_ref, state.kl_coef), mask, 1.0)
+    trained = mask & ~(truncated & schedule.mask_truncated)[:, None]
+    rewards = Rewards(tokens, mask, trained, truncated, schedule.group_size)
+    values, critic_rows = None, None
+    if baseline.reads_values:
+        assert state.critic is not None and context is not None
+        critic_rows = join_rows(context.tokens, context.mask, rollout.response, mask)
+        before, after = response_values(state.critic.model, critic_rows, mask.shape[1])
+        values = Values(jnp.where(mask, before, 0.0), after)
+    advantages, returns = baseline(rewards, values)
+    critique = None if values is None else Critique(critic_rows, values.before, returns)
+    experience = Experience(rows, rollout.response, mask, Frozen(logp, logp_ref, advantages, trained), critique)
+    sequence_kl = masked.masked_sum(logp - logp_ref, mask, axis=1)
+    metrics = {
+        "score": score.mean(),
+        "kl": sequence_kl.mean(),
+        "entropy": masked.masked_mean(entropy, mask),
+        "response_length": mask.sum(1).mean(dtype=jnp.float32),
+        "truncated": truncated.mean(dtype=jnp.float32),
+        "sampler_gap": masked.masked_mean(jnp.abs(rollout.logp - logp), mask),
+    }
+    if critique is not None:
+        metrics["value_mean"] = masked.masked_mean(critique.values_old, mask)
+        metrics["explained_variance"] = _explained(critique.values_old, critique.returns, mask)
+    return experience, metrics
+
+
+def _explained(values, returns, mask) -> Float[Array, ""]:
+    """Returns the share of the variance of the returns that the values explain; 0 where the returns don't vary."""
+    variance = masked.masked_var(returns, mask)
+    return jnp.where(variance > 1e-12, 1.0 - masked.masked_var(returns - values, mask) / (variance + 1e-12), 0.0)
+
+
+def policy_objective(method: Method, schedule: Schedule, kl_coef: Float[Array, ""]) -> Objective:
+    """The loss of a policy on an `Experience`: the surrogate, and the terms of the regulariser."""
+    surrogate, regulariser = method.surrogate, method.regulariser
+    beside = regulariser.weights(kl_coef)
+
+    def terms(policy: Decoder, batch: Experience) -> dict[str, LossOutput]:
+        frozen = batch.frozen
+        logp, entropy = response_logprobs(policy, batch.rows, batch.response, batch.mask, schedule.temperature)
+        loss = surrogate(logp, frozen, kl_coef)
+        return {
+            "policy_loss": loss,
+            **regulariser.terms(logp, frozen.logp_ref, entropy, frozen.mask, surrogate.reduce),
+        }
+
+    def denominators(batch: Experience) -> dict[str, Array]:
+        mask = batch.frozen.mask
+        rest = reduce_tokens(jnp.zeros(mask.shape, jnp.float32), mask, surrogate.reduce)[1]
+        return {"policy_loss": surrogate.denominator(mask), **dict.fromkeys(beside, rest)}
+
+    return Objective(terms, denominators, {"policy_loss": 1.0, **beside}, unit=surrogate.unit)
+
+
+def critic_objective(baseline: Critic) -> Objective:
+    """The loss of a critic on an `Experience`."""
+
+    def terms(critic: ScalarModel, batch: Experience) -> dict[str, LossOutput]:
+        critique = batch.critique
+        assert critique is not None
+        values, _ = response_values(critic, critique.rows, batch.mask.shape[1])
+        loss = baseline.loss(values, critique.values_old, critique.returns, batch.mask)
+        return {"value_loss": LossOutput(loss.sum, loss.denominator, {"value_clip": loss.aux["clip_fraction"]})}
+
+    def denominators(batch: Experience) -> dict[str, Array]:
+        return {"value_loss": masked.masked_count(batch.mask)}
+
+    return Objective(terms, denominators, {"value_loss": baseline.weight})
+
+
+class Updates(NamedTuple):
+    """Jitted updates on one minibatch, `(state, experience, row indices) -> (state, metrics)`; each donates the state.
+
+    Attributes:
+      train: of the policy, and of the critic where there is one.
+      warm_up: of the critic alone, which takes and gives its state; None without a critic.
+    """
+
+    train: JitUpdate
+    warm_up: JitUpdate | None
+
+
+def make_updates(
+    method: Method,
+    schedule: Schedule,
+    policy_optimizer: optax.GradientTransformation,
+    critic_optimizer: optax.GradientTransformation | None = None,
+) -> Updates:
+    """The updates of a method; a critic needs an optimizer of its own."""
+    baseline = method.baseline
+
+    def rows(experience: Experience, index: Int[Array, "M"]) -> Experience:
+        return jax.tree.map(lambda x: constrain(x[index], "batch", *(None,) * (x.ndim - 1)), experience)
+
+    def update(state: PolicyState, experience: Experience, index: Int[Array, "M"]) -> tuple[PolicyState, Metrics]:
+        batch = rows(experience, index)
+        objectives, models = {"policy": policy_objective(method, schedule, state.kl_coef)}, {"policy": state.policy}
+        if isinstance(baseline, Critic):
+            objectives["critic"], models["critic"] = critic_objective(baseline), state.critic
+        grads, metrics = gradients(
+            together(objectives), {k: v.model for k, v in models.items()}, batch, schedule.accumulate
+        )
+        critic = state.critic
+        if critic is not None:
+            critic, metrics["critic_grad_norm"] = apply_gradients(critic, grads["critic"], critic_optimizer)
+        policy, metrics["grad_norm"] = apply_gradients(state.policy, grads["policy"], policy_optimizer)
+        return PolicyState(policy, critic, state.kl_coef), metrics
+
+    def warm_up(critic: TrainState, experience: Experience, index: Int[Array, "M"]) -> tuple[TrainState, Metrics]:
+        batch = rows(experience, index)
+        grads, metrics = gradients(critic_objective(baseline), critic.model, batch, schedule.accumulate)
+        critic, metrics["critic_grad_norm"] = apply_gradients(critic, grads, critic_optimizer)
+        return critic, metrics
+
+    return Updates(JitUpdate(update), JitUpdate(warm_up) if isinstance(baseline, Critic) else None)
+
+
+def together(objectives: dict[str, Objective]) -> Objective:
+    """Several objectives as one, of models that are called as the objectives are."""
+
+    def terms(models, batch) -> dict[str, LossOutput]:
+        found: dict[str, LossOutput] = {}
+        for name, objective in objectives.items():
+            found |= objective.terms(models[name], batch)
+        return found
+
+    def denominators(batch) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        for objective in objectives.values():
+            found |= objective.denominators(batch)
+        return found
+
+    weights = {name: weight for objective in objectives.values() for name, weight in objective.weights.items()}
+    return Objective(terms, denominators, weights, unit=max(objective.unit for objective in objectives.values()))
+
+
+def run_updates(
+    updates: Updates,
+    state: PolicyState,
+    experience: Experience,
+    key: Key[Array, ""],
+    method: Method,
+    schedule: Schedule,
+    *,
+    train_policy: bool,
+) -> tuple[PolicyState, Metrics]:
+    """All epochs and minibatches over one batch of rollouts; metrics are means over the updates.
+
+    Rows are shuffled anew for each epoch, in units of the surrogate. `clip_fraction_first` is that of the first
+    minibatch, whose ratio is 1. While `train_policy` is false the critic warms up: nothing of the policy is computed.
+    """
+    unit, seen = method.surrogate.unit, []
+    units = experience.mask.shape[0] // unit
+    for epoch in range(schedule.epochs):
+        order = jax.random.permutation(jax.random.fold_in(key, epoch), units)
+        order = (order[:, None] * unit + jnp.arange(unit)).reshape(schedule.minibatches, -1)
+        for part in range(schedule.minibatches):
+            if train_policy:
+                state, metrics = updates.train(state, experience, order[part])
+            else:
+                assert updates.warm_up is not None
+                critic, metrics = updates.warm_up(state.critic, experience, order[part])
+                state = state._replace(critic=critic)
+            seen.append(metrics)
+    mean = jax.tree.map(lambda *x: sum(x) / len(x), *seen)
+    first = {"clip_fraction_first": seen[0]["clip_fraction"]} if "clip_fraction" in seen[0] else {}
+    return state, {**mean, **first}
+
+
+def steer_kl(state: PolicyState, kl: Float[Array, ""], rows: int, method: Method) -> PolicyState:
+    """Steers the coefficient of the divergence to its target (arXiv 1909.08593, section 2.2), where it has one."""
+    if not method.regulariser.steer:
+        return state
+    target, horizon = method.regulariser.steer
+    error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
+    return state._replace(kl_coef=state.kl_coef * (1.0 + error * rows / horizon))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -39,6 +39,7 @@ class Rewards(NamedTuple):
     group_size: int
 
 
+@runtime_checkable
 class Baseline(Protocol):
     """Rewards in, advantages out.
 

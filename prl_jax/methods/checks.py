@@ -8,7 +8,7 @@ from typing import Any
 from prl_jax.errors import UserError
 
 
-def check_range(piece: Any, names: Sequence[str], low: float, high: float, *, above: bool = False) -> None:
+def check_range(piece: Any, names: Sequence[str], low: float | int, high: float | int, *, above: bool = False) -> None:
     """Raises `UserError`, with the field's name, for a number that is not in `[low, high]`.
 
     With `above`, `low` itself is refused too.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Key
 
@@ -11,6 +11,7 @@ from prl_jax.losses import opponents
 from prl_jax.methods.checks import check_range
 
 
+@runtime_checkable
 class Opponents(Protocol):
     """Chooses among candidates: anchors of the prompt, or the other responses to it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -15,6 +15,7 @@ from prl_jax.methods.checks import check_range, check_word
 from prl_jax.types import LossOutput
 
 
+@runtime_checkable
 class Regulariser(Protocol):
     """A Kullback-Leibler divergence to the reference, with a coefficient that may be steered, and entropy.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ class Judgements(NamedTuple):
     space: str = "prob"
 
 
+@runtime_checkable
 class Reward(Protocol):
     """Judgements in, one reward a response out.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -34,6 +34,7 @@ class Frozen(NamedTuple):
     mask: Bool[Array, "N T"]
 
 
+@runtime_checkable
 class Surrogate(Protocol):
     """A loss of the policy.
 

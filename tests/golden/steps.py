@@ -19,11 +19,12 @@ from fakes import LetterTokenizer, make_decoder, make_rollout, make_scalar_model
 
 from prl_jax.data.records import PreferenceRecord
 from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, stack_rows
+from prl_jax.methods import Critic, Method, NoOpponent, RewardKL, Score, TokenClip
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
 from prl_jax.processes import put_batch
 from prl_jax.text.judging import JudgeTemplate, verdict_ids
-from prl_jax.training.ppo import CriticContext, PPOConfig, initial_state, make_update, prepare, run_update
+from prl_jax.training.policy import CriticContext, Schedule, initial_state, make_updates, prepare, run_updates
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.state import create_state
 from prl_jax.training.step import make_train_step
@@ -41,31 +42,30 @@ PAIRS = [
 ]
 
 
+METHOD = Method(
+    NoOpponent(),
+    Score(),
+    Critic(gamma=0.98, weight=0.5, bootstrap_truncated=True),
+    TokenClip(high=0.28, dual=3.0),
+    RewardKL(coefficient=0.1, entropy=0.01),
+)
+SCHEDULE = Schedule(accumulate=2, temperature=0.8, missing_eos_penalty=0.3)
+
+
 def ppo() -> Numbers:
     """What is frozen, two epochs of two minibatches, and how far they move each parameter of policy and critic."""
-    config = PPOConfig(
-        accumulate=2,
-        gamma=0.98,
-        clip_high=0.28,
-        dual=3.0,
-        value_weight=0.5,
-        entropy_weight=0.01,
-        kl_coef=0.1,
-        temperature=0.8,
-        missing_eos_penalty=0.3,
-        bootstrap_truncated=True,
-    )
+    pieces = dict(method=METHOD, schedule=SCHEDULE)
     mesh, lengths = one_device(), [2, 5, 1, 5, 3, 4, 5, 1]
     create = lambda model: create_state(on_mesh(model, mesh), OPTIMIZER, mesh, LOGICAL_AXES)  # noqa: E731
     policy, critic = make_decoder(0, layers=1), make_critic(1)
-    state = initial_state(create(policy), create(critic), config)
+    state = initial_state(create(policy), create(critic), METHOD)
     rollout = make_rollout(0, [3, 1, 4, 2] * 2, lengths, [False, True, *[False] * 4, True, False], room=5)
     context = CriticContext(rollout.prompt, rollout.prompt_mask)
     score = jnp.linspace(-0.5, 1.5, 8)
     reference = on_mesh(make_decoder(2, layers=1), mesh)
-    experience, frozen = prepare(state, reference, rollout, context, score, config=config)
-    update = make_update(config, OPTIMIZER, OPTIMIZER)
-    state, metrics = run_update(update, state, experience, jax.random.key(0), config, train_policy=True)
+    experience, frozen = prepare(state, reference, rollout, context, score, **pieces)
+    updates = make_updates(METHOD, SCHEDULE, OPTIMIZER, OPTIMIZER)
+    state, metrics = run_updates(updates, state, experience, jax.random.key(0), **pieces, train_policy=True)
     return {
         **_named("frozen", frozen),
         **_named("metrics", metrics),

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from losses.tabular import EPOCHS, MASK, REF_LOGITS, ROLLOUTS, STATES, draws, probabilities, token_logps
 
 from prl_jax.methods import Judgements, Method, Values

@@ -14,6 +14,7 @@ from prl_jax.models.hf.config import CONFIG_FILE, context_length, decoder_config
 from prl_jax.models.hf.generation import end_tokens, read_generation
 from prl_jax.models.hf.peft import adapter_base
 from prl_jax.sampling import SamplingConfig
+from prl_jax.text.judging import JudgeTemplate
 from prl_jax.text.tokenizer import Tokenizer
 
 _EXPECTED = "a stage of a workdir, such as WORKDIR/sft, or a Hugging Face checkpoint"
@@ -57,6 +58,13 @@ class ModelCard:
     @property
     def config(self) -> DecoderConfig:
         return DecoderConfig.from_dict(self.decoder)
+
+    @property
+    def asks(self) -> JudgeTemplate | None:
+        """How a generative judge is asked; None for any other model."""
+        if self.template is None:
+            return None
+        return JudgeTemplate(**{**self.template, "verdicts": tuple(self.template["verdicts"])})
 
     @property
     def origin(self) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from prl_jax.models.hf.peft import adapter_base, load_adapters
 from prl_jax.processes import is_leader
 from prl_jax.sharding import tree_shardings
 from prl_jax.text.hf_files import TEMPLATE_FILE, holds_tokenizer
-from prl_jax.text.judging import JudgeTemplate
 from prl_jax.text.tokenizer import HFTokenizer, Tokenizer, check_rows, load_tokenizer, unused_ids
 from prl_jax.tree import flatten, unflatten
 
@@ -211,6 +210,5 @@ def make_judge(
     options = {"max_length": length, "batch_size": batch_size, "on_long": on_long, "mesh": mesh}
     if isinstance(model, ScalarModel):
         return ScalarJudge(model, tokenizer, **options)
-    assert card.template is not None
-    template = JudgeTemplate(**{**card.template, "verdicts": tuple(card.template["verdicts"])})
-    return GenerativeJudge(model, tokenizer, template, **options)
+    assert card.asks is not None
+    return GenerativeJudge(model, tokenizer, card.asks, **options)

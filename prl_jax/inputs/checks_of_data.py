@@ -23,10 +23,9 @@ from prl_jax.inputs.measurements import Measurements
 from prl_jax.inputs.readings import Reading, readings
 from prl_jax.measuring.records import IDENTICAL, PLAIN, TIE, Measured, invalid_rows, unused_keys, unused_line
 from prl_jax.processes import is_leader
-from prl_jax.runs.context import StageContext, first_model, source_key, source_spec
+from prl_jax.runs.context import StageContext, first_model, source_key, source_spec, trains_from_text
 from prl_jax.stages import KINDS
 from prl_jax.text.chat import Turn, fit_turns
-from prl_jax.text.judging import JudgeTemplate, encode_judge_row, verdict_ids
 from prl_jax.text.tokenizer import Tokenizer
 
 LeftOut = Mapping[tuple[Any, ...], Sequence[int]]
@@ -63,14 +62,8 @@ def check_inputs(
             merged = {*found.get(source_key(source, what), ()), *bad}
             found[source_key(source, what)] = sorted(merged)
             said += [f"{key}: {line}" for line in lines]
-        if "max_prompt" in section and not (absent and _no_tokenizer(context, first_model(context))):
-            with naming(f"{context.name}.max_prompt"):
-                fit_turns(
-                    measurements.tokenizer(context, first_model(context)), (Turn("user", ""),), section.max_prompt
-                )
-        if section.kind == "generative" and not (absent and _no_tokenizer(context, first_model(context))):
-            with naming(context.name):
-                _check_template(section, measurements.tokenizer(context, first_model(context)))
+        if trains_from_text(section) and not (absent and _no_tokenizer(context, first_model(context))):
+            _check_words(context, measurements.tokenizer(context, first_model(context)))
         if said and is_leader():
             print(f"{context.name:<16} {'; '.join(said)}", file=sys.stderr)
     return left_out
@@ -149,6 +142,17 @@ def _check_source(
     return bad, list(dict.fromkeys([*lines, line] if line else lines))
 
 
+def _check_words(context: StageContext, tokenizer: Tokenizer) -> None:
+    """What a stage's template and the chat template add leaves room in a row; its words are tokens."""
+    section, words = context.section, KINDS[context.section.kind].words
+    if "max_prompt" in section:
+        with naming(f"{context.name}.max_prompt"):
+            fit_turns(tokenizer, (Turn("user", ""),), section.max_prompt)
+    if words is not None:
+        with naming(context.name):
+            words(section, tokenizer)
+
+
 def _check_pairs(section: ConfigDict, path: str, kinds: np.ndarray) -> None:
     """There is a pair to learn from, or to be right about."""
     identical, ties = (int((kinds == kind).sum()) for kind in (IDENTICAL, TIE))
@@ -169,10 +173,3 @@ def _cut(reading: Reading, measured: Measured, kept: np.ndarray) -> list[str]:
         if over:
             lines.append(f"{limit.key}={limit.tokens} cuts {over} of {len(kept)} rows (the longest: {lengths.max()})")
     return lines
-
-
-def _check_template(section: ConfigDict, tokenizer: Tokenizer) -> None:
-    """Verdicts are single tokens, and the template's own tokens leave room in a row."""
-    template = JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
-    verdict_ids(tokenizer, template)
-    encode_judge_row(tokenizer, template, (Turn("user", ""),), "", "", max_length=section.max_length)

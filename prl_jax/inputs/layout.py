@@ -9,9 +9,11 @@ from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import read_card
+from prl_jax.config.rules import names_at
 from prl_jax.errors import UserError
 from prl_jax.models import DecoderConfig
 from prl_jax.runs.context import is_directory
+from prl_jax.stages import KINDS
 
 
 def check_layout(config: ConfigDict, name: str, mesh: Mesh | AbstractMesh) -> None:
@@ -22,9 +24,7 @@ def check_layout(config: ConfigDict, name: str, mesh: Mesh | AbstractMesh) -> No
     do not divide are cut less, and microbatches that do not are filled up with empty rows.
     """
     section = config[name]
-    what, rows = "batch_size", section.get("batch_size", 0)
-    if section.kind == "ppo":
-        what, rows = "prompts_per_step * group_size", section.prompts_per_step * section.group_size
+    what, rows = KINDS[section.kind].rows(section)
     if rows % (mesh.shape["data"] * mesh.shape["fsdp"]):
         raise UserError(
             f"{name}: {what} = {rows} does not divide among data={mesh.shape['data']} * fsdp={mesh.shape['fsdp']} "
@@ -42,25 +42,18 @@ def check_layout(config: ConfigDict, name: str, mesh: Mesh | AbstractMesh) -> No
 
 def _lengths(config: ConfigDict, name: str) -> Iterator[tuple[str, int]]:
     """Static lengths of rows, and what they are."""
-    section = config[name]
-    if section.kind == "generative":
-        yield "max_length", section.max_length
-    elif section.kind in ("sft", "bradley_terry"):
-        yield "max_prompt", section.max_prompt
-        yield "max_response", section.max_response
+    for key in ("max_length", "max_prompt", "max_response"):
+        if key in config[name]:
+            yield key, config[name][key]
 
 
 def _models(config: ConfigDict, name: str) -> Iterator[tuple[str, DecoderConfig]]:
     """The models that a stage holds. Those of other stages may have been trained on another mesh."""
     section = config[name]
-    for value in (*(section.get(key, None) for key in ("init_from", "policy", "judge", "baseline")), *_judges(section)):
+    for value in (value for key in KINDS[section.kind].rules.models for value in names_at(section, key)):
         if value in config.stages:
             yield from _models(config, value)
-        elif value is not None and is_directory(value):
+        elif is_directory(value):
             yield value, read_card(Path(value)).config
     if section.get("init_from", None) == "":
         yield "model", DecoderConfig.from_dict(config.model.to_dict(), vocab_size=1)
-
-
-def _judges(section: ConfigDict) -> tuple[str, ...]:
-    return (section.evaluation.judge,) if section.kind == "ppo" else tuple(section.get("judges", ()))

@@ -17,27 +17,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import read_card
-from prl_jax.config.rules import GOLD, value_at
+from prl_jax.config.rules import GOLD
 from prl_jax.errors import UserError, naming
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.inputs.readings import Reader
 from prl_jax.measuring.records import Measured
-from prl_jax.runs.context import StageContext, is_directory, root_of
+from prl_jax.runs.context import StageContext, is_directory, root_of, start_of
 from prl_jax.stages import KINDS
-from prl_jax.text.judging import JudgeTemplate
+from prl_jax.stages.kind import Checking
 
 _ROOT = "huggingface"  # the section with the lengths of policies that are directories in Hugging Face's format
 _LENGTHS = ("max_prompt", "max_response", "max_length")
-# Kind of stage and its source -> keys of the models that read it. Stages that train from text read theirs themselves.
-_READERS: Mapping[tuple[str, str], tuple[str, ...]] = MappingProxyType(
-    {
-        ("anchors", "prompts"): ("policy", "judge"),
-        ("ppo", "prompts"): ("policy", "judge"),
-        ("ppo", "evaluation.prompts"): ("policy", "evaluation.judge"),
-        ("evaluation", "pairs"): ("judges",),
-        ("evaluation", "prompts"): ("baseline", "judge"),
-    }
-)
 
 
 class Use(NamedTuple):
@@ -65,23 +55,14 @@ def open_lengths(config: ConfigDict) -> list[str]:
 
 def uses(config: ConfigDict) -> Iterator[Use]:
     """Who reads what."""
+    known = Checking(config, KINDS)
     for name in config.stages:
-        section = config[name]
-        rules = KINDS[section.kind].rules
-        unused = rules.unused(section)
-        for key, what in rules.sources.items():
-            if key in unused:
-                continue
-            if section.kind in ("sft", "bradley_terry", "generative"):
-                yield Use(name, key, what, name)
-            for reader in _READERS.get((section.kind, key), ()):
-                if reader in unused:
-                    continue
-                judge = reader.endswith(("judge", "judges"))
-                policy = section.get("baseline" if section.kind == "evaluation" else "policy", "")
-                for model in value_at(section, reader) if reader == "judges" else (value_at(section, reader),):
-                    if model != GOLD:
-                        yield Use(name, key, what, model, policy if judge and what == "prompt" else "")
+        section, kind = config[name], known.kind(name)
+        unused = kind.rules.unused(section)
+        for key, what in kind.rules.sources.items():
+            for reads in kind.reads(name, section, key) if key not in unused else ():
+                if reads.model not in ("", GOLD) and known.makes_model(reads.model):
+                    yield Use(name, key, what, reads.model, reads.policy)
 
 
 def with_lengths(
@@ -137,10 +118,13 @@ class _Lengths:
         """Finds the lengths of policies first: judges read what these may write."""
         read = list(uses(self.config))
         self.policy(_ROOT, [use for use in read if is_directory(self.owner(use.model)) and not use.policy])
-        for kind in ("sft", "bradley_terry", "generative"):
-            for name in (name for name in self.config.stages if self.config[name].kind == kind):
+        for writes in ("policy", "scalar_judge", "generative_judge"):
+            for name in (name for name in self.config.stages if self.known.kind(name).writes == writes):
                 own = [use for use in read if self.owner(use.model) == name]
-                (self.judge if kind == "generative" else self.policy)(name, own)
+                if "max_length" in self.config[name]:
+                    self.judge(name, own)
+                elif "max_prompt" in self.config[name]:
+                    self.policy(name, own)
 
     def policy(self, name: str, own: Sequence[Use]) -> None:
         """Lengths of prompts and of single responses."""
@@ -196,20 +180,22 @@ class _Lengths:
         """The records of a source in tokens of a model."""
         reader = Reader(root_of(self.config, use.model))
         owner = self.owner(use.model)
-        if owner in self.config.stages and self.config[owner].kind == "generative":
-            section = self.config[owner]
-            template = JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
-            reader = reader._replace(template=template, chat=False)
+        if owner in self.config.stages and (asks := self.known.card(owner).asks):
+            reader = reader._replace(template=asks, chat=False)
         with naming(f"{use.stage}.{use.key}"):
             return self.measurements(self.context(use.stage), use.key, use.what, reader)
+
+    @property
+    def known(self) -> Checking:
+        return Checking(self.config, KINDS)
 
     def context(self, stage: str) -> StageContext:
         return dataclasses.replace(self.surroundings, name=stage, config=self.config)
 
     def owner(self, model: str) -> str:
         """The stage that says with which lengths a model is used, or its directory."""
-        while not is_directory(model) and self.config[model].kind == "ppo":
-            model = self.config[model].policy
+        while not is_directory(model) and self.known.kind(model).card is None:
+            model = start_of(self.config[model])
         return model
 
     def room(self, policy: str) -> int:

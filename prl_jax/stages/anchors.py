@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import sampling_config
 from prl_jax.artifacts.models import load_judge, load_policy
@@ -24,7 +25,7 @@ from prl_jax.runs.context import StageContext
 from prl_jax.runs.pieces import Pieces, batches, pieces
 from prl_jax.sampling import respond
 from prl_jax.stages.judging import check_finite
-from prl_jax.stages.kind import Checking, Kind, check_temperature
+from prl_jax.stages.kind import Checking, Kind, Reads, check_temperature
 from prl_jax.text.chat import Prompt, Turn
 
 ANCHORS_FILE = "anchors.jsonl"
@@ -44,6 +45,15 @@ def declare(**values: Any) -> dict[str, Any]:
         batch_size=512,
     )
     return filled(defaults, values, "anchors")
+
+
+def reads(name: str, section: ConfigDict, key: str) -> Iterator[Reads]:
+    """Who reads the prompts: the policy that samples and the judge that ranks; references are only copied."""
+    if section.choice == "reference":
+        yield Reads("", answered=True)
+    else:
+        yield Reads(section.policy)
+        yield Reads(section.judge, section.policy)
 
 
 def check_keep(check: Checking, name: str) -> None:
@@ -188,4 +198,5 @@ KIND = Kind(
     ),
     checks=(check_temperature, check_keep),
     run=run,
+    reads=reads,
 )

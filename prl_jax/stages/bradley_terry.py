@@ -67,6 +67,7 @@ KIND = Kind(
     ),
     checks=supervised.CHECKS,
     run=run,
+    reads=supervised.reads_itself,
     writes="scalar_judge",
     card=planned_card,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from prl_jax.runs.context import StageContext, gold_arguments
 from prl_jax.runs.pieces import Pieces, batches, pieces
 from prl_jax.stages.arms import Table, arm_rows, arms_pieces, compare_arms
 from prl_jax.stages.judging import judge_records, record_metrics
-from prl_jax.stages.kind import Checking, Kind, check_temperature
+from prl_jax.stages.kind import Checking, Kind, Reads, check_temperature
 from prl_jax.stages.win_rate import finite, named_judge
 from prl_jax.text.chat import prompt_text
 
@@ -56,6 +56,15 @@ def unused(section: ConfigDict) -> tuple[str, ...]:
     """Keys that an evaluation does not look at, as its section stands."""
     policies, judges = () if section.baseline else ("prompts", "judge"), () if section.judges else ("pairs",)
     return (*policies, *judges)
+
+
+def reads(name: str, section: ConfigDict, key: str) -> Iterator[Reads]:
+    """Who reads a source: all judges the pairs, the policies and the judge of the win rates the prompts."""
+    if key == "pairs":
+        yield from map(Reads, section.judges)
+    else:
+        yield Reads(section.baseline)
+        yield Reads(section.judge, section.baseline)
 
 
 def check_arms(check: Checking, name: str) -> None:
@@ -150,4 +159,5 @@ KIND = Kind(
     ),
     checks=(check_temperature, check_arms),
     run=run,
+    reads=reads,
 )

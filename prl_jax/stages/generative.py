@@ -16,7 +16,9 @@ from prl_jax.losses.preference import FORMS
 from prl_jax.runs.context import StageContext, initial_decoder, stage_tokenizer
 from prl_jax.stages import pairs, supervised
 from prl_jax.stages.kind import Kind
-from prl_jax.text.judging import NAMES, JudgeTemplate, verdict_ids
+from prl_jax.text.chat import Turn
+from prl_jax.text.judging import NAMES, JudgeTemplate, encode_judge_row, verdict_ids
+from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.reward_model import generative_objective
 from prl_jax.training.step import Objective
 
@@ -40,6 +42,13 @@ def declare(**values: Any) -> dict[str, Any]:
 def template_of(section: ConfigDict) -> JudgeTemplate:
     """How the judge is asked."""
     return JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
+
+
+def check_words(section: ConfigDict, tokenizer: Tokenizer) -> None:
+    """Verdicts are single tokens, and the template's own tokens leave room in a row."""
+    template = template_of(section)
+    verdict_ids(tokenizer, template)
+    encode_judge_row(tokenizer, template, (Turn("user", ""),), "", "", max_length=section.max_length)
 
 
 def planned_card(section: ConfigDict) -> ModelCard:
@@ -76,6 +85,8 @@ KIND = Kind(
     ),
     checks=supervised.CHECKS,
     run=run,
+    reads=supervised.reads_itself,
+    words=check_words,
     writes="generative_judge",
     card=planned_card,
 )

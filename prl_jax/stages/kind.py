@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -16,6 +16,28 @@ from prl_jax.models.hf.load import check_weights
 from prl_jax.models.hf.peft import adapter_base
 from prl_jax.runs.context import StageContext, is_directory, lora_config, model_defaults, root_of, start_of
 from prl_jax.sampling import SamplingConfig
+from prl_jax.text.tokenizer import Tokenizer
+
+
+class Reads(NamedTuple):
+    """Somebody who reads the records of a source.
+
+    Attributes:
+      model: a stage (that of the source itself where it trains on the records), a model directory, or `GOLD`; "" where
+        the records are only looked at.
+      policy: whose responses to the prompts are read too; "" where the records hold all responses.
+      train_on, answered: see `Measurer`.
+    """
+
+    model: str
+    policy: str = ""
+    train_on: str = "last"
+    answered: bool = False
+
+
+def batch_rows(section: ConfigDict) -> tuple[str, int]:
+    """How the rows of a batch are called, and how many there are."""
+    return "batch_size", section.batch_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +54,10 @@ class Kind:
       declare: makes a section: its keys with their defaults, some of them replaced.
       rules: what a section may say.
       run: trains or evaluates, and returns a few numbers about the result.
+      reads: `(name of the stage, section, key of a source) -> who reads its records`.
       checks: what else a section has to fulfil; each raises `UserError`.
+      words: raises `UserError` where a section's words are none to the tokenizer of the model that the stage trains.
+      rows: how the rows of a batch are called, and how many the mesh has to divide.
       writes: kind of the model directory that it writes, as its card has it ("policy", "scalar_judge",
         "generative_judge"); "" where it writes none.
       card: section -> card of that directory, as far as a config tells; None where it is that of the policy which the
@@ -44,7 +69,10 @@ class Kind:
     declare: Callable[..., dict[str, Any]]
     rules: Rules
     run: Callable[[StageContext], dict[str, float]]
+    reads: Callable[[str, ConfigDict, str], Iterator[Reads]]
     checks: Sequence[Callable[[Checking, str], None]] = ()
+    words: Callable[[ConfigDict, Tokenizer], None] | None = None
+    rows: Callable[[ConfigDict], tuple[str, int]] = batch_rows
     writes: str = ""
     card: Callable[[ConfigDict], ModelCard] | None = None
 
@@ -58,6 +86,10 @@ class Checking:
 
     def kind(self, stage: str) -> Kind:
         return self.kinds[self.config[stage].kind]
+
+    def makes_model(self, name: str) -> bool:
+        """Whether a model directory stands behind a name, now or when its stage has run."""
+        return is_directory(name) or bool(self.kind(name).writes)
 
     def card(self, model: str) -> ModelCard:
         """What the directory of a model says, or will say, of it: of a stage, or a model directory."""

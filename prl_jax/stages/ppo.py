@@ -23,7 +23,7 @@ from prl_jax.runs.telemetry import telemetry
 from prl_jax.sharding import replicated
 from prl_jax.stages.anchors import read_anchors
 from prl_jax.stages.kind import Kind
-from prl_jax.stages.ppo_section import CHECKS, RULES, declare
+from prl_jax.stages.ppo_section import CHECKS, RULES, batch_rows, declare, reads
 from prl_jax.stages.ppo_step import Setup, iteration, sample_rows
 from prl_jax.stages.win_rate import named_judge, policy_win_rate
 from prl_jax.training.loop import LoopConfig, run_loop
@@ -179,4 +179,14 @@ def _shown(values: Mapping[str, float]) -> dict[str, float]:
     return {key: values[key] for key in keys if key in values}
 
 
-KIND = Kind(name="ppo", family="policy", declare=declare, rules=RULES, checks=CHECKS, run=run, writes="policy")
+KIND = Kind(
+    name="ppo",
+    family="policy",
+    declare=declare,
+    rules=RULES,
+    checks=CHECKS,
+    run=run,
+    reads=reads,
+    rows=batch_rows,
+    writes="policy",
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,7 +14,7 @@ from prl_jax.losses.advantages import KL_KINDS
 from prl_jax.losses.pairwise_ppo import OPPONENTS, REWARD_MAPS
 from prl_jax.losses.ppo import REDUCTIONS
 from prl_jax.sampling import SamplingConfig
-from prl_jax.stages.kind import Checking, check_lora
+from prl_jax.stages.kind import Checking, Reads, check_lora
 from prl_jax.training.ppo import PPOConfig
 
 _LEAD = 8  # tokens that introduce the anchor to a critic, at most
@@ -124,6 +125,22 @@ RULES = Rules(
     batches={"prompts": "prompts_per_step"},
     evaluates="evaluation.every",
 )
+
+
+def reads(name: str, section: ConfigDict, key: str) -> Iterator[Reads]:
+    """Who reads the records of a source: the policy that samples and the judge of its responses."""
+    yield Reads(section.policy)
+    if key == "prompts":
+        yield Reads(section.judge, section.policy)
+        if section.anchors:  # a prompt that has no anchors cannot be used
+            yield Reads(section.anchors)
+    else:
+        yield Reads(section.evaluation.judge, section.policy)
+
+
+def batch_rows(section: ConfigDict) -> tuple[str, int]:
+    """How the rows of a batch are called, and how many there are."""
+    return "prompts_per_step * group_size", section.prompts_per_step * section.group_size
 
 
 def check_algorithm(check: Checking, name: str) -> None:

@@ -20,7 +20,7 @@ from prl_jax.processes import shared, whole_batch
 from prl_jax.runs.context import StageContext, initial_decoder, stage_tokenizer
 from prl_jax.sampling import respond
 from prl_jax.stages import supervised
-from prl_jax.stages.kind import Kind
+from prl_jax.stages.kind import Kind, Reads
 from prl_jax.text.chat import prompt_text
 from prl_jax.training.sft import SFT
 
@@ -105,6 +105,7 @@ KIND = Kind(
     ),
     checks=supervised.CHECKS,
     run=run,
+    reads=lambda name, section, key: iter([Reads(name, train_on=section.train_on)]),
     writes="policy",
     card=planned_card,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import ModelCard
 from prl_jax.artifacts.models import CHECKPOINTS_DIR, save_card
@@ -26,7 +27,7 @@ from prl_jax.processes import batch_rows, fetch, is_leader, local_rows, put_batc
 from prl_jax.runs.best import BestSoFar
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.telemetry import telemetry
-from prl_jax.stages.kind import Checking, check_lora
+from prl_jax.stages.kind import Checking, Reads, check_lora
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.loop import LoopConfig, run_loop
 from prl_jax.training.state import TrainState, create_state, released
@@ -85,6 +86,11 @@ def check_adapters(check: Checking, name: str) -> None:
     """Raises `UserError` for adapters that cannot be made, or that have no model to adapt."""
     if check_lora(check.config[name], name) and not check.config[name].init_from:
         raise UserError(f"{name}.lora: adapters need a model to adapt; name one in {name}.init_from")
+
+
+def reads_itself(name: str, section: ConfigDict, key: str) -> Iterator[Reads]:
+    """Who reads the records of a source: the model that the stage trains."""
+    yield Reads(name)
 
 
 CHECKS = (check_context, check_accumulation, check_adapters)

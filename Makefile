@@ -35,6 +35,7 @@ mutants: .venv/.installed-dev
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --summary=none
 
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .

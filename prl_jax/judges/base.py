@@ -63,8 +63,8 @@ def judge_pairs(judge: Judge, prompts: Sequence[Prompt], first: Sequence[str], s
     different = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
     z_12, z_21 = np.zeros(len(prompts), np.float32), np.zeros(len(prompts), np.float32)
     if different:
-        judged = judge(*([column[i] for i in different] for column in (prompts, first, second)))
-        z_12[different], z_21[different] = judged
+        asked = [prompts[i] for i in different], [first[i] for i in different], [second[i] for i in different]
+        z_12[different], z_21[different] = judge(*asked)
     return Judged(z_12, z_21)
 
 

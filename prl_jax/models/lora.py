@@ -24,7 +24,7 @@ from prl_jax.tree import flatten, leaf_name, unflatten
 Tree = TypeVar("Tree")
 
 
-def split(tree: Tree) -> tuple[Tree, Tree]:
+def split(tree: Any) -> tuple[Any, Any]:
     """What is trained of a tree with decoders in it, and what is not, each with None in the other's places.
 
     Everything is trained but the parameters of a decoder with adapters that are no adapters.
@@ -39,7 +39,7 @@ def split(tree: Tree) -> tuple[Tree, Tree]:
     return pick(True), pick(False)
 
 
-def combine(trained: Tree, frozen: Tree) -> Tree:
+def combine(trained: Any, frozen: Any) -> Any:
     """The inverse of `split`."""
     return jax.tree.map(lambda x, y: y if x is None else x, trained, frozen, is_leaf=lambda x: x is None)
 

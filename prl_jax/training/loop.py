@@ -83,14 +83,15 @@ def run_loop(
         own = time.perf_counter() - start - sum(waited)
         values = _finite(name, n, metrics)
         end = time.perf_counter()
-        evaluated = evaluate is not None and config.evaluate_every > 0 and due(n, config.evaluate_every, config.total)
         keep = due(n, config.save_every, config.total)
-        if evaluated:
-            values |= evaluate(state, n)
+        evaluating = config.evaluate_every > 0 and due(n, config.evaluate_every, config.total)
+        evaluation = evaluate(state, n) if evaluate is not None and evaluating else None
+        if evaluation is not None:
+            values |= evaluation
             keep |= improved is not None and improved(n, values)
         on_step(n, values)
         logged = due(n, config.log_every, config.total)
-        if evaluated or logged:
+        if evaluation is not None or logged:
             write(n, values)
         if logged and timed is not None:
             timed(n, end - start, own)

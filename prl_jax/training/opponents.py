@@ -71,8 +71,9 @@ def compare(
     own = np.arange(count) % group_size  # a row's place in its group
     # One judgement of a pair, in both orders, serves both of its members.
     rows, columns = np.nonzero(mask & (np.arange(width) > own[:, None]) if mirrored else mask)
-    others = [candidates[i][j] for i, j in zip(rows, columns, strict=True)]
-    judged = judge_pairs(judge, [prompts[i] for i in rows], [responses[i] for i in rows], others)
+    pairs = [(int(i), int(j)) for i, j in zip(rows, columns, strict=True)]
+    others = [candidates[i][j] for i, j in pairs]
+    judged = judge_pairs(judge, [prompts[i] for i, _ in pairs], [responses[i] for i, _ in pairs], others)
     z_ya, z_ay = np.zeros((count, width), np.float32), np.zeros((count, width), np.float32)
     z_ya[rows, columns], z_ay[rows, columns] = judged.z_12, judged.z_21
     if mirrored:

@@ -36,7 +36,7 @@ class Objective:
 
     terms: Callable[[Any, Any], dict[str, LossOutput]]
     denominators: Callable[[Any], dict[str, jax.Array]]
-    weights: Mapping[str, float]
+    weights: Mapping[str, float | jax.Array]
     reads: int = 1
     unit: int = 1
 

@@ -133,6 +133,10 @@ class _OfResponses:
         advantages = self.of_groups(whole, counts).reshape(-1, 1)
         return jnp.where(rewards.mask, advantages, 0.0), None
 
+    def of_groups(self, rewards: Float[Array, "B G"], counts: Bool[Array, "B G"]) -> Float[Array, "B G"]:
+        """Advantages of `B` groups of `G` responses; `counts` has those that train the policy."""
+        raise NotImplementedError
+
 
 @dataclasses.dataclass(frozen=True)
 class GroupMean(_OfResponses):

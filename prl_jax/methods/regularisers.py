@@ -30,9 +30,15 @@ class Regulariser(Protocol):
 
     kind: ClassVar[str]
     inside: ClassVar[bool]
-    coefficient: float
-    steer: tuple[float, ...]
-    entropy: float
+
+    @property
+    def coefficient(self) -> float: ...
+
+    @property
+    def steer(self) -> tuple[float, ...]: ...
+
+    @property
+    def entropy(self) -> float: ...
 
     def reward(
         self, logp: Float[Array, "N T"], logp_ref: Float[Array, "N T"], coefficient: Float[Array, ""]

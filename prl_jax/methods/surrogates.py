@@ -128,9 +128,10 @@ def _whole(mask: Bool[Array, "N T"]) -> Bool[Array, "P"]:
     return mask.any(-1).reshape(-1, 2).all(-1)
 
 
-def _log_ratios(logp: Float[Array, "N T"], frozen: Frozen) -> Float[Array, "2 P"]:
+def _log_ratios(logp: Float[Array, "N T"], frozen: Frozen) -> tuple[Float[Array, "P"], Float[Array, "P"]]:
     """Log-ratios to the reference of the first and the second response of each pair."""
-    return masked_sum(logp - frozen.logp_ref, frozen.mask, -1).reshape(-1, 2).T
+    first, second = masked_sum(logp - frozen.logp_ref, frozen.mask, -1).reshape(-1, 2).T
+    return first, second
 
 
 def _win(frozen: Frozen) -> Float[Array, "P"]:

@@ -90,8 +90,9 @@ def _compared(
     count, width = mask.shape
     place = np.arange(count) % group_size
     rows, columns = np.nonzero(mask & (np.arange(width) > place[:, None]) if mirrored else mask)
-    others = [candidates[i][j] for i, j in zip(rows, columns, strict=True)]
-    judged = judge_pairs(judge, [prompts[i] for i in rows], [responses[i] for i in rows], others)
+    pairs = [*zip(rows.tolist(), columns.tolist(), strict=True)]
+    others = [candidates[i][j] for i, j in pairs]
+    judged = judge_pairs(judge, [prompts[i] for i, _ in pairs], [responses[i] for i, _ in pairs], others)
     z_ya, z_ay = np.zeros((count, width), np.float32), np.zeros((count, width), np.float32)
     z_ya[rows, columns], z_ay[rows, columns] = judged.z_12, judged.z_21
     if mirrored:
@@ -112,7 +113,7 @@ def _scored(
         raise UserError(f"{type(judge).__name__} compares pairs and has no scores; the reward needs a judge that has")
     rows, columns = np.nonzero(mask)
     asked = [*zip(prompts, responses, strict=True)]
-    asked += [(prompts[i], candidates[i][j]) for i, j in zip(rows, columns, strict=True)]
+    asked += [(prompts[i], candidates[i][j]) for i, j in zip(rows.tolist(), columns.tolist(), strict=True)]
     different = list(dict.fromkeys(asked))
     found = dict(zip(different, judge.scores(*map(list, zip(*different, strict=True))).tolist(), strict=True))
     others = np.zeros(mask.shape, np.float32)

@@ -157,7 +157,9 @@ def prepare(
         before, after = response_values(state.critic.model, critic_rows, mask.shape[1])
         values = Values(jnp.where(mask, before, 0.0), after)
     advantages, returns = baseline(rewards, values)
-    critique = None if values is None else Critique(critic_rows, values.before, returns)
+    critique = None
+    if values is not None and critic_rows is not None and returns is not None:
+        critique = Critique(critic_rows, values.before, returns)
     experience = Experience(rows, rollout.response, mask, Frozen(logp, logp_ref, advantages, trained), critique)
     sequence_kl = masked.masked_sum(logp - logp_ref, mask, axis=1)
     metrics = {
@@ -244,25 +246,32 @@ def make_updates(
 
     def update(state: PolicyState, experience: Experience, index: Int[Array, "M"]) -> tuple[PolicyState, Metrics]:
         batch = rows(experience, index)
+        critic = state.critic
         objectives, models = {"policy": policy_objective(method, schedule, state.kl_coef)}, {"policy": state.policy}
         if isinstance(baseline, Critic):
-            objectives["critic"], models["critic"] = critic_objective(baseline), state.critic
+            assert critic is not None
+            objectives["critic"], models["critic"] = critic_objective(baseline), critic
         grads, metrics = gradients(
             together(objectives), {k: v.model for k, v in models.items()}, batch, schedule.accumulate
         )
-        critic = state.critic
         if critic is not None:
+            assert critic_optimizer is not None
             critic, metrics["critic_grad_norm"] = apply_gradients(critic, grads["critic"], critic_optimizer)
         policy, metrics["grad_norm"] = apply_gradients(state.policy, grads["policy"], policy_optimizer)
         return PolicyState(policy, critic, state.kl_coef), metrics
 
+    if not isinstance(baseline, Critic):
+        return Updates(JitUpdate(update), None)
+    assert critic_optimizer is not None
+    values, optimizer = critic_objective(baseline), critic_optimizer
+
     def warm_up(critic: TrainState, experience: Experience, index: Int[Array, "M"]) -> tuple[TrainState, Metrics]:
         batch = rows(experience, index)
-        grads, metrics = gradients(critic_objective(baseline), critic.model, batch, schedule.accumulate)
-        critic, metrics["critic_grad_norm"] = apply_gradients(critic, grads, critic_optimizer)
+        grads, metrics = gradients(values, critic.model, batch, schedule.accumulate)
+        critic, metrics["critic_grad_norm"] = apply_gradients(critic, grads, optimizer)
         return critic, metrics
 
-    return Updates(JitUpdate(update), JitUpdate(warm_up) if isinstance(baseline, Critic) else None)
+    return Updates(JitUpdate(update), JitUpdate(warm_up))
 
 
 def together(objectives: dict[str, Objective]) -> Objective:

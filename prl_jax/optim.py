@@ -14,8 +14,8 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 def learning_rate_schedule(peak: float, *, schedule: str, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear warm-up to `peak`, then constant, or a linear or cosine way to a tenth of it at `total_steps`."""
-    decay_steps = max(total_steps - warmup_steps, 1)
+    """Linear warm-up to `peak`, then constant, or a linear or cosine way to a tenth of it at the last of the steps."""
+    decay_steps = max(total_steps - warmup_steps - 1, 1)
     if schedule == "constant":
         after = optax.constant_schedule(peak)
     elif schedule == "linear":
@@ -50,6 +50,8 @@ def make_optimizer(
         raise UserError(
             f"optimizer: learning_rate={learning_rate}, clip_norm={clip_norm}, total_steps={total_steps} must be > 0"
         )
+    if not 0 <= b1 < 1 or not 0 <= b2 < 1 or weight_decay < 0:
+        raise UserError(f"optimizer: b1={b1}, b2={b2}, weight_decay={weight_decay}: expected 0 <= b < 1 and decay >= 0")
     rate = learning_rate_schedule(learning_rate, schedule=schedule, warmup_steps=warmup_steps, total_steps=total_steps)
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),

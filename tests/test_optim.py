@@ -25,11 +25,11 @@ def test_warm_up_is_linear_and_the_first_update_moves(schedule):
 def test_schedules_end_where_they_say():
     np.testing.assert_allclose(rates("constant", warmup=2)[2:], 0.5)
     for schedule in ("linear", "cosine"):
-        values = rates(schedule, warmup=2)
-        np.testing.assert_allclose(values[12:], 0.05, rtol=1e-5)
+        values = rates(schedule, warmup=2, total=13)
+        np.testing.assert_allclose(values[12:], 0.05, rtol=1e-5)  # the last of 13 updates, counted from 0
         np.testing.assert_allclose(values[7], 0.275, rtol=1e-5)  # both pass the middle half-way
         assert (np.diff(values[2:13]) < 0).all()
-    linear = rates("linear", warmup=2)[2:13]
+    linear = rates("linear", warmup=2, total=13)[2:13]
     np.testing.assert_allclose(np.diff(linear), np.diff(linear)[0], rtol=1e-4)
 
 

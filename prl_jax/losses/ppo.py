@@ -88,7 +88,7 @@ def ppo_value_loss(
     ret: Float[Array, "B T"],
     mask: Bool[Array, "B T"],
     *,
-    clip_value: float | None = 0.2,
+    clip_value: float | Float[Array, ""] | None = None,
 ) -> LossOutput:
     """`max((v - ret)^2, (v_clip - ret)^2) / 2` a token, `v_clip = v_old + clip(v - v_old, -clip_value, clip_value)`.
 

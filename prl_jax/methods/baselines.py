@@ -71,9 +71,12 @@ class Critic:
     Attributes:
       gamma: discount.
       lam_actor, lam_critic: lambda of the advantages and of the critic's targets.
-      whiten: whether advantages are whitened over all tokens of the batch that train the policy.
+      whiten: whether advantages are whitened over all tokens of the batch that train the policy. A divergence in the
+        reward is whitened with them; one in the loss is then weighed against advantages of deviation 1, whatever the
+        size of the rewards.
       bootstrap_truncated: whether a truncated response is worth V behind its last token, in place of its score.
-      clip: how far a value may move from its old one at once; 0 for any distance.
+      clip: how far a value may move from its old one at once, as a share of the running deviation of the returns; 0 for
+        any distance.
       weight: factor of the value loss.
       sees_opponent: whether the critic reads the opponent that the response is compared with.
     """
@@ -86,7 +89,7 @@ class Critic:
     lam_critic: float = 1.0
     whiten: bool = True
     bootstrap_truncated: bool = False
-    clip: float = 0.2
+    clip: float = 0.0
     weight: float = 1.0
     sees_opponent: bool = False
 
@@ -105,7 +108,7 @@ class Critic:
         advantages, returns = gae(
             rewards.tokens, values.before, rewards.mask, bootstrap=bootstrap, gamma=self.gamma, **lambdas
         )
-        return masked_whiten(advantages, rewards.mask) if self.whiten else advantages, returns
+        return masked_whiten(advantages, rewards.trained) if self.whiten else advantages, returns
 
     def loss(
         self,
@@ -113,9 +116,11 @@ class Critic:
         values_old: Float[Array, "N T"],
         returns: Float[Array, "N T"],
         mask: Bool[Array, "N T"],
+        deviation: Float[Array, ""] | None = None,
     ) -> LossOutput:
-        """The value loss of tokens `[N, T]`, see `losses.ppo_value_loss`."""
-        return ppo_value_loss(values, values_old, returns, mask, clip_value=self.clip or None)
+        """The value loss of tokens `[N, T]`, see `losses.ppo_value_loss`; `deviation` is that of the returns."""
+        clip = None if deviation is None else self.clip * deviation
+        return ppo_value_loss(values, values_old, returns, mask, clip_value=clip)
 
 
 class _OfResponses:

@@ -66,11 +66,14 @@ class PolicyState(NamedTuple):
       policy: with its optimizer.
       critic: likewise, where the method has values; else None.
       kl_coef: float32 scalar, the regulariser's coefficient.
+      deviation: float32 scalar, the running deviation of the returns, 0 before the first ones; None where no value is
+        clipped by it.
     """
 
     policy: TrainState
     critic: TrainState | None
     kl_coef: Float[Array, ""]
+    deviation: Float[Array, ""] | None = None
 
 
 class CriticContext(NamedTuple):
@@ -116,8 +119,24 @@ class Experience(NamedTuple):
 
 def initial_state(policy: TrainState, critic: TrainState | None, method: Method) -> PolicyState:
     """The state before the first update."""
-    coefficient = jnp.float32(method.regulariser.coefficient)
-    return PolicyState(policy, critic, jax.device_put(coefficient, policy.step.sharding))
+    number = lambda x: jax.device_put(jnp.float32(x), policy.step.sharding)  # noqa: E731
+    clips = isinstance(method.baseline, Critic) and method.baseline.clip > 0
+    return PolicyState(policy, critic, number(method.regulariser.coefficient), number(0.0) if clips else None)
+
+
+def check_together(method: Method, schedule: Schedule) -> None:
+    """Raises `UserError`, which begins with the key, where a method and a schedule cannot work together."""
+    method.check_group(schedule.group_size)
+    if schedule.missing_eos_penalty and method.baseline.bootstraps:
+        raise UserError(
+            f"missing_eos_penalty={schedule.missing_eos_penalty}: with baseline.bootstrap_truncated a response without "
+            "a stop token earns the critic's value and no score to subtract it from; set one of them to 0"
+        )
+    if schedule.missing_eos_penalty and schedule.mask_truncated and not method.baseline.reads_values:
+        raise UserError(
+            f"missing_eos_penalty={schedule.missing_eos_penalty}: with mask_truncated nobody learns from responses "
+            "without a stop token; set one of them to 0"
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("method", "schedule"))
@@ -147,7 +166,8 @@ def prepare(
     logp, entropy = response_logprobs(state.policy.model, rows, rollout.response, mask, schedule.temperature)
     logp_ref, _ = response_logprobs(reference, rows, rollout.response, mask, schedule.temperature)
     score = reward.astype(jnp.float32) - schedule.missing_eos_penalty * truncated
-    tokens = token_rewards(score, -method.regulariser.reward(logp, logp_ref, state.kl_coef), mask, 1.0)
+    earned = jnp.where(truncated & baseline.bootstraps, 0.0, score)  # a value takes its place
+    tokens = token_rewards(earned, -method.regulariser.reward(logp, logp_ref, state.kl_coef), mask, 1.0)
     trained = mask & ~(truncated & schedule.mask_truncated)[:, None]
     rewards = Rewards(tokens, mask, trained, truncated, schedule.group_size)
     values, critic_rows = None, None
@@ -173,6 +193,7 @@ def prepare(
     if critique is not None:
         metrics["value_mean"] = masked.masked_mean(critique.values_old, mask)
         metrics["explained_variance"] = _explained(critique.values_old, critique.returns, mask)
+        metrics["return_deviation"] = jnp.sqrt(masked.masked_var(critique.returns, mask))
     return experience, metrics
 
 
@@ -204,14 +225,14 @@ def policy_objective(method: Method, schedule: Schedule, kl_coef: Float[Array, "
     return Objective(terms, denominators, {"policy_loss": 1.0, **beside}, unit=surrogate.unit)
 
 
-def critic_objective(baseline: Critic) -> Objective:
-    """The loss of a critic on an `Experience`."""
+def critic_objective(baseline: Critic, deviation: Float[Array, ""] | None) -> Objective:
+    """The loss of a critic on an `Experience`; see `PolicyState` for the deviation of the returns."""
 
     def terms(critic: ScalarModel, batch: Experience) -> dict[str, LossOutput]:
         critique = batch.critique
         assert critique is not None
         values, _ = response_values(critic, critique.rows, batch.mask.shape[1])
-        loss = baseline.loss(values, critique.values_old, critique.returns, batch.mask)
+        loss = baseline.loss(values, critique.values_old, critique.returns, batch.mask, deviation)
         return {"value_loss": LossOutput(loss.sum, loss.denominator, {"value_clip": loss.aux["clip_fraction"]})}
 
     def denominators(batch: Experience) -> dict[str, Array]:
@@ -225,7 +246,8 @@ class Updates(NamedTuple):
 
     Attributes:
       train: of the policy, and of the critic where there is one.
-      warm_up: of the critic alone, which takes and gives its state; None without a critic.
+      warm_up: of the critic alone, `(its state, deviation, experience, row indices) -> (its state, metrics)`; None
+        without a critic.
     """
 
     train: JitUpdate
@@ -250,7 +272,7 @@ def make_updates(
         objectives, models = {"policy": policy_objective(method, schedule, state.kl_coef)}, {"policy": state.policy}
         if isinstance(baseline, Critic):
             assert critic is not None
-            objectives["critic"], models["critic"] = critic_objective(baseline), critic
+            objectives["critic"], models["critic"] = critic_objective(baseline, state.deviation), critic
         grads, metrics = gradients(
             together(objectives), {k: v.model for k, v in models.items()}, batch, schedule.accumulate
         )
@@ -258,16 +280,18 @@ def make_updates(
             assert critic_optimizer is not None
             critic, metrics["critic_grad_norm"] = apply_gradients(critic, grads["critic"], critic_optimizer)
         policy, metrics["grad_norm"] = apply_gradients(state.policy, grads["policy"], policy_optimizer)
-        return PolicyState(policy, critic, state.kl_coef), metrics
+        return state._replace(policy=policy, critic=critic), metrics
 
     if not isinstance(baseline, Critic):
         return Updates(JitUpdate(update), None)
     assert critic_optimizer is not None
-    values, optimizer = critic_objective(baseline), critic_optimizer
+    values, optimizer = baseline, critic_optimizer
 
-    def warm_up(critic: TrainState, experience: Experience, index: Int[Array, "M"]) -> tuple[TrainState, Metrics]:
+    def warm_up(
+        critic: TrainState, deviation: Float[Array, ""] | None, experience: Experience, index: Int[Array, "M"]
+    ) -> tuple[TrainState, Metrics]:
         batch = rows(experience, index)
-        grads, metrics = gradients(values, critic.model, batch, schedule.accumulate)
+        grads, metrics = gradients(critic_objective(values, deviation), critic.model, batch, schedule.accumulate)
         critic, metrics["critic_grad_norm"] = apply_gradients(critic, grads, optimizer)
         return critic, metrics
 
@@ -318,7 +342,7 @@ def run_updates(
                 state, metrics = updates.train(state, experience, order[part])
             else:
                 assert updates.warm_up is not None
-                critic, metrics = updates.warm_up(state.critic, experience, order[part])
+                critic, metrics = updates.warm_up(state.critic, state.deviation, experience, order[part])
                 state = state._replace(critic=critic)
             seen.append(metrics)
     mean = jax.tree.map(lambda *x: sum(x) / len(x), *seen)
@@ -326,10 +350,21 @@ def run_updates(
     return state, {**mean, **first}
 
 
+def with_returns(state: PolicyState, deviation: Float[Array, ""]) -> PolicyState:
+    """The state once it has met a batch whose returns have this deviation: a tenth of the running one is new."""
+    if state.deviation is None:
+        return state
+    return state._replace(deviation=jnp.where(state.deviation == 0, deviation, 0.9 * state.deviation + 0.1 * deviation))
+
+
 def steer_kl(state: PolicyState, kl: Float[Array, ""], rows: int, method: Method) -> PolicyState:
-    """Steers the coefficient of the divergence to its target (arXiv 1909.08593, section 2.2), where it has one."""
+    """Steers the coefficient of the divergence to its target, where it has one; for steps that train the policy.
+
+    The factor is the exponential of the relative error, at most a fifth, times the share of the horizon that the step's
+    rows are: it stays positive whatever they are (arXiv 1909.08593, section 2.2, has its tangent at 1).
+    """
     if not method.regulariser.steer:
         return state
     target, horizon = method.regulariser.steer
     error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
-    return state._replace(kl_coef=state.kl_coef * (1.0 + error * rows / horizon))
+    return state._replace(kl_coef=state.kl_coef * jnp.exp(error * min(rows / horizon, 1.0)))

@@ -24,7 +24,15 @@ from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
 from prl_jax.processes import put_batch
 from prl_jax.text.judging import JudgeTemplate, verdict_ids
-from prl_jax.training.policy import CriticContext, Schedule, initial_state, make_updates, prepare, run_updates
+from prl_jax.training.policy import (
+    CriticContext,
+    Schedule,
+    initial_state,
+    make_updates,
+    prepare,
+    run_updates,
+    with_returns,
+)
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.state import create_state
 from prl_jax.training.step import make_train_step
@@ -45,11 +53,11 @@ PAIRS = [
 METHOD = Method(
     NoOpponent(),
     Score(),
-    Critic(gamma=0.98, weight=0.5, bootstrap_truncated=True),
+    Critic(gamma=0.98, weight=0.5, clip=0.2, bootstrap_truncated=True),
     TokenClip(high=0.28, dual=3.0),
     RewardKL(coefficient=0.1, entropy=0.01),
 )
-SCHEDULE = Schedule(accumulate=2, temperature=0.8, missing_eos_penalty=0.3)
+SCHEDULE = Schedule(accumulate=2, temperature=0.8)
 
 
 def ppo() -> Numbers:
@@ -64,6 +72,7 @@ def ppo() -> Numbers:
     score = jnp.linspace(-0.5, 1.5, 8)
     reference = on_mesh(make_decoder(2, layers=1), mesh)
     experience, frozen = prepare(state, reference, rollout, context, score, **pieces)
+    state = with_returns(state, frozen["return_deviation"])
     updates = make_updates(METHOD, SCHEDULE, OPTIMIZER, OPTIMIZER)
     state, metrics = run_updates(updates, state, experience, jax.random.key(0), **pieces, train_policy=True)
     return {

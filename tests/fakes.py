@@ -120,8 +120,8 @@ class UtilityJudge:
     `bias` favours slot 1, so that the order in which it is asked matters.
     """
 
-    def __init__(self, utility: Callable[[str, str], float], bias: float = 0.0):
-        self.utility, self.bias, self.asked = utility, bias, []
+    def __init__(self, utility: Callable[[str, str], float], bias: float = 0.0, merge: str = "probability"):
+        self.utility, self.bias, self.merge, self.asked = utility, bias, merge, []
 
     def z(self, prompt: str, first: str, second: str) -> float:
         return self.utility(prompt, first) - self.utility(prompt, second) + self.bias
@@ -131,4 +131,4 @@ class UtilityJudge:
         self.asked += list(zip(texts, first, second, strict=True))
         z_12 = [self.z(*row) for row in zip(texts, first, second, strict=True)]
         z_21 = [self.z(*row) for row in zip(texts, second, first, strict=True)]
-        return Judged(np.array(z_12, np.float32), np.array(z_21, np.float32))
+        return Judged(np.array(z_12, np.float32), np.array(z_21, np.float32), self.merge)

@@ -144,6 +144,12 @@ def test_wins_are_kept_prompt_by_prompt(workdir):
         assert np.shape(wins) == (16, 2) and math.isclose(np.mean(wins), arm["win_rate"], abs_tol=1e-9)
 
 
+def merged(p_12, p_21):
+    """The answer from both orders: the mean of logits, which the antisymmetric form fits."""
+    odds = p_12 * (1 - p_21) / (p_21 * (1 - p_12))
+    return np.sqrt(odds) / (1 + np.sqrt(odds))
+
+
 def test_samples_of_ppo_add_up(workdir):
     for name in PPO:
         rows = read_rows(workdir / name / "samples.jsonl")
@@ -153,7 +159,7 @@ def test_samples_of_ppo_add_up(workdir):
             assert row["logp"] < 0 and (row["anchor"] is None) == (name in ("ppo", "group_ppo"))
             assert (row["p_12"] is None) == (name == "ppo")
     for row in read_rows(workdir / "peer_ppo" / "samples.jsonl"):  # one opponent, so its judgement is the reward
-        assert math.isclose(row["reward"], (row["p_12"] + 1 - row["p_21"]) / 2, abs_tol=1e-6)
+        assert math.isclose(row["reward"], merged(row["p_12"], row["p_21"]), abs_tol=1e-6)
 
 
 def test_anchors_are_one_list_a_prompt(workdir):
@@ -238,7 +244,7 @@ def test_judge_writes_both_orders_of_every_pair(workdir, pairs, tmp_path, name):
     assert [row["id"] for row in rows] == ["sure", "soft", "votes", "tie", "same", f"{pairs}:6"]
     assert all(list(row) == ["id", "p_12", "p_21", "p_chosen"] for row in rows)
     p_12, p_21, p = (np.array([row[key] for row in rows]) for key in ("p_12", "p_21", "p_chosen"))
-    np.testing.assert_allclose(p, (p_12 + 1 - p_21) / 2, atol=1e-7)
+    np.testing.assert_allclose(p, merged(p_12, p_21), atol=1e-6)
     assert (p_12[4], p_21[4], p[4]) == (0.5, 0.5, 0.5) and ((0 < p) & (p < 1)).all()
     one_minus = np.abs(p_21 - (1 - p_12))
     assert one_minus.max() < 1e-6 if name == "bt" else one_minus.max() > 1e-4

@@ -33,6 +33,7 @@ class ModelCard:
       max_prompt, max_response: tokens that the model was trained for; a judge that reads pairs has `max_prompt` for
         the whole row.
       template: fields of `JudgeTemplate`, of a generative judge.
+      merge: how a generative judge merges its two orders, see `Judged`.
       base: the model directory that holds the frozen parameters of a model with adapters; relative paths start at this
         directory.
       source: the config.json of the Hugging Face checkpoint that the model descends from.
@@ -48,6 +49,7 @@ class ModelCard:
     max_prompt: int
     max_response: int
     template: dict[str, Any] | None = None
+    merge: str = "probability"
     base: str | None = None
     source: dict[str, Any] | None = None
     generation: dict[str, Any] | None = None
@@ -234,4 +236,4 @@ def _with_arguments(card: ModelCard, defaults: Defaults) -> ModelCard:
 def export_card(card: ModelCard) -> dict[str, Any]:
     """What `EXPORT_FILE` says of an exported model beside its config.json."""
     fields = dataclasses.asdict(card)
-    return {key: fields[key] for key in ("kind", "max_prompt", "max_response", "template", "template_args")}
+    return {key: fields[key] for key in ("kind", "max_prompt", "max_response", "template", "merge", "template_args")}

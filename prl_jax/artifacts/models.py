@@ -211,4 +211,4 @@ def make_judge(
     if isinstance(model, ScalarModel):
         return ScalarJudge(model, tokenizer, **options)
     assert card.asks is not None
-    return GenerativeJudge(model, tokenizer, card.asks, **options)
+    return GenerativeJudge(model, tokenizer, card.asks, merge=card.merge, **options)

@@ -134,8 +134,8 @@ def judge_file(
         file.finish()
     failed = sum(row["p_chosen"] is None for row in file.rows)
     _check_finite(failed, len(file.rows), "judgements", model, out)
-    p_12, p_21 = (np.array([row[key] for row in file.rows], np.float64) for key in ("p_12", "p_21"))
-    return pair_metrics(p_12, p_21, list(chosen.records)) | dict(chosen.counts)
+    columns = (np.array([row[key] for row in file.rows], np.float64) for key in ("p_12", "p_21", "p_chosen"))
+    return pair_metrics(*columns, list(chosen.records)) | dict(chosen.counts)
 
 
 def _judgements(records: Sequence[PreferenceRecord], judged: Judged) -> list[dict[str, Any]]:

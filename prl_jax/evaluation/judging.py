@@ -1,8 +1,9 @@
 """How good a judge is on labelled pairs: accuracy, calibration, position bias. NumPy, float64.
 
 Everywhere `p_12` is P(slot 1 wins) with response 1 in slot 1, and `p_21` is P(slot 1 wins) with the two exchanged, so
-that an unbiased judge has `p_21 = 1 - p_12`. The judge's answer is the symmetric probability `(p_12 + 1 - p_21) / 2`
-that response 1 is better. A label is the probability that response 1 is better: 1, 0, 0.5 for a tie.
+that an unbiased judge has `p_21 = 1 - p_12`. The judge's answer is a symmetric probability that response 1 is better:
+`(p_12 + 1 - p_21) / 2`, unless the judge merges its orders in another way and says so (`p_first`). A label is the
+probability that response 1 is better: 1, 0, 0.5 for a tie.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def judge_metrics(
     p_21: Float[np.ndarray, "N"],
     label: Num[np.ndarray, "N"],
     *,
+    p_first: Float[np.ndarray, "N"] | None = None,
     soft: Num[np.ndarray, "N"] | None = None,
     tie: Bool[np.ndarray, "N"] | None = None,
     longer: Num[np.ndarray, "N"] | None = None,
@@ -52,6 +54,7 @@ def judge_metrics(
       p_12: `[N]` P(slot 1 wins), response 1 in slot 1.
       p_21: `[N]` P(slot 1 wins), response 2 in slot 1.
       label: `[N]` 1 where response 1 is better, 0 where response 2 is, 0.5 for a tie.
+      p_first: `[N]` the judge's answer, P(response 1 is better) from both orders; by default the mean of the two.
       soft: `[N]` P(response 1 is better) where annotators or the exact task give more than a verdict; NaN where they
         do not. There, and without `soft`, the label stands in.
       tie: `[N]` pairs without a better response; default: where the label is 0.5.
@@ -76,8 +79,8 @@ def judge_metrics(
     finite = np.isfinite(p_12) & np.isfinite(p_21)
     n, ties = len(label), int(tie.sum())
     p_12, p_21, label, tie = p_12[finite], p_21[finite], label[finite].astype(np.float64), tie[finite]
-    soft, longer = (None if column is None else column[finite] for column in (soft, longer))
-    p = symmetric_probability(p_12, p_21)
+    soft, longer, p_first = (None if column is None else column[finite] for column in (soft, longer, p_first))
+    p = symmetric_probability(p_12, p_21) if p_first is None else p_first.astype(np.float64)
     target = _soft_target(label, soft, tie)
     decided = ~tie
     cross_entropy = -(target * np.log(np.maximum(p, _TINY)) + (1.0 - target) * np.log(np.maximum(1.0 - p, _TINY)))

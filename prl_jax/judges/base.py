@@ -21,10 +21,12 @@ class Judged(NamedTuple):
     Attributes:
       z_12: `[N]`, response 1 in slot 1.
       z_21: `[N]`, the two exchanged.
+      merge: how the two orders become one answer, of `SPACES`: the mean of their probabilities, or of their logits.
     """
 
     z_12: Float[np.ndarray, "N"]
     z_21: Float[np.ndarray, "N"]
+    merge: str = "probability"
 
     @property
     def p_12(self) -> Float[np.ndarray, "N"]:
@@ -38,13 +40,22 @@ class Judged(NamedTuple):
 
     @property
     def p_first(self) -> Float[np.ndarray, "N"]:
-        """`[N]` P(response 1 is better), averaged over both orders: `(p_12 + 1 - p_21) / 2`."""
-        return (self.p_12 + 1.0 - self.p_21) / 2.0
+        """`[N]` float64, P(response 1 is better) from both orders: `(p_12 + 1 - p_21) / 2`, or with `merge="logit"`
+        `sigmoid((z_12 - z_21) / 2)`. Orders that contradict each other exactly give exactly 0.5."""
+        if self.merge == "logit":
+            return 0.5 * (1.0 + np.tanh(0.25 * (self.z_12.astype(np.float64) - self.z_21.astype(np.float64))))
+        return (self.p_12.astype(np.float64) + 1.0 - self.p_21.astype(np.float64)) / 2.0
 
 
 @runtime_checkable
 class Judge(Protocol):
-    """`(prompt, response 1, response 2) -> P(response 1 is better)`, for both orders of `N` pairs at once."""
+    """`(prompt, response 1, response 2) -> P(response 1 is better)`, for both orders of `N` pairs at once.
+
+    Attributes:
+      merge: how its two orders become one answer, see `Judged`.
+    """
+
+    merge: str
 
     def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged: ...
 
@@ -64,8 +75,9 @@ def judge_pairs(judge: Judge, prompts: Sequence[Prompt], first: Sequence[str], s
     z_12, z_21 = np.zeros(len(prompts), np.float32), np.zeros(len(prompts), np.float32)
     if different:
         asked = [prompts[i] for i in different], [first[i] for i in different], [second[i] for i in different]
-        z_12[different], z_21[different] = judge(*asked)
-    return Judged(z_12, z_21)
+        judged = judge(*asked)
+        z_12[different], z_21[different] = judged.z_12, judged.z_21
+    return Judged(z_12, z_21, judge.merge)
 
 
 def in_batches(

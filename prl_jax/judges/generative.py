@@ -10,13 +10,21 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from prl_jax.errors import UserError
 from prl_jax.judges.base import Judged, check_lengths, in_batches
+from prl_jax.losses.preference import SPACES
 from prl_jax.models import Decoder, verdict_log_probs
 from prl_jax.text.chat import Prompt
 from prl_jax.text.judging import JudgeRow, JudgeTemplate, encode_judge_row, verdict_ids
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.types import TokenRows
+
+
+def trained_merge(form: str) -> str:
+    """How a judge that was trained in this form merges its two orders: the antisymmetric form fits the mean of their
+    logits, and "both_orders" a probability for each."""
+    return "logit" if form == "antisymmetric" else "probability"
 
 
 class GenerativeJudge:
@@ -29,6 +37,7 @@ class GenerativeJudge:
       model: a language model.
       tokenizer: of the model.
       template: how a pair is put to it; its verdict words must be single tokens, or a `UserError` says so here.
+      merge: how the two orders become one answer, see `Judged`; a judge is asked as it was trained (`trained_merge`).
       max_length: static length of a row.
       batch_size: rows of one forward pass.
       on_long: "truncate" (a row that is too long loses the beginning of its prompt) or "error".
@@ -42,18 +51,21 @@ class GenerativeJudge:
         template: JudgeTemplate,
         *,
         max_length: int,
+        merge: str = "probability",
         batch_size: int = 256,
         on_long: str = "truncate",
         mesh: Mesh | None = None,
     ):
-        self.model, self.tokenizer, self.template = model, tokenizer, template
+        if merge not in SPACES:
+            raise UserError(f"a judge's merge is {merge!r}, expected one of {', '.join(SPACES)}")
+        self.model, self.tokenizer, self.template, self.merge = model, tokenizer, template, merge
         self.max_length, self.batch_size, self.on_long, self.mesh = max_length, batch_size, on_long, mesh
         self.verdicts = verdict_ids(tokenizer, template)
 
     def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
         log_probs = self._log_probs([*prompts, *prompts], [*first, *second], [*second, *first])
         z = log_probs[:, 0] - log_probs[:, 1]
-        return Judged(z[: len(prompts)], z[len(prompts) :])
+        return Judged(z[: len(prompts)], z[len(prompts) :], self.merge)
 
     def check_fits(self, prompt: Prompt, first: str, second: str) -> None:
         """Raises `UserError` for a pair that is too long, with `on_long="error"`."""

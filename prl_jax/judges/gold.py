@@ -17,6 +17,8 @@ class GoldJudge:
       preference: `(prompt text, response 1, response 2) -> P(response 1 is better)`, exact.
     """
 
+    merge = "probability"  # the orders agree exactly
+
     def __init__(self, preference: Callable[[str, str, str], float]):
         self.preference = preference
 

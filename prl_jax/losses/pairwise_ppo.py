@@ -63,7 +63,7 @@ def pairwise_rl_reward(
     z_ay: Float[Array, "B M"],
     mask: Bool[Array, "B M"],
     *,
-    space: str = "prob",
+    space: str = "probability",
     f: str = "id",
     floor: float = 1e-4,
 ) -> Float[Array, "B"]:

@@ -15,7 +15,7 @@ from prl_jax.types import LossOutput
 
 Weight = Float[Array, "B"] | Bool[Array, "B"] | None
 FORMS = ("both_orders", "antisymmetric")
-SPACES = ("prob", "logit")
+SPACES = ("probability", "logit")
 
 
 def soft_cross_entropy(z: Float[Array, "B"], label: Float[Array, "B"]) -> Float[Array, "B"]:
@@ -137,19 +137,19 @@ def verdict_prob(
     return jax.nn.sigmoid(logits[:, tok_yes] - logits[:, tok_no])
 
 
-def symmetrise(z12: Float[Array, "..."], z21: Float[Array, "..."], space: str = "prob") -> Float[Array, "..."]:
+def symmetrise(z12: Float[Array, "..."], z21: Float[Array, "..."], space: str = "probability") -> Float[Array, "..."]:
     """Probability that response 1 is better, from verdict logits in both orders.
 
     Args:
       z12: logit that the first response shown is better, shown in the order (1, 2).
       z21: the same logit, shown in the order (2, 1).
-      space: 'prob' averages probabilities, `(p12 + 1 - p21) / 2`; 'logit' averages logits,
+      space: 'probability' averages probabilities, `(p12 + 1 - p21) / 2`; 'logit' averages logits,
         `sigmoid((z12 - z21) / 2)`, which removes a constant preference for one slot exactly.
     """
     check_floats(z12=z12, z21=z21)
     check_option("space", space, SPACES)
     z12, z21 = z12.astype(jnp.float32), z21.astype(jnp.float32)
-    if space == "prob":
+    if space == "probability":
         return 0.5 * (jax.nn.sigmoid(z12) + jax.nn.sigmoid(-z21))
     return jax.nn.sigmoid(0.5 * (z12 - z21))
 

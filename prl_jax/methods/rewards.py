@@ -31,7 +31,7 @@ class Judgements(NamedTuple):
     z_ay: Float[Array, "N M"] | None = None
     scores: Float[Array, "N"] | None = None
     opponent_scores: Float[Array, "N M"] | None = None
-    space: str = "prob"
+    space: str = "probability"
 
 
 @runtime_checkable

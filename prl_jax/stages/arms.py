@@ -19,7 +19,6 @@ from prl_jax.evaluation import (
     order_consistency,
     paired_interval,
     position_bias,
-    symmetric_probability,
     win_rate_summary,
 )
 from prl_jax.judges import Judge, judge_pairs
@@ -180,29 +179,31 @@ def _judged(
     name: str,
     texts: Sequence[Sequence[str]],
     others: Sequence[Sequence[str]],
-) -> Float[np.ndarray, "N K 2"]:
-    """`p_12` and `p_21` of sample k against the other's sample k; NaN where they are not finite."""
+) -> Float[np.ndarray, "N K 3"]:
+    """`p_12`, `p_21` and the judge's answer from both, of sample k against the other's sample k; NaN where they are not
+    finite."""
 
     def compare(_: int, part: Sequence[tuple[Prompt, str, str]]) -> list[list[float | None]]:
         judged = judge_pairs(judge, *map(list, zip(*part, strict=True)))
-        return [[finite(a), finite(b)] for a, b in zip(judged.p_12, judged.p_21, strict=True)]
+        return [list(map(finite, row)) for row in zip(judged.p_12, judged.p_21, judged.p_first, strict=True)]
 
     columns = [list(zip(prompts, a, b, strict=True)) for a, b in zip(texts, others, strict=False)]
     found = [piece.each(f"{name}_{k}", column, size, compare) for k, column in enumerate(columns)]
     return np.array(found, np.float64).swapaxes(0, 1)
 
 
-def _wins(orders: Float[np.ndarray, "N K 2"]) -> Float[np.ndarray, "N K"]:
-    return symmetric_probability(orders[..., 0].ravel(), orders[..., 1].ravel()).reshape(orders.shape[:2])
+def _wins(orders: Float[np.ndarray, "N K 3"]) -> Float[np.ndarray, "N K"]:
+    """The judge's answers."""
+    return orders[..., 2]
 
 
 def _orders(
-    both: Sequence[Float[np.ndarray, "N K 2"]], arms: Sequence[Arm], opponents: Sequence[Sequence[str]]
+    both: Sequence[Float[np.ndarray, "N K 3"]], arms: Sequence[Arm], opponents: Sequence[Sequence[str]]
 ) -> dict[str, float | int | None]:
     """How the judge dealt with the two orders of the very comparisons that gave the win rates; identical responses,
     which it is not asked about, left out."""
     asked = [
-        orders[n, k]
+        orders[n, k, :2]
         for orders, arm in zip(both, arms, strict=True)
         for k, (texts, others) in enumerate(zip(arm.sampled.texts, opponents, strict=False))
         for n, (text, other) in enumerate(zip(texts, others, strict=True))

@@ -120,7 +120,7 @@ def evaluate_judge(
         found = judge_records(judge, part)
         return [(finite(a), finite(b)) for a, b in zip(found.z_12, found.z_21, strict=True)]
 
-    judged = Judged(*np.array(piece.each(f"judge_{number}", records, size, ask), np.float32).T)
+    judged = Judged(*np.array(piece.each(f"judge_{number}", records, size, ask), np.float32).T, judge.merge)
     metrics = record_metrics(judged, records)
     answered = np.isfinite(judged.p_first)
     soft = np.array([record.soft_label for record in records])

@@ -12,7 +12,8 @@ from prl_jax.artifacts.cards import ModelCard
 from prl_jax.config.declare import filled
 from prl_jax.config.rules import RESULTS, Rules
 from prl_jax.data.rows import encode_generative_pair
-from prl_jax.losses.preference import FORMS
+from prl_jax.judges.generative import trained_merge
+from prl_jax.losses.preference import FORMS, SPACES
 from prl_jax.runs.context import StageContext, initial_decoder, stage_tokenizer
 from prl_jax.stages import pairs, supervised
 from prl_jax.stages.kind import Kind
@@ -32,6 +33,9 @@ def declare(**values: Any) -> dict[str, Any]:
         verdicts=("Y", "N"),
         shared_positions=False,
         form="antisymmetric",
+        # How the two orders become one answer wherever the judge is asked: the mean of their probabilities
+        # ("probability"), of their logits ("logit"), or what the form fits ("auto": logits for antisymmetric).
+        merge="auto",
         w_ce=0.05,
         w_cons=0.0,
         soft_labels=False,
@@ -53,7 +57,8 @@ def check_words(section: ConfigDict, tokenizer: Tokenizer) -> None:
 
 def planned_card(section: ConfigDict) -> ModelCard:
     """What the stage's model directory will say of its model, as far as a config tells."""
-    return ModelCard("generative_judge", {}, section.max_length, 1, dataclasses.asdict(template_of(section)))
+    merge = trained_merge(section.form) if section.merge == "auto" else section.merge
+    return ModelCard("generative_judge", {}, section.max_length, 1, dataclasses.asdict(template_of(section)), merge)
 
 
 def objective(section: ConfigDict, verdicts: tuple[int, int]) -> Objective:
@@ -78,7 +83,7 @@ KIND = Kind(
     declare=declare,
     rules=Rules(
         sources=pairs.SOURCES,
-        choices={"template": NAMES, "form": FORMS, "result": RESULTS},
+        choices={"template": NAMES, "form": FORMS, "merge": ("auto", *SPACES), "result": RESULTS},
         at_least={**supervised.SIZES, "max_length": 1, "w_ce": 0, "w_cons": 0},
         from_data=("max_length",),
         **supervised.RULES,

@@ -21,17 +21,21 @@ def judge_records(judge: Judge, records: Sequence[PreferenceRecord]) -> Judged:
 
 def record_metrics(judged: Judged, records: Sequence[PreferenceRecord]) -> dict[str, Any]:
     """As `pair_metrics`."""
-    return pair_metrics(judged.p_12.astype(np.float64), judged.p_21.astype(np.float64), records)
+    return pair_metrics(judged.p_12.astype(np.float64), judged.p_21.astype(np.float64), judged.p_first, records)
 
 
 def pair_metrics(
-    p_12: Float[np.ndarray, "N"], p_21: Float[np.ndarray, "N"], records: Sequence[PreferenceRecord]
+    p_12: Float[np.ndarray, "N"],
+    p_21: Float[np.ndarray, "N"],
+    p_first: Float[np.ndarray, "N"],
+    records: Sequence[PreferenceRecord],
 ) -> dict[str, Any]:
     """`judge_metrics` against what the records know: labels, ties, soft labels, lengths."""
     return judge_metrics(
         p_12,
         p_21,
         np.array([record.label for record in records]),
+        p_first=p_first,
         soft=np.array([record.soft_label for record in records]),
         tie=np.array([record.tie for record in records]),
         longer=longer_first([r.chosen for r in records], [r.rejected for r in records]),

@@ -137,7 +137,8 @@ def _judge_metrics(opponents: str, comparisons: Comparisons) -> dict[str, jax.Ar
     """
     mask = comparisons.mask
     disagree = (np.sign(comparisons.z_ya) != -np.sign(comparisons.z_ay)) & mask
-    wins = pairwise_rl_reward(*map(jnp.asarray, (comparisons.z_ya, comparisons.z_ay, mask))).mean()
+    logits = map(jnp.asarray, (comparisons.z_ya, comparisons.z_ay, mask))
+    wins = pairwise_rl_reward(*logits, space=comparisons.merge).mean()
     return {f"win_rate_{opponents}": wins, "order_disagreement": jnp.asarray(disagree.sum() / mask.sum())}
 
 

@@ -21,7 +21,7 @@ from prl_jax.artifacts.cards import read_card, sampling_config
 from prl_jax.artifacts.models import Trunks, load_judge, model_tokenizer
 from prl_jax.data.gold import make_arguments, preference
 from prl_jax.data.records import PromptRecord
-from prl_jax.evaluation import symmetric_probability, win_rate_summary
+from prl_jax.evaluation import win_rate_summary
 from prl_jax.judges import GoldJudge, Judge, judge_pairs
 from prl_jax.models import Decoder
 from prl_jax.processes import batch_rows, fetch, put_batch, whole_batch
@@ -103,7 +103,7 @@ def policy_win_rate(
 
     def measure(model: Decoder) -> dict[str, float]:
         judged = judge_pairs(judge, prompts, sample(model, False), opponents)
-        found = win_rate_summary(symmetric_probability(judged.p_12, judged.p_21))
+        found = win_rate_summary(judged.p_first)
         values = {key: np.nan if found[key] is None else found[key] for key in _MEASURED}
         left_out = found["prompts_left_out"]
         return values | ({"prompts_left_out": float(left_out)} if left_out else {})

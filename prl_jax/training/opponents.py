@@ -23,12 +23,14 @@ class Comparisons(NamedTuple):
       reward: `[N]` float32.
       z_ya, z_ay: `[N, M]` float32 logits of "slot 1 wins", the response in slot 1 and in slot 2.
       mask: `[N, M]` bool, the opponents that there are.
+      merge: how the judge merges the two orders, see `Judged`.
     """
 
     reward: Float[np.ndarray, "N"]
     z_ya: Float[np.ndarray, "N M"]
     z_ay: Float[np.ndarray, "N M"]
     mask: Bool[np.ndarray, "N M"]
+    merge: str
 
 
 def compare(
@@ -79,5 +81,5 @@ def compare(
     if mirrored:
         partners = rows - own[rows] + columns
         z_ya[partners, own[rows]], z_ay[partners, own[rows]] = judged.z_21, judged.z_12
-    reward = np.asarray(pairwise_rl_reward(*map(jnp.asarray, (z_ya, z_ay, mask)), f=form), np.float32)
-    return Comparisons(reward, z_ya, z_ay, mask)
+    reward = pairwise_rl_reward(*map(jnp.asarray, (z_ya, z_ay, mask)), space=judged.merge, f=form)
+    return Comparisons(np.asarray(reward, np.float32), z_ya, z_ay, mask, judged.merge)

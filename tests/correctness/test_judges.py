@@ -127,7 +127,8 @@ def test_row_19_training_and_judge_read_the_verdict_tokens(language, verdicts):
     loss = jax.jit(objective.terms)(language, generative_batch())["preference"]
     np.testing.assert_allclose(loss.sum, softplus((verdicts[1] - verdicts[0]) / 2).sum(), rtol=1e-4)
     judge = GenerativeJudge(language, TOKENIZER, TEMPLATE, max_length=LENGTH, batch_size=4)
-    np.testing.assert_allclose(judge(PROMPTS, FIRST, SECOND), verdicts, atol=1e-4)
+    judged = judge(PROMPTS, FIRST, SECOND)
+    np.testing.assert_allclose([judged.z_12, judged.z_21], verdicts, atol=1e-4)
 
 
 def test_row_20_training_sees_both_orders_of_each_pair(language, verdicts):

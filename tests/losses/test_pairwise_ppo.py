@@ -33,7 +33,7 @@ def on_policy(l1, l2, win, **kwargs):
 # Rewards
 
 
-@pytest.mark.parametrize("space", ["prob", "logit"])
+@pytest.mark.parametrize("space", ["probability", "logit"])
 def test_reward_maps_by_hand(space):
     p = np.asarray(symmetrise(Z_YA, Z_AY, space), np.float64)
     maps = {"id": p, "centred": p - 0.5, "logit": np.log(p / (1 - p)), "log": np.log(p)}
@@ -46,7 +46,7 @@ def test_with_a_bradley_terry_judge_it_is_par_with_one_reference():
     r, anchor = jnp.array([1.2, -0.7]), jnp.array([0.3, 0.9])
     z = (r - anchor)[:, None]
     one = jnp.ones((2, 1), bool)
-    for space in ("prob", "logit"):
+    for space in ("probability", "logit"):
         reward = pw.pairwise_rl_reward(z, -z, one, space=space)
         np.testing.assert_allclose(reward, jax.nn.sigmoid(r - anchor), rtol=1e-6)
         # A judge of differences does not see what is added to every score of a prompt.
@@ -61,7 +61,7 @@ def test_against_itself_a_response_earns_a_half():
     np.testing.assert_allclose(pw.pairwise_rl_reward(z, z, jnp.ones((2, 1), bool)), 0.5, rtol=1e-6)
 
 
-@pytest.mark.parametrize("space", ["prob", "logit"])
+@pytest.mark.parametrize("space", ["probability", "logit"])
 @pytest.mark.parametrize("f", pw.REWARD_MAPS)
 def test_reward_is_finite_and_float32(f, space):
     z = jnp.array([[1e4, -1e4]], jnp.bfloat16)
@@ -276,7 +276,7 @@ def test_wrong_shapes_and_options_raise():
             function(*args)
     with pytest.raises(ValueError, match="f: expected one of 'id', 'centred', 'logit', 'log', given 'tanh'"):
         pw.pairwise_rl_reward(Z_YA, Z_AY, MASK, f="tanh")
-    with pytest.raises(ValueError, match="space: expected one of 'prob', 'logit'"):
+    with pytest.raises(ValueError, match="space: expected one of 'probability', 'logit'"):
         pw.pairwise_rl_reward(Z_YA, Z_AY, MASK, space="log")
     with pytest.raises(ValueError, match="c: expected a number of at least 1"):
         pw.pairwise_policy_loss(**PAIR, c=0.5)

@@ -158,16 +158,16 @@ def test_a_position_only_judge():
     out = pref.pairwise_genrm_loss(bias, bias, label)
     assert (mean(out, "accuracy"), mean(out, "order_consistency")) == (0.5, 0.0)
     np.testing.assert_allclose(mean(out, "position_bias"), 2 / (1 + np.exp(-1.5)) - 1, rtol=1e-5)
-    for space in ("prob", "logit"):
+    for space in ("probability", "logit"):
         np.testing.assert_allclose(pref.symmetrise(bias, bias, space), 0.5, rtol=1e-6)
 
 
-@pytest.mark.parametrize("space", ["prob", "logit"])
+@pytest.mark.parametrize("space", ["probability", "logit"])
 def test_symmetrised_probabilities_of_the_two_orders_add_to_one(space):
     z12, z21 = jax.random.normal(jax.random.key(0), (2, 3, 4)) * 3
     total = pref.symmetrise(z12, z21, space) + pref.symmetrise(z21, z12, space)
     np.testing.assert_allclose(total, 1.0, rtol=1e-6)
-    if space == "prob":
+    if space == "probability":
         expected = (jax.nn.sigmoid(z12) + 1 - jax.nn.sigmoid(z21)) / 2
         np.testing.assert_allclose(pref.symmetrise(z12, z21), expected, rtol=1e-5)
 
@@ -176,7 +176,7 @@ def test_a_constant_slot_bias_is_removed():
     s, b = jnp.array([0.6, -0.2, 1.1]), 0.05
     np.testing.assert_allclose(pref.symmetrise(s + b, -s + b, "logit"), jax.nn.sigmoid(s), rtol=1e-6)
     # Probabilities: to first order in b.
-    error = jnp.abs(pref.symmetrise(s + b, -s + b, "prob") - jax.nn.sigmoid(s))
+    error = jnp.abs(pref.symmetrise(s + b, -s + b, "probability") - jax.nn.sigmoid(s))
     assert float(error.max()) < b**2
     assert float(jnp.abs(jax.nn.sigmoid(s + b) - jax.nn.sigmoid(s)).min()) > b**2
 
@@ -296,5 +296,5 @@ def test_unknown_options_name_the_known_ones():
         pref.pairwise_genrm_loss(Z12, Z21, LABEL, form="one_order")
     with pytest.raises(ValueError, match="form: expected one of 'both_orders', 'antisymmetric'"):
         pref.pairwise_genrm_full_loss(jnp.zeros((2, 2)), jnp.zeros((2, 2)), LABEL, form="one_order")
-    with pytest.raises(ValueError, match="space: expected one of 'prob', 'logit'"):
+    with pytest.raises(ValueError, match="space: expected one of 'probability', 'logit'"):
         pref.symmetrise(Z12, Z21, "log")

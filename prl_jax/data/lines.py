@@ -10,7 +10,6 @@ import stat
 import tempfile
 import weakref
 import zlib
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from prl_jax.errors import UserError
 
 _CHUNK = 2**20
 _BOM = b"\xef\xbb\xbf"
+_WRITTEN = np.array([not bytes([byte]).isspace() for byte in range(256)])  # bytes that make a line more than blank
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,9 @@ class Lines:
         return int(self._numbers[index])
 
     def _index(self, chunks: Iterator[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Number, start and end of each line that is not blank."""
-        found = numbers, starts, ends = array("q"), array("q"), array("q")
-        longest = self._limits.max_line_mib * 2**20
-        number, start, position, filled, separator = 1, 0, 0, False, b""
+        """Number, start and end of each line that is not blank, `[N]` int64 each."""
+        found, separator = [np.zeros((3, 0), np.int64)], b""
+        number, start, filled, position = 1, 0, False, 0  # of the line that has begun; of the chunk
         for chunk in chunks:
             if not position:
                 refuse_other_contents(self._path, chunk)
@@ -103,23 +102,30 @@ class Lines:
                     start, chunk = len(_BOM), b" " * len(_BOM) + chunk[len(_BOM) :]
             if separator == b"\r":
                 chunk = chunk.replace(b"\r", b"\n")
-            for i, piece in enumerate(chunk.split(b"\n")):
-                if i:  # a line has ended before this piece
-                    if filled:
-                        for column, value in zip(found, (number, start, position), strict=True):
-                            column.append(value)
-                    number, start, position, filled = number + 1, position + 1, position + 1, False
-                position += len(piece)
-                filled = filled or bool(piece.strip())
-                if position - start > longest:
-                    raise UserError(
-                        f"{self._path}:{number}: the line is longer than {self._limits.max_line_mib} MiB "
-                        "(expected one JSON object per line; a larger max_line_mib allows it)"
-                    )
+            # Arrays over the lines of the chunk, since a file may have a line a byte; the last one is still open.
+            data = np.frombuffer(chunk, np.uint8)
+            breaks = np.flatnonzero(data == ord(b"\n"))
+            starts, ends = np.append(0, breaks + 1), np.append(breaks, len(data))
+            holds = np.logical_or.reduceat(_WRITTEN[data], np.minimum(starts, len(data) - 1)) & (ends > starts)
+            starts, ends = starts + position, ends + position
+            starts[0], holds[0] = start, holds[0] or filled
+            self._check_length(number, ends - starts)
+            whole = np.flatnonzero(holds[:-1])
+            found.append(np.stack([number + whole, starts[whole], ends[whole]]))
+            number, start, filled, position = number + len(breaks), starts[-1], holds[-1], position + len(data)
         if filled:
-            for column, value in zip(found, (number, start, position), strict=True):
-                column.append(value)
-        return tuple(np.frombuffer(column, np.int64) for column in (numbers, starts, ends))
+            found.append(np.array([[number], [start], [position]], np.int64))
+        numbers, starts, ends = np.concatenate(found, axis=1)
+        return numbers, starts, ends
+
+    def _check_length(self, number: int, lengths: np.ndarray) -> None:
+        """Raises `UserError` where one of the lines from this number on is too long."""
+        long = np.flatnonzero(lengths > self._limits.max_line_mib * 2**20)
+        if len(long):
+            raise UserError(
+                f"{self._path}:{number + long[0]}: the line is longer than {self._limits.max_line_mib} MiB "
+                "(expected one JSON object per line; a larger max_line_mib allows it)"
+            )
 
     def _unpacked(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """Yields what gzip members hold, and writes it to the temporary file as well."""

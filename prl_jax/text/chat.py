@@ -16,6 +16,7 @@ from prl_jax.text.tokenizer import HFTokenizer, Tokenizer
 
 ROLES = ("system", "user", "assistant")
 TEMPLATES = ("chat-v1",)
+_FEW_CHARACTERS = 8  # of a token; ordinary text has fewer
 
 
 class Turn(NamedTuple):
@@ -93,10 +94,11 @@ def encode_conversation(tokenizer: Tokenizer, turns: Prompt, *, context: int = 0
 
 def fit_prompt(tokenizer: Tokenizer, prompt: Prompt, length: int) -> tuple[list[int], bool]:
     """Token ids of a prompt, `length` at most, and whether its contents were cut for that as `fit_turns` cuts them."""
-    ids = encode_prompt(tokenizer, prompt)
+    shorter = _end_of(tokenizer, prompt, length)
+    ids = encode_prompt(tokenizer, shorter)
     if len(ids) <= length:
         return ids, False
-    return encode_prompt(tokenizer, fit_turns(tokenizer, prompt, length)[0]), True
+    return encode_prompt(tokenizer, fit_turns(tokenizer, shorter, length)[0]), True
 
 
 def fit_turns(tokenizer: Tokenizer, prompt: Prompt, length: int) -> tuple[Prompt, int]:
@@ -109,6 +111,7 @@ def fit_turns(tokenizer: Tokenizer, prompt: Prompt, length: int) -> tuple[Prompt
     Raises:
       UserError: the template alone, around a lone question without content, takes more.
     """
+    prompt = _end_of(tokenizer, prompt, length)
     excess = len(encode_prompt(tokenizer, prompt)) - length
     if excess <= 0:
         return prompt, 0
@@ -135,6 +138,21 @@ def fit_turns(tokenizer: Tokenizer, prompt: Prompt, length: int) -> tuple[Prompt
                 "that a prompt may have; give prompts more room"
             )
         bare = bare[:first] + bare[questions[0] :]
+
+
+def _end_of(tokenizer: Tokenizer, prompt: Prompt, length: int) -> Prompt:
+    """A prompt whose contents have lost so many characters of their beginning, the oldest first, that it still takes
+    more than `length` tokens: what is cut off anyway need not be tokenized. A prompt that is not long is itself."""
+    characters, total = _FEW_CHARACTERS * max(length, 1), sum(len(turn.content) for turn in prompt)
+    while characters < total:
+        turns, lost = [], total - characters
+        for turn in prompt:
+            turns.append(turn._replace(content=turn.content[lost:]) if lost > 0 else turn)
+            lost -= len(turn.content)
+        if len(encode_prompt(tokenizer, tuple(turns))) > length:
+            return tuple(turns)
+        characters *= 2
+    return prompt
 
 
 def _without(tokenizer: Tokenizer, prompt: Prompt, contents: Sequence[Sequence[int]], count: int) -> tuple[Prompt, int]:

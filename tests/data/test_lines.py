@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import random
 import socket
 import tarfile
 import zipfile
@@ -204,3 +205,16 @@ def test_no_room_to_unpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     path.write_bytes(gzip.compress(ROW))
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: open("/dev/full", "r+b", buffering=0))
     assert "cannot unpack it in " in (message := refused(path)) and "No space left on device; set TMPDIR" in message
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 64])
+def test_lines_are_those_of_python_wherever_reads_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr("prl_jax.data.lines._CHUNK", chunk)
+    draw, path = random.Random(chunk), tmp_path / "a.jsonl"
+    for _ in range(20):
+        data = b"{}" + bytes(draw.choice(b"\n\n\n \t\x0bab") for _ in range(draw.randrange(60)))
+        path.write_bytes(data)
+        expected = [(i, line) for i, line in enumerate(path.read_bytes().split(b"\n"), start=1) if line.strip()]
+        assert list(Lines(path)) == expected

@@ -94,3 +94,19 @@ def test_a_character_of_several_tokens_goes_as_one_and_takes_nothing_else_with_i
     for missing in (1, 2, 3, 4):
         assert fit_turns(BYTES, prompt, whole - missing) == ((Turn("user", "a" * 100),), 1)
     assert fit_turns(BYTES, prompt, whole - 5) == ((Turn("user", "a" * 99),), 1)
+
+
+def test_of_a_very_long_prompt_only_the_end_is_tokenized(tokenizer, monkeypatch):
+    prompt = (Turn("system", "be kind"), Turn("user", "first " * 5000), Turn("user", "word " * 20_000 + "the end"))
+    seen, encode = [], type(tokenizer).encode
+    monkeypatch.setattr(type(tokenizer), "encode", lambda self, text: seen.append(len(text)) or encode(self, text))
+    turns, cut = fit_turns(tokenizer, prompt, 100)
+    assert sum(seen) < 20_000 and max(seen) <= 800
+    assert cut == 3 and [turn.content for turn in turns[:2]] == ["", ""]
+    assert prompt[2].content.endswith(turns[2].content) and turns[2].content.endswith("word the end")
+    assert 90 < len(encode_prompt(tokenizer, turns)) <= 100
+    assert fit_prompt(tokenizer, prompt, 100) == (encode_prompt(tokenizer, turns), True)
+    # Tokens of many characters: a prompt that has more of these than expected, and fits, is whole.
+    many = (Turn("user", "word " * 60),)
+    monkeypatch.setattr("prl_jax.text.chat._FEW_CHARACTERS", 1)
+    assert fit_turns(tokenizer, many, 400) == (many, 0)

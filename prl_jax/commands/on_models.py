@@ -23,6 +23,7 @@ from prl_jax.artifacts.cards import (
     read_card,
     sampling_config,
 )
+from prl_jax.artifacts.fingerprints import HUGGINGFACE_FILES
 from prl_jax.artifacts.models import load_judge, load_model, load_policy, model_tokenizer
 from prl_jax.commands.outputs import RowsFile, check_file, check_folder, digest_of, rows_file
 from prl_jax.data.lines import Limits
@@ -46,12 +47,6 @@ from prl_jax.text.judging import JudgeTemplate
 ON_LONG = ("error", "truncate", "skip")
 _MULTIPLE = 64  # of tokens: rows of a file are as long as its longest, rounded up to this
 _SHOWN_ROWS = 2000  # reading fewer takes no time worth a line of progress
-# Names of the files of an export.
-_EXPORTED = (
-    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", EXPORT_FILE),
-    *("adapter_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.*"),
-    *("vocab.*", "merges.txt", "*.model"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,7 +321,9 @@ def export_model(
 ) -> None:
     """Writes the model of a stage in Hugging Face's format, its adapters merged, or its adapters alone in PEFT's."""
     directory = workdir / stage
-    check_folder(out, inputs=_directories(directory, read_card(directory)), overwrite=overwrite, written=_EXPORTED)
+    check_folder(
+        out, inputs=_directories(directory, read_card(directory)), overwrite=overwrite, written=HUGGINGFACE_FILES
+    )
     card, model, tokenizer = load_model(directory, make_mesh())
     if adapters and (card.base is None or not isinstance(model, Decoder)):
         raise UserError(f"{directory}: --adapters exports a language model that was trained with lora.rank > 0")

@@ -18,7 +18,7 @@ from prl_jax.costs.knobs import helpful_keys
 from prl_jax.errors import Stopped, UserError
 from prl_jax.files import make_directory, open_lock
 from prl_jax.inputs.checks import check_config
-from prl_jax.inputs.checks_of_data import check_finished, check_inputs
+from prl_jax.inputs.checks_of_data import check_finished, check_inputs, recognise_models
 from prl_jax.inputs.lengths import with_lengths
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.plan.expected import announce
@@ -47,6 +47,7 @@ def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -
     config = with_lengths(config, surroundings, measurements, known=kept_config(path), tell=_tell)
     workdir = Workdir(path, config)
     stages = [StageContext(name, config, workdir, mesh, stop) for name in config.stages]
+    recognise_models(stages[0])
     contexts = [context for context in stages if not workdir.finished(context.name)]
     check_finished([context for context in stages if workdir.finished(context.name)])
     scratch = [context for context in contexts if trains_from_text(context.section) and not first_model(context)]

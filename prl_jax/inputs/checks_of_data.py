@@ -7,13 +7,14 @@ that a chat template refuses shows with its file and line before the first stage
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from prl_jax.artifacts.fingerprints import model_files
 from prl_jax.artifacts.models import has_tokenizer
 from prl_jax.config.rules import value_at
 from prl_jax.data.sources import file_path
@@ -23,7 +24,7 @@ from prl_jax.inputs.measurements import Measurements
 from prl_jax.inputs.readings import Reading, readings
 from prl_jax.measuring.records import IDENTICAL, PLAIN, TIE, Measured, invalid_rows, unused_keys, unused_line
 from prl_jax.processes import is_leader
-from prl_jax.runs.context import StageContext, first_model, source_key, source_spec, trains_from_text
+from prl_jax.runs.context import StageContext, first_model, is_directory, source_key, source_spec, trains_from_text
 from prl_jax.stages import KINDS
 from prl_jax.text.chat import Turn, fit_turns
 from prl_jax.text.tokenizer import Tokenizer
@@ -77,6 +78,27 @@ def check_finished(contexts: Sequence[StageContext]) -> None:
             if key not in KINDS[context.section.kind].rules.unused(context.section) and _exists(source):
                 with naming(f"{context.name}.{key}"):
                     context.all_records(source, what)
+
+
+def recognise_models(context: StageContext) -> None:
+    """Raises `UserError` where a model directory that the config names is not what it was when the run began. One that
+    is gone is left to whoever needs it."""
+    for name in dict.fromkeys(_directories(context.config)):
+        files = model_files(Path(name))
+        if files:
+            context.workdir.recognise_model(name, files)
+
+
+def _directories(values: Any) -> Iterator[str]:
+    """Whatever could name a model directory in a config: the words with a slash, as keys and as values."""
+    if isinstance(values, Mapping | ConfigDict):
+        for key, value in values.items():
+            yield from (*_directories(key), *_directories(value))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _directories(value)
+    elif isinstance(values, str) and is_directory(values):
+        yield values
 
 
 def _exists(source: ConfigDict) -> bool:

@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 import prl_jax
+from prl_jax.artifacts.fingerprints import difference
 from prl_jax.data.sources import Fingerprint
 from prl_jax.errors import UserError
 from prl_jax.files import is_leftover, local_path, parse_json, write_json
@@ -33,15 +34,17 @@ class Workdir:
     def __init__(self, path: Path, config: ConfigDict):
         self.path = local_path(path)
         self._plain = json.loads(json.dumps(config.to_dict()))
-        self._document, self._data = self._read_config()
+        self._document, self._data, self._models = self._read_config()
         if self._document is not None:
             _check_same(path, self._document["config"], self._plain)
 
     def create(self) -> None:
-        """Writes `config.json` where it is not there yet, or does not know all files that `recognise` has met."""
+        """Writes `config.json` where it is not there yet, or does not know all data and models that `recognise` and
+        `recognise_model` have met."""
         data = {name: dataclasses.asdict(found) for name, found in sorted(self._data.items())}
-        if self._document is None or self._document.get("data", {}) != data:
-            self._document = {**(self._document or self._new_document()), "data": data}
+        read = {"data": data, "models": dict(sorted(self._models.items()))}
+        if self._document is None or any(self._document.get(key, {}) != value for key, value in read.items()):
+            self._document = {**(self._document or self._new_document()), **read}
             write_json(self.path / CONFIG_FILE, self._document)
 
     def recognise(self, name: str, found: Fingerprint) -> None:
@@ -55,6 +58,19 @@ class Workdir:
             raise UserError(
                 f"{name}: has changed since {self.path} was made from it: {_difference(before, found)}; put back what "
                 "was there, or give another --workdir"
+            )
+
+    def recognise_model(self, name: str, files: dict[str, str]) -> None:
+        """Remembers the files of a model directory (`model_files`) by the name that the config has for it.
+
+        Raises:
+          UserError: it holds another model than the one that this run began with.
+        """
+        changed = difference(self._models.setdefault(name, files), files)
+        if changed:
+            raise UserError(
+                f"{name}: has changed since {self.path} was made from it: {changed}; put back what was there, or give "
+                "another --workdir"
             )
 
     def stage(self, name: str) -> Path:
@@ -71,8 +87,8 @@ class Workdir:
         result = {"kind": kind, "family": family, "metrics": dict(metrics), "seconds": round(seconds, 3)}
         write_json(self.stage(name) / RESULT_FILE, result)
 
-    def _read_config(self) -> tuple[dict[str, Any] | None, dict[str, Fingerprint]]:
-        """What `config.json` holds, None where there is none, and the files of data that it knows."""
+    def _read_config(self) -> tuple[dict[str, Any] | None, dict[str, Fingerprint], dict[str, dict[str, str]]]:
+        """What `config.json` holds, None where there is none, and the data and models that it knows."""
         path = self.path / CONFIG_FILE
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file, expected a folder for --workdir")
@@ -80,13 +96,14 @@ class Workdir:
             # A run that was stopped before it wrote its config leaves these at most.
             if self.path.is_dir() and any(p.name != "data" and not is_leftover(p) for p in self.path.iterdir()):
                 raise UserError(f"{self.path}: is not empty and holds no {CONFIG_FILE}; give an empty --workdir")
-            return None, {}
+            return None, {}, {}
         try:
             document = parse_json(path.read_text(encoding="utf-8"))
             if not isinstance(document["config"], dict):
                 raise TypeError("its config is no object")
             # Of workdirs from before fingerprints were kept, nothing is known.
-            return document, {name: Fingerprint(**values) for name, values in document.get("data", {}).items()}
+            data = {name: Fingerprint(**values) for name, values in document.get("data", {}).items()}
+            return document, data, {name: dict(files) for name, files in document.get("models", {}).items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: cannot be read ({error}); give another --workdir") from error
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import chat_families
 import hf_checkpoints
@@ -328,3 +329,15 @@ def test_a_kept_measurement_is_used_only_as_it_was_written(tmp_path, broken):
     broken(kept)
     file.write_text(json.dumps(kept))
     assert read_measured(tmp_path, {"a": 1}, 3) is None
+
+
+def test_a_model_that_has_changed_since_the_run_began_is_refused(gemma, tmp_path, stages):
+    model = shutil.copytree(gemma, tmp_path / "model")
+    path = write_rows(tmp_path / "pairs.jsonl", ROWS)
+    stages(own(model, path), tmp_path / "run")
+    shutil.rmtree(model)
+    shutil.copytree(gemma, model, copy_function=shutil.copyfile)
+    stages(own(model, path), tmp_path / "run")
+    (model / "generation_config.json").write_text('{"eos_token_id": 3}')
+    line = refusal(own(model, path), tmp_path / "run")
+    assert says(line, f"{model}: has changed since {tmp_path / 'run'} was made from it: generation_config.json is new;")

@@ -194,7 +194,7 @@ def _judge(argv: Sequence[str]) -> None:
     parse(values, ["prl judge", *argv], required=("model", "data", "out"))
     paths = [local_path(values.model), local_path(values.data), _file(values.out)]
     with _stopping() as stop, _rows_shortage("prl judge", "--batch_size"):
-        from prl_jax.commands.on_models import judge_file
+        from prl_jax.commands.judge import judge_file
         from prl_jax.runs.caching import use_compilation_cache
 
         use_compilation_cache(values.compilation_cache_dir)
@@ -209,7 +209,7 @@ def _generate(argv: Sequence[str]) -> None:
         raise UserError(f"prl generate: --top_p={values.top_p:g}, expected more than 0 and at most 1")
     paths = [local_path(values.model), local_path(values.prompts), _file(values.out)]
     with _stopping() as stop, _rows_shortage("prl generate", "--batch_size", "--max_new_tokens"):
-        from prl_jax.commands.on_models import generate_file
+        from prl_jax.commands.generate import generate_file
         from prl_jax.runs.caching import use_compilation_cache
 
         use_compilation_cache(values.compilation_cache_dir)
@@ -235,7 +235,7 @@ def _file(text: str) -> Path:
 
 
 def _row_options(values: Any) -> Any:
-    from prl_jax.commands.on_models import RowOptions
+    from prl_jax.commands.rows import RowOptions
     from prl_jax.data.lines import Limits
 
     return RowOptions(
@@ -262,7 +262,7 @@ def _rows_shortage(command: str, *keys: str) -> Iterator[None]:
 def _export(argv: Sequence[str]) -> None:
     values = flags.export_flags(argv)
     parse(values, ["prl export", *argv], required=("workdir", "stage", "out"))
-    from prl_jax.commands.on_models import export_model
+    from prl_jax.commands.export import export_model
 
     export_model(
         local_path(values.workdir),

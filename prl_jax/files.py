@@ -38,9 +38,12 @@ def local_path(text: AnyPath) -> Path:
     """A path on this machine.
 
     Raises:
-      UserError: for `gs://`, `s3://`, `hf://`, `file://` and the like, which would become a local folder called "gs:".
+      UserError: for `gs://`, `s3://`, `hf://`, `file://` and the like, which would become a local folder called "gs:";
+        for a NUL character.
     """
     text = os.fspath(text)
+    if "\0" in text:
+        raise UserError(f"{text!r}: holds a NUL character, which no path can have; take it out")
     scheme = _SCHEME.match(text)
     if scheme:
         if scheme[1].lower() == "file":

@@ -37,6 +37,11 @@ def test_a_path_with_a_scheme_is_no_local_folder(text, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_path_with_a_nul_character_is_one_line():
+    with pytest.raises(UserError, match=r"x00b': holds a NUL character"):
+        files.local_path("a\0b")
+
+
 def test_other_paths_are_local():
     for text in ("a/b", "/a:/b", "./gs:/b", "a:b.jsonl", "C:/x", "~x", "2024-01-01T10:30/x"):
         assert files.local_path(text) == Path(text)

@@ -16,6 +16,14 @@ from ml_collections import ConfigDict, config_flags
 from prl_jax.errors import UserError
 from prl_jax.files import local_path
 
+# What Python says of the arguments of a config, `FILE.py:ARGUMENTS`, and what it means.
+_ARGUMENTS = {
+    "get_config() takes 0 positional arguments": (
+        "this file takes no arguments: give its name alone, without a colon and what follows"
+    ),
+    "get_config() missing": "this file needs an argument: give it behind a colon, --config FILE.py:ARGUMENT",
+}
+
 
 def parse(
     values: flags.FlagValues, argv: Sequence[str], *, required: Sequence[str], positional: bool = False
@@ -35,6 +43,9 @@ def parse(
     except flags.Error as error:
         # What get_config() raised comes with its traceback, of which the last line is the error.
         lines = str(error).strip().split("\n")
+        for words, meaning in _ARGUMENTS.items():
+            if words in lines[-1]:
+                raise UserError(f"--config: {meaning}") from error
         raise UserError(f"{argv[0]}: {lines[0]}{' ' + lines[-1] if len(lines) > 1 else ''}") from error
     except Exception as error:  # get_config() is the user's code and raises what it likes
         raise _not_loaded(error) from error

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import read_card
 from prl_jax.artifacts.models import load_judge
-from prl_jax.commands.on_models import judge_file
+from prl_jax.commands.judge import judge_file
 from prl_jax.commands.run import run_stages
 from prl_jax.data.records import PreferenceRecord
 from prl_jax.data.rows import encode_generative_pair, stack_rows

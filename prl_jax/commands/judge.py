@@ -1,0 +1,76 @@
+"""`prl judge`: what a judge says of the pairs of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prl_jax.artifacts.cards import command_length
+from prl_jax.artifacts.models import load_judge
+from prl_jax.commands.outputs import check_file, rows_file
+from prl_jax.commands.rows import (
+    DEFAULT_OPTIONS,
+    RowOptions,
+    check_finite,
+    command_card,
+    directories,
+    measured_rows,
+    origin_of,
+    read_rows,
+    selected_rows,
+    work,
+)
+from prl_jax.data.records import PreferenceRecord
+from prl_jax.judges import Judged
+from prl_jax.runs.stopping import StopSignal
+from prl_jax.sharding import make_mesh
+from prl_jax.stages.judging import judge_records, pair_metrics
+from prl_jax.text.judging import JudgeTemplate
+
+
+def judge_file(
+    model: Path, data: Path, out: Path, *, options: RowOptions = DEFAULT_OPTIONS, stop: StopSignal | None = None
+) -> dict[str, Any]:
+    """Judges every pair of a file, writes `id, p_12, p_21, p_chosen` rows and returns the metrics.
+
+    Raises:
+      UserError: for whatever the user can mend, before anything is computed; and where judgements are not finite, once
+        all are written.
+      Stopped: `stop` said so; the rows that were judged are kept, and the same command continues.
+    """
+    mesh, stop = make_mesh(), StopSignal() if stop is None else stop
+    card = command_card(model, options, "judge")
+    check_file(out, inputs=[data], models=directories(model, card), overwrite=options.overwrite)
+    records = read_rows(data, "preference", options)
+    template = None
+    if card.template is not None:
+        template = JudgeTemplate(**{**card.template, "verdicts": tuple(card.template["verdicts"])})
+    measured = measured_rows("judge", records, model, options, template)
+    pairs = np.maximum(measured.lengths["response"], measured.lengths["rejected"]) + measured.lengths["prompt"]
+    needed = measured.judged if template else pairs
+    chosen = selected_rows(records, measured, needed, command_length(card, options.max_length), options)
+    judge = load_judge(model, mesh, batch_size=options.batch_size, max_length=chosen.length, defaults=options.defaults)
+
+    def ask(_: int, part: Sequence[PreferenceRecord]) -> list[dict[str, Any]]:
+        return _judgements(part, judge_records(judge, part))
+
+    made_from = origin_of("judge", model, card, records, options)
+    with rows_file(out, made_from, overwrite=options.overwrite) as file:
+        work("judge", chosen.records, options.batch_size, ask, file, stop)
+        file.finish()
+    failed = sum(row["p_chosen"] is None for row in file.rows)
+    check_finite(failed, len(file.rows), "judgements", model, out)
+    columns = (np.array([row[key] for row in file.rows], np.float64) for key in ("p_12", "p_21", "p_chosen"))
+    return pair_metrics(*columns, list(chosen.records)) | dict(chosen.counts)
+
+
+def _judgements(records: Sequence[PreferenceRecord], judged: Judged) -> list[dict[str, Any]]:
+    finite = np.isfinite(judged.z_12) & np.isfinite(judged.z_21)
+    names, columns = ("p_12", "p_21", "p_chosen"), (judged.p_12, judged.p_21, judged.p_first)
+    numbers = zip(*(np.where(finite, column, np.nan).tolist() for column in columns), strict=True)
+    return [
+        {"id": record.id, **dict(zip(names, row, strict=True))} for record, row in zip(records, numbers, strict=True)
+    ]

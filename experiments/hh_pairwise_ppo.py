@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
             **lengths,
         ),
         bt=c.bradley_terry(data=source(pairs, "train", limit=half), **lengths, **judge),
-        genrm=c.generative(data=source(pairs, "train", limit=half), max_length=192, shared_positions=True, **judge),
+        genrm=c.generative(data=source(pairs, "train", limit=half), max_length=200, shared_positions=True, **judge),
         referee=c.bradley_terry(data=source(pairs, "train", skip=half), **lengths, **judge),
         anchors=c.anchors(prompts=prompts, batch_size=128),
         ppo=c.ppo(judge="bt", reward="score", anchors="", **ppo),

@@ -54,7 +54,7 @@ def get_config(variant: str = "full") -> ConfigDict:
             duration=f"{size['genrm']} steps",
             batch_size=64,
             validation=validation,
-            max_length=36,
+            max_length=38,
             shared_positions=True,
             w_cons=0.05,
             optimizer=dict(learning_rate=1.2e-3),

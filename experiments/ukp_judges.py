@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
         genrm=c.generative(
             duration="0.5 epochs",
             batch_size=16,
-            max_length=320,
+            max_length=352,
             shared_positions=True,
             optimizer=dict(learning_rate=3e-4, weight_decay=0.1),
             **shared,

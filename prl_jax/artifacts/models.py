@@ -205,10 +205,16 @@ def make_judge(
     on_long: str = "truncate",
     max_length: int = 0,
 ) -> Judge:
-    """The judge that a card describes."""
+    """The judge that a card describes.
+
+    Rows are cut as in training, unless a command uses the context of a model that has one (`max_length`): there a
+    scalar judge's prompts and responses have it together.
+    """
     length = max_length or trained_length(card)
     options = {"max_length": length, "batch_size": batch_size, "on_long": on_long, "mesh": mesh}
     if isinstance(model, ScalarModel):
-        return ScalarJudge(model, tokenizer, **options)
+        whole = max_length and card.context
+        parts = {} if whole else {"max_prompt": card.max_prompt, "max_response": card.max_response}
+        return ScalarJudge(model, tokenizer, **parts, **options)
     assert card.asks is not None
     return GenerativeJudge(model, tokenizer, card.asks, merge=card.merge, **options)

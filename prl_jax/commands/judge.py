@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
-from prl_jax.artifacts.cards import command_length
+from prl_jax.artifacts.cards import ModelCard, command_length
 from prl_jax.artifacts.models import load_judge
 from prl_jax.commands.outputs import check_file, rows_file
 from prl_jax.commands.rows import (
@@ -25,6 +26,7 @@ from prl_jax.commands.rows import (
 )
 from prl_jax.data.records import PreferenceRecord
 from prl_jax.judges import Judged
+from prl_jax.measuring.records import Measured
 from prl_jax.runs.stopping import StopSignal
 from prl_jax.sharding import make_mesh
 from prl_jax.stages.judging import judge_records, pair_metrics
@@ -49,9 +51,9 @@ def judge_file(
     if card.template is not None:
         template = JudgeTemplate(**{**card.template, "verdicts": tuple(card.template["verdicts"])})
     measured = measured_rows("judge", records, model, options, template)
-    pairs = np.maximum(measured.lengths["response"], measured.lengths["rejected"]) + measured.lengths["prompt"]
-    needed = measured.judged if template else pairs
-    chosen = selected_rows(records, measured, needed, command_length(card, options.max_length), options)
+    limit = command_length(card, options.max_length)
+    needed = measured.judged if template else _scored_tokens(card, measured, limit)
+    chosen = selected_rows(records, measured, needed, limit, options)
     judge = load_judge(model, mesh, batch_size=options.batch_size, max_length=chosen.length, defaults=options.defaults)
 
     def ask(_: int, part: Sequence[PreferenceRecord]) -> list[dict[str, Any]]:
@@ -65,6 +67,19 @@ def judge_file(
     check_finite(failed, len(file.rows), "judgements", model, out)
     columns = (np.array([row[key] for row in file.rows], np.float64) for key in ("p_12", "p_21", "p_chosen"))
     return pair_metrics(*columns, list(chosen.records)) | dict(chosen.counts)
+
+
+def _scored_tokens(card: ModelCard, measured: Measured, limit: int) -> Int[np.ndarray, "N"]:
+    """Tokens that each pair needs of a scalar judge's row of `limit`.
+
+    Without a context of its own a model is asked as it was trained: what is too long for its part of the row is too
+    long, however short the other part is.
+    """
+    if card.context:
+        return measured.scored
+    responses = np.maximum(measured.lengths["response"], measured.lengths["rejected"])
+    beyond = np.maximum(measured.lengths["prompt"] - card.max_prompt, responses - card.max_response)
+    return np.where(beyond > 0, limit + beyond, measured.scored)
 
 
 def _judgements(records: Sequence[PreferenceRecord], judged: Judged) -> list[dict[str, Any]]:

@@ -21,12 +21,13 @@ from prl_jax.data.sources import file_path
 from prl_jax.errors import UserError, naming
 from prl_jax.inputs.layout import check_layout
 from prl_jax.inputs.measurements import Measurements
-from prl_jax.inputs.readings import Reading, readings
+from prl_jax.inputs.readings import Reading, prompt_room, readings
 from prl_jax.measuring.records import IDENTICAL, PLAIN, TIE, Measured, invalid_rows, unused_keys, unused_line
 from prl_jax.processes import is_leader
 from prl_jax.runs.context import StageContext, first_model, is_directory, source_key, source_spec, trains_from_text
 from prl_jax.stages import KINDS
-from prl_jax.text.chat import Turn, fit_turns
+from prl_jax.text.chat import Turn, encode_prompt, fit_turns
+from prl_jax.text.judging import encode_judge_row
 from prl_jax.text.tokenizer import Tokenizer
 
 LeftOut = Mapping[tuple[Any, ...], Sequence[int]]
@@ -54,8 +55,11 @@ def check_inputs(
         found = left_out[context.name] = {}
         for key, what in KINDS[section.kind].rules.sources.items():
             source = value_at(section, key)
-            if key in KINDS[section.kind].rules.unused(section) or source.kind == "gold":
-                continue  # built-in data are made when the stage runs; nothing is wrong with them
+            if key in KINDS[section.kind].rules.unused(section):
+                continue
+            if source.kind == "gold":  # made when the stage runs; nothing is wrong with them
+                said += [f"{key}: {line}" for line in _room_for_any(context, key, measurements, absent)]
+                continue
             if absent and not _exists(source):
                 continue
             with naming(f"{context.name}.{key}"):
@@ -192,6 +196,29 @@ def _cut(reading: Reading, measured: Measured, kept: np.ndarray) -> list[str]:
     for limit in reading.limits:
         lengths = limit.lengths(measured)[kept]
         over = int((lengths > limit.tokens).sum())
-        if over:
+        if over and limit.written:
+            lines.append(
+                f"{limit.key}={limit.tokens} may cut comparisons on {over} of {len(kept)} prompts: two responses of "
+                f"{limit.written} tokens and what is written around them take up to {lengths.max()}"
+            )
+        elif over:
             lines.append(f"{limit.key}={limit.tokens} cuts {over} of {len(kept)} rows (the longest: {lengths.max()})")
+    return lines
+
+
+def _room_for_any(context: StageContext, key: str, measurements: Measurements, absent: bool) -> list[str]:
+    """A line about each generative judge whose rows may not hold all that a policy will read and write, of prompts that
+    nobody has measured."""
+    lines, question = [], (Turn("user", ""),)
+    for (name, template, *_), limits in readings(context, key):
+        for limit in limits:
+            if limit.written and template and not (absent and _no_tokenizer(context, name)):
+                tokenizer = measurements.tokenizer(context, name)
+                bare = len(encode_judge_row(tokenizer, template, question, "", "", max_length=2**30).ids)
+                content = max(prompt_room(context, key) - len(encode_prompt(tokenizer, question)), 0)
+                if (needed := bare + content + 2 * limit.written) > limit.tokens:
+                    lines.append(
+                        f"{limit.key}={limit.tokens} may cut comparisons: a prompt of {content} tokens, two responses "
+                        f"of {limit.written} and what is written around them take {needed}"
+                    )
     return lines

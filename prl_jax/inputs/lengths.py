@@ -158,8 +158,9 @@ class _Lengths:
         rows = []
         for use in own:
             one = self.measured(use)
-            longest = max(self.room(use.policy), one.longest("response")) if use.policy else 0
-            rows.append(one.lengths["frame"] + 2 * (longest - 1) if use.policy else one.judged)
+            # A response that runs out of room has no token that ends it.
+            longest = max(self.room(use.policy), one.longest("response") - 1) if use.policy else 0
+            rows.append(one.lengths["frame"] + 2 * longest if use.policy else one.judged)
         if own and not self.config[name].max_length:
             needed, most = np.concatenate(rows), self.limit(name)
             length = friendly(int(needed.max()))

@@ -34,14 +34,25 @@ class Reader(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """How many tokens there is room for: `key` names it, `of` what is held against it (see `Measured`)."""
+    """How many tokens there is room for.
+
+    Attributes:
+      key: names it.
+      of: what is held against it (see `Measured`).
+      tokens: the room.
+      written: tokens of a response that a policy may write, of a judge that compares two of these; 0 where the records
+        hold all that is read.
+    """
 
     key: str
     of: str
     tokens: int
+    written: int = 0
 
     def lengths(self, measured: Measured) -> np.ndarray:
         """`[N]` tokens of each record that are held against it."""
+        if self.written:
+            return measured.lengths["frame"] + 2 * self.written * (measured.lengths["frame"] > 0)
         if self.of == "responses":
             return np.maximum(measured.lengths["response"], measured.lengths["rejected"])
         return measured.lengths["prompt"] if self.of == "prompt" else getattr(measured, self.of)
@@ -57,6 +68,12 @@ class Reading(NamedTuple):
 def readings(context: StageContext, key: str) -> list[Reading]:
     """Who reads the records of a stage's source `key`; at least one reader."""
     return list(_readings(context, key)) or [Reading(Reader())]
+
+
+def prompt_room(context: StageContext, key: str) -> int:
+    """The most tokens of a prompt that a policy reads of a stage's source `key`; 0 where none does."""
+    limits = [limit for _, limits in readings(context, key) for limit in limits]
+    return max((limit.tokens for limit in limits if limit.of == "prompt"), default=0)
 
 
 def _readings(context: StageContext, key: str) -> Iterator[Reading]:
@@ -84,5 +101,8 @@ def _reading(context: StageContext, key: str, reads: Reads) -> Iterator[Reading]
         elif not reads.policy:
             of = "scored" if card.asks is None else "judged"
             yield Reading(reader, (Limit("max_length", of, trained_length(card)),))
-        elif card.asks is None:  # a generative judge takes any prompt
+        elif card.asks is None:
             yield Reading(reader)
+        else:
+            written = known.card(reads.policy).max_response
+            yield Reading(reader, (Limit(f"{model}.max_length", "frame", trained_length(card), written),))

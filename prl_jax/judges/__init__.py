@@ -3,6 +3,6 @@
 from prl_jax.judges.base import Judge, Judged, ScoringJudge, judge_pairs
 from prl_jax.judges.generative import GenerativeJudge
 from prl_jax.judges.gold import GoldJudge
-from prl_jax.judges.scalar import ScalarJudge
+from prl_jax.judges.scalar import ScalarJudge, Scored
 
-__all__ = ["GenerativeJudge", "GoldJudge", "Judge", "Judged", "ScalarJudge", "ScoringJudge", "judge_pairs"]
+__all__ = ["GenerativeJudge", "GoldJudge", "Judge", "Judged", "ScalarJudge", "Scored", "ScoringJudge", "judge_pairs"]

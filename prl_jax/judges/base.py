@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from prl_jax.processes import batch_rows, fetch, put_batch, whole_batch
 from prl_jax.text.chat import Prompt
@@ -22,11 +22,18 @@ class Judged(NamedTuple):
       z_12: `[N]`, response 1 in slot 1.
       z_21: `[N]`, the two exchanged.
       merge: how the two orders become one answer, of `SPACES`: the mean of their probabilities, or of their logits.
+      cut: `[N]` bool, pairs of which the judge's rows did not hold all; None of a judge that reads them whole.
     """
 
     z_12: Float[np.ndarray, "N"]
     z_21: Float[np.ndarray, "N"]
     merge: str = "probability"
+    cut: Bool[np.ndarray, "N"] | None = None
+
+    @property
+    def cuts(self) -> int:
+        """The number of pairs that were cut."""
+        return 0 if self.cut is None else int(self.cut.sum())
 
     @property
     def p_12(self) -> Float[np.ndarray, "N"]:
@@ -70,43 +77,51 @@ class ScoringJudge(Protocol):
 
 
 def judge_pairs(judge: Judge, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
-    """Asks a judge, but for pairs with identical responses, which are even by definition (probability 0.5)."""
+    """Asks a judge, but for pairs with identical responses, which are even by definition (probability 0.5).
+
+    Those that are identical as far as the judge can read them are even too; the judge itself sees to that.
+    """
     different = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
     z_12, z_21 = np.zeros(len(prompts), np.float32), np.zeros(len(prompts), np.float32)
+    cut = np.zeros(len(prompts), bool)
     if different:
         asked = [prompts[i] for i in different], [first[i] for i in different], [second[i] for i in different]
         judged = judge(*asked)
         z_12[different], z_21[different] = judged.z_12, judged.z_21
-    return Judged(z_12, z_21, judge.merge)
+        if judged.cut is not None:
+            cut[different] = judged.cut
+    return Judged(z_12, z_21, judge.merge, cut)
 
 
 def in_batches(
     forward: Callable[[TokenRows], jax.Array],
-    encode: Callable[[Int[np.ndarray, "n"]], TokenRows],
+    encode: Callable[[Int[np.ndarray, "n"]], tuple[TokenRows, Bool[np.ndarray, "n K"]]],
     count: int,
     batch_size: int,
     mesh: Mesh | None,
-) -> Float[np.ndarray, "N *rest"]:
+) -> tuple[Float[np.ndarray, "N *rest"], Bool[np.ndarray, "N K"]]:
     """Runs a jitted function over rows in batches of one shape; the last one is filled up with the last row.
 
     Fewer rows than a batch are filled up to a power of two, so that another number of rows seldom compiles anew.
 
     Args:
       forward: rows of a batch -> a number or more for each.
-      encode: which rows, of `count` -> these rows, numpy.
+      encode: which rows, of `count` -> these rows, numpy, and what else is to be known of each.
       batch_size: rows of a batch, at most; a little more where the mesh has more shards.
       mesh: cuts the rows over its devices and processes; None computes where the parameters of `forward` are.
 
     Returns:
-      `[N, ...]`, the same in every process. Each process encodes only rows that its own devices read.
+      `[N, ...]` and `[N, K]`, the same in every process. Each process encodes only rows that its own devices read.
     """
     size = min(batch_size, 1 << (count - 1).bit_length())
     size = size if mesh is None else whole_batch(size, mesh)
-    parts = []
+    parts, known = [], []
     for index in batch_rows(count, size, mesh):
-        rows = encode(index)
-        parts.append(fetch(forward(rows if mesh is None else put_batch(rows, mesh)), mesh))
-    return np.concatenate(parts)[:count]
+        rows, flags = encode(index) if mesh is None else put_batch(encode(index), mesh)
+        values, flags = fetch((forward(rows), flags), mesh)
+        parts.append(values)
+        known.append(flags)
+    return np.concatenate(parts)[:count], np.concatenate(known)[:count]
 
 
 def _sigmoid(z: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from prl_jax.errors import UserError
 from prl_jax.judges.base import Judged, check_lengths, in_batches
@@ -31,7 +31,7 @@ class GenerativeJudge:
     """Asks a language model, in both orders.
 
     The logit of a verdict is restricted to the two verdict tokens; what probability they leave to other tokens is
-    reported by `verdict_mass`.
+    reported by `verdict_mass`. Responses that are the same as far as a row holds them are even, whatever it would say.
 
     Args:
       model: a language model.
@@ -63,9 +63,10 @@ class GenerativeJudge:
         self.verdicts = verdict_ids(tokenizer, template)
 
     def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
-        log_probs = self._log_probs([*prompts, *prompts], [*first, *second], [*second, *first])
-        z = log_probs[:, 0] - log_probs[:, 1]
-        return Judged(z[: len(prompts)], z[len(prompts) :], self.merge)
+        log_probs, known = self._log_probs([*prompts, *prompts], [*first, *second], [*second, *first])
+        cut, even = known.T
+        z, count = np.where(even, 0.0, log_probs[:, 0] - log_probs[:, 1]).astype(np.float32), len(prompts)
+        return Judged(z[:count], z[count:], self.merge, cut[:count] | cut[count:])
 
     def check_fits(self, prompt: Prompt, first: str, second: str) -> None:
         """Raises `UserError` for a pair that is too long, with `on_long="error"`."""
@@ -75,7 +76,7 @@ class GenerativeJudge:
         self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
     ) -> Float[np.ndarray, "N"]:
         """`[N]` probability of the two verdict tokens together, in the order given."""
-        return np.exp(self._log_probs(prompts, first, second)).sum(-1)
+        return np.exp(self._log_probs(prompts, first, second)[0]).sum(-1)
 
     def _encode(self, prompt: Prompt, first: str, second: str) -> JudgeRow:
         return encode_judge_row(
@@ -88,13 +89,15 @@ class GenerativeJudge:
             on_long=self.on_long,
         )
 
-    def _log_probs(self, prompts, first, second) -> Float[np.ndarray, "N 2"]:
+    def _log_probs(self, prompts, first, second) -> tuple[Float[np.ndarray, "N 2"], Bool[np.ndarray, "N 2"]]:
+        """Log-probabilities of the two verdicts; and whether a row was cut, and its responses are then the same."""
         check_lengths(prompts, first, second)
 
-        def encode(index: Int[np.ndarray, "n"]) -> TokenRows:
+        def encode(index: Int[np.ndarray, "n"]) -> tuple[TokenRows, Bool[np.ndarray, "n 2"]]:
             encoded = [self._encode(prompts[i], first[i], second[i]) for i in index]
             ids, positions = [row.ids for row in encoded], [row.positions for row in encoded]
-            return pad_rows(ids, self.max_length, pad_id=self.tokenizer.pad_id, positions=positions)
+            rows = pad_rows(ids, self.max_length, pad_id=self.tokenizer.pad_id, positions=positions)
+            return rows, np.array([(row.truncated, row.even) for row in encoded], bool)
 
         forward = functools.partial(judge_rows, self.model, verdicts=self.verdicts)
         return in_batches(forward, encode, len(prompts), self.batch_size, self.mesh)

@@ -3,7 +3,7 @@
     measured = measure(records, tokenizer, template=JudgeTemplate("question-v1"))
     measured.longest("prompt"), measured.longest("response"), measured.longest("rejected")
     measured.judged.max()                               # the longest row of a judge on these very pairs
-    measured.longest("frame") + 2 * (max_response - 1)  # room for a judge's row with any two responses
+    measured.longest("frame") + 2 * max_response  # room for a judge's row with any two responses
 
 Lengths are those before anything is cut. A record that is malformed, or whose conversation the chat template refuses,
 has zeros and is one of the `problems`.

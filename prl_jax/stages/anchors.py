@@ -6,10 +6,11 @@ import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import sampling_config
@@ -64,13 +65,18 @@ def check_keep(check: Checking, name: str) -> None:
 
 
 def run(context: StageContext) -> dict[str, float]:
-    """Writes `anchors.jsonl`, rows of `id, prompt, anchors`, and returns a few numbers about them."""
+    """Writes `anchors.jsonl`, rows of `id, prompt, anchors`, and returns a few numbers about them.
+
+    Of sampled candidates, those that are empty, truncated or the same as another one are passed over (`choose`); how
+    many is among the numbers.
+    """
     section = context.section
     records = list(context.records(section.prompts, "prompt").with_unique_ids())
     if section.choice == "reference":
         chosen = [[_reference(record)] for record in records]
+        counters = {"empty_candidates": sum(not text.strip() for (text,) in chosen)}
     else:
-        chosen = _best_of_n(context, records)
+        chosen, counters = _best_of_n(context, records)
     rows = [
         {"id": record.id, "prompt": [turn._asdict() for turn in record.prompt], "anchors": texts}
         for record, texts in zip(records, chosen, strict=True)
@@ -78,7 +84,8 @@ def run(context: StageContext) -> dict[str, float]:
     if is_leader():
         write_jsonl(context.directory / ANCHORS_FILE, rows)
     lengths = [len(text) for texts in chosen for text in texts]
-    return {"prompts": float(len(rows)), "anchors": float(len(lengths)), "characters": float(np.mean(lengths))}
+    numbers = {"prompts": len(rows), "anchors": len(lengths), "characters": np.mean(lengths), **counters}
+    return {name: float(number) for name, number in numbers.items()}
 
 
 def read_anchors(directory: Path, records: Sequence[PromptRecord]) -> list[list[str]]:
@@ -116,8 +123,70 @@ def _reference(record: PromptRecord) -> str:
     return record.reference
 
 
-def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> list[list[str]]:
-    """The `keep` best of `samples` responses of a policy to every prompt, as a judge ranks them."""
+class Candidates(NamedTuple):
+    """`K` sampled responses to each of `N` prompts.
+
+    Attributes:
+      texts: `texts[k][n]`.
+      truncated: `[K, N]` bool, responses that ran out of room before a stop token.
+    """
+
+    texts: Sequence[Sequence[str]]
+    truncated: Bool[np.ndarray, "K N"]
+
+    @property
+    def empty(self) -> Bool[np.ndarray, "K N"]:
+        """Responses that say nothing."""
+        return np.array([[not text.strip() for text in column] for column in self.texts], bool)
+
+    @property
+    def repeated(self) -> Bool[np.ndarray, "K N"]:
+        """Responses that an earlier sample of their prompt has said already, and whole where they are whole."""
+        out = np.zeros(self.truncated.shape, bool)
+        for n in range(out.shape[1]):
+            said: set[tuple[str, bool]] = set()
+            for k, column in enumerate(self.texts):
+                one = (column[n], bool(self.truncated[k, n]))
+                out[k, n] = one in said
+                said.add(one)
+        return out
+
+    @property
+    def usable(self) -> Bool[np.ndarray, "K N"]:
+        """Responses that can be anchors: whole, not empty, and each text once."""
+        return ~(self.empty | self.truncated | self.repeated)
+
+
+def choose(
+    candidates: Candidates, scores: Float[np.ndarray, "K N"], keep: int
+) -> tuple[list[list[str]], dict[str, int]]:
+    """The `keep` best usable candidates of each prompt, and what was passed over.
+
+    A prompt with fewer usable ones has fewer anchors. Where it has none at all, its best truncated candidate stands
+    in, or an empty one where all are empty; `prompts_without_candidate` counts these prompts.
+
+    Args:
+      candidates: of all prompts.
+      scores: the larger the better; equal ones keep the order of sampling.
+      keep: anchors of a prompt, at most.
+    """
+    empty, usable = candidates.empty, candidates.usable
+    none = ~usable.any(axis=0)
+    # Usable ones first, then what says something, then the rest; each by score.
+    order = np.lexsort((-scores, empty, ~usable), axis=0)
+    wanted = np.minimum(keep, np.maximum(usable.sum(axis=0), 1))
+    chosen = [[candidates.texts[k][n] for k in order[: wanted[n], n]] for n in range(len(wanted))]
+    counters = {
+        "empty_candidates": empty.sum(),
+        "truncated_candidates": candidates.truncated.sum(),
+        "repeated_candidates": candidates.repeated.sum(),
+        "prompts_without_candidate": none.sum(),
+    }
+    return chosen, {name: int(count) for name, count in counters.items()}
+
+
+def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> tuple[list[list[str]], dict[str, int]]:
+    """The `keep` best of `samples` responses of a policy to every prompt, as a judge ranks them; and counters."""
     section = context.section
     count, size = section.samples, section.batch_size
     card, policy, tokenizer = load_policy(context.stage(section.policy), context.mesh, defaults=context.defaults)
@@ -125,7 +194,7 @@ def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> list[l
     sampling = sampling_config(card, tokenizer, temperature=section.temperature)
     prompts = [record.prompt for record in records]
 
-    def sample(i: int, first: int, part: Sequence[Prompt]) -> list[str]:
+    def sample(i: int, first: int, part: Sequence[Prompt]) -> list[tuple[str, bool]]:
         texts, rollout = respond(
             policy,
             tokenizer,
@@ -138,14 +207,17 @@ def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> list[l
             first_row=first,
         )
         check_finite(np.sum(rollout.logp, axis=1), f"{context.name}: log-probabilities of responses")
-        return texts
+        return list(zip(texts, rollout.truncated.tolist(), strict=True))
 
     with pieces(context, (count + rankings(judge, count)) * batches(len(prompts), size)) as piece:
         columns = [piece.each(f"sample_{i}", prompts, size, functools.partial(sample, i)) for i in range(count)]
-        scores = rank_scores(judge, prompts, columns, size, piece)
-    # A stable order, so that equal scores keep the order of sampling.
-    order = np.argsort(-scores, axis=0, kind="stable")[: section.keep]
-    return [[columns[k][i] for k in order[:, i]] for i in range(len(records))]
+        candidates = Candidates(
+            [[text for text, _ in column] for column in columns],
+            np.array([[cut for _, cut in column] for column in columns], bool),
+        )
+        scores, cuts = rank_scores(judge, prompts, candidates, size, piece)
+    chosen, counters = choose(candidates, scores, section.keep)
+    return chosen, {**counters, "cut_judgements": cuts}
 
 
 def rankings(judge: Judge, count: int) -> int:
@@ -154,34 +226,44 @@ def rankings(judge: Judge, count: int) -> int:
 
 
 def rank_scores(
-    judge: Judge, prompts: Sequence[Prompt], columns: Sequence[Sequence[str]], size: int, piece: Pieces
-) -> np.ndarray:
+    judge: Judge, prompts: Sequence[Prompt], candidates: Candidates, size: int, piece: Pieces
+) -> tuple[Float[np.ndarray, "K N"], int]:
     """`[K, N]` scores of the K-th response to each of N prompts: a scalar judge's, or the mean win probability against
-    the prompt's other responses (round robin, both orders). The judge is asked of `size` prompts at a time."""
+    the prompt's other responses (round robin, both orders), of which the usable ones count, where there are any.
+
+    The judge is asked of `size` prompts at a time. Also returns how often it did not see all of prompt and responses.
+    """
+    columns = candidates.texts
     rows = list(zip(prompts, *columns, strict=True))
     if isinstance(judge, ScalarJudge):
 
-        def score(i: int, _: int, part: Sequence[tuple]) -> list[float]:
-            scores = judge.scores([row[0] for row in part], [row[1 + i] for row in part])
+        def score(i: int, _: int, part: Sequence[tuple]) -> list[tuple[float, bool]]:
+            scores, cut = judge.scored([row[0] for row in part], [row[1 + i] for row in part])
             check_finite(scores, "anchors: the judge's scores")
-            return scores.tolist()
+            return list(zip(scores.tolist(), cut.tolist(), strict=True))
 
-        return np.array(
-            [piece.each(f"score_{i}", rows, size, functools.partial(score, i)) for i in range(len(columns))]
-        )
+        found = [piece.each(f"score_{i}", rows, size, functools.partial(score, i)) for i in range(len(columns))]
+        scores, cut = np.moveaxis(np.array(found, np.float64), -1, 0)
+        return scores, int(cut.sum())
 
-    def compare(i: int, j: int, _: int, part: Sequence[tuple]) -> list[float]:
-        p_first = judge_pairs(judge, *([row[k] for row in part] for k in (0, 1 + i, 1 + j))).p_first
-        check_finite(p_first, "anchors: the judge's probabilities")
-        return p_first.tolist()
+    def compare(i: int, j: int, _: int, part: Sequence[tuple]) -> list[tuple[float, bool]]:
+        judged = judge_pairs(judge, *([row[k] for row in part] for k in (0, 1 + i, 1 + j)))
+        check_finite(judged.p_first, "anchors: the judge's probabilities")
+        cut = np.zeros(len(part), bool) if judged.cut is None else judged.cut
+        return list(zip(judged.p_first.tolist(), cut.tolist(), strict=True))
 
+    cuts = 0
+    usable = candidates.usable
+    counts = np.where(usable.any(axis=0), usable, True).astype(float)  # as opponents
     wins = np.zeros((len(columns), len(prompts)))
     for i in range(len(columns)):
         for j in range(i):
-            p = np.array(piece.each(f"wins_{i}_{j}", rows, size, functools.partial(compare, i, j)))
-            wins[i] += p
-            wins[j] += 1.0 - p
-    return wins / max(len(columns) - 1, 1)
+            found = piece.each(f"wins_{i}_{j}", rows, size, functools.partial(compare, i, j))
+            p, cut = np.array(found, np.float64).T
+            cuts += int(cut.sum())
+            wins[i] += p * counts[j]
+            wins[j] += (1.0 - p) * counts[i]
+    return wins / np.maximum(counts.sum(axis=0) - counts, 1.0), cuts
 
 
 KIND = Kind(

@@ -179,26 +179,28 @@ def _judged(
     name: str,
     texts: Sequence[Sequence[str]],
     others: Sequence[Sequence[str]],
-) -> Float[np.ndarray, "N K 3"]:
-    """`p_12`, `p_21` and the judge's answer from both, of sample k against the other's sample k; NaN where they are not
-    finite."""
+) -> Float[np.ndarray, "N K 4"]:
+    """`p_12`, `p_21` and the judge's answer from both, of sample k against the other's sample k, NaN where they are not
+    finite; and whether the judge saw only a part of the pair."""
 
     def compare(_: int, part: Sequence[tuple[Prompt, str, str]]) -> list[list[float | None]]:
         judged = judge_pairs(judge, *map(list, zip(*part, strict=True)))
-        return [list(map(finite, row)) for row in zip(judged.p_12, judged.p_21, judged.p_first, strict=True)]
+        cut = np.zeros(len(part)) if judged.cut is None else judged.cut
+        columns = (judged.p_12, judged.p_21, judged.p_first, cut.astype(float))
+        return [list(map(finite, row)) for row in zip(*columns, strict=True)]
 
     columns = [list(zip(prompts, a, b, strict=True)) for a, b in zip(texts, others, strict=False)]
     found = [piece.each(f"{name}_{k}", column, size, compare) for k, column in enumerate(columns)]
     return np.array(found, np.float64).swapaxes(0, 1)
 
 
-def _wins(orders: Float[np.ndarray, "N K 3"]) -> Float[np.ndarray, "N K"]:
+def _wins(orders: Float[np.ndarray, "N K 4"]) -> Float[np.ndarray, "N K"]:
     """The judge's answers."""
     return orders[..., 2]
 
 
 def _orders(
-    both: Sequence[Float[np.ndarray, "N K 3"]], arms: Sequence[Arm], opponents: Sequence[Sequence[str]]
+    both: Sequence[Float[np.ndarray, "N K 4"]], arms: Sequence[Arm], opponents: Sequence[Sequence[str]]
 ) -> dict[str, float | int | None]:
     """How the judge dealt with the two orders of the very comparisons that gave the win rates; identical responses,
     which it is not asked about, left out."""
@@ -210,10 +212,11 @@ def _orders(
         if text != other and np.isfinite(orders[n, k]).all()
     ]
     p_12, p_21 = np.array(asked, np.float64).reshape(-1, 2).T
+    cut = int(sum(orders[..., 3].sum() for orders in both))
     if not asked:
-        return {"n": 0, "order_consistency": None, "position_bias": None}
+        return {"n": 0, "order_consistency": None, "position_bias": None, "cut_judgements": cut}
     consistency, bias = order_consistency(p_12, p_21), position_bias(p_12, p_21)
-    return {"n": len(asked), "order_consistency": consistency, "position_bias": bias}
+    return {"n": len(asked), "order_consistency": consistency, "position_bias": bias, "cut_judgements": cut}
 
 
 def _utilities(records: Sequence[PromptRecord], texts: Sequence[Sequence[str]]) -> dict[str, Any]:

@@ -116,12 +116,14 @@ def evaluate_judge(
     size, number = context.section.batch_size, context.section.judges.index(name)
     judge = named_judge(context, name, batch_size=size)
 
-    def ask(_: int, part: Sequence[PreferenceRecord]) -> list[tuple[float | None, float | None]]:
+    def ask(_: int, part: Sequence[PreferenceRecord]) -> list[tuple[float | None, float | None, bool]]:
         found = judge_records(judge, part)
-        return [(finite(a), finite(b)) for a, b in zip(found.z_12, found.z_21, strict=True)]
+        cut = np.zeros(len(part), bool) if found.cut is None else found.cut
+        return [(finite(a), finite(b), bool(c)) for a, b, c in zip(found.z_12, found.z_21, cut, strict=True)]
 
-    judged = Judged(*np.array(piece.each(f"judge_{number}", records, size, ask), np.float32).T, judge.merge)
-    metrics = record_metrics(judged, records)
+    z_12, z_21, cut = np.array(piece.each(f"judge_{number}", records, size, ask), np.float32).T
+    judged = Judged(z_12, z_21, judge.merge, cut > 0)
+    metrics = record_metrics(judged, records) | {"cut_judgements": judged.cuts}
     answered = np.isfinite(judged.p_first)
     soft = np.array([record.soft_label for record in records])
     metrics["reliability"] = reliability_bins(judged.p_first[answered].astype(np.float64), soft[answered])

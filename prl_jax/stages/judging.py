@@ -11,7 +11,7 @@ from jaxtyping import Float
 from prl_jax.data.records import PreferenceRecord
 from prl_jax.errors import UserError
 from prl_jax.evaluation import judge_metrics, longer_first
-from prl_jax.judges import Judge, Judged, judge_pairs
+from prl_jax.judges import GenerativeJudge, Judge, Judged, judge_pairs
 
 
 def judge_records(judge: Judge, records: Sequence[PreferenceRecord]) -> Judged:
@@ -40,6 +40,14 @@ def pair_metrics(
         tie=np.array([record.tie for record in records]),
         longer=longer_first([r.chosen for r in records], [r.rejected for r in records]),
     )
+
+
+def imitations(judge: Judge, responses: Sequence[str]) -> dict[str, float]:
+    """The share of responses that hold what would be a part of a generative judge's frame, if the judge did not keep
+    contents apart from it: a policy that learns to write these tries to forge the judge's question."""
+    if not isinstance(judge, GenerativeJudge):
+        return {}
+    return {"frame_imitations": float(np.mean([judge.template.imitated_by(text) for text in responses]))}
 
 
 def check_finite(values: Float[np.ndarray, "N"], what: str) -> None:

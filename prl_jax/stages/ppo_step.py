@@ -18,7 +18,7 @@ from prl_jax.models import Decoder
 from prl_jax.processes import fetch, local_rows, put_batch
 from prl_jax.runs.context import StageContext
 from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, row_keys
-from prl_jax.stages.judging import check_finite
+from prl_jax.stages.judging import check_finite, imitations
 from prl_jax.text.chat import Prompt, fit_prompt, prompt_text
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
@@ -46,7 +46,11 @@ class Setup(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One batch of rollouts with what was thought of it."""
+    """One batch of rollouts with what was thought of it.
+
+    Attributes:
+      cut_judgements: comparisons, or scores, for which the judge did not see all of prompt and responses.
+    """
 
     prompts: list[Prompt]
     responses: list[str]
@@ -55,6 +59,7 @@ class Step(NamedTuple):
     score: np.ndarray
     rollout: Rollout
     truncated_prompts: int
+    cut_judgements: int = 0
 
 
 def iteration(
@@ -78,6 +83,8 @@ def iteration(
     state = adapt_kl(state, before["kl"], len(done.responses), setup.config)
     metrics = {**metrics, **before, "kl_coef": state.kl_coef, "reward": jnp.asarray(done.score.mean())}
     metrics["truncated_prompts"] = jnp.asarray(done.truncated_prompts)
+    metrics["cut_judgements"] = jnp.asarray(done.cut_judgements)
+    metrics |= {name: jnp.asarray(value) for name, value in imitations(setup.judge, done.responses).items()}
     if done.comparisons is not None:
         metrics |= _judge_metrics(setup.context.section.opponents, done.comparisons)
     return state, metrics, done, experience
@@ -97,8 +104,8 @@ def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
     responses = decode_responses(setup.tokenizer, known, setup.sampling.stop_ids)
     if section.reward == "score":
         assert isinstance(setup.judge, ScalarJudge)
-        scores = setup.judge.scores(prompts, responses)
-        return Step(prompts, responses, anchors, None, scores, rollout, int(cut.sum()))
+        scores, unseen = setup.judge.scored(prompts, responses)
+        return Step(prompts, responses, anchors, None, scores, rollout, int(cut.sum()), int(unseen.sum()))
     comparisons = compare(
         setup.judge,
         section.opponents,
@@ -110,7 +117,8 @@ def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
         keys=row_keys(jax.random.fold_in(jax.random.fold_in(context.key, n), 2), 0, len(index)),
         draws=section.opponent_draws,
     )
-    return Step(prompts, responses, anchors, comparisons, comparisons.reward, rollout, int(cut.sum()))
+    reward, cuts = comparisons.reward, comparisons.cuts
+    return Step(prompts, responses, anchors, comparisons, reward, rollout, int(cut.sum()), cuts)
 
 
 def critic_context(setup: Setup, done: Step) -> CriticContext:

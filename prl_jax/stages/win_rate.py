@@ -105,8 +105,8 @@ def policy_win_rate(
         judged = judge_pairs(judge, prompts, sample(model, False), opponents)
         found = win_rate_summary(judged.p_first)
         values = {key: np.nan if found[key] is None else found[key] for key in _MEASURED}
-        left_out = found["prompts_left_out"]
-        return values | ({"prompts_left_out": float(left_out)} if left_out else {})
+        counters = {"prompts_left_out": found["prompts_left_out"], "win_rate_cut_judgements": judged.cuts}
+        return values | {name: float(count) for name, count in counters.items() if count}
 
     return measure
 

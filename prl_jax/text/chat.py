@@ -8,7 +8,8 @@ after which a response is `content<eos>`. A Hugging Face tokenizer brings its ow
 `huggingface.DEFAULT_CHAT_TEMPLATE` is used. There `<eos>` is whatever token ends the assistant's turns.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from prl_jax.errors import UserError
@@ -94,25 +95,34 @@ def encode_conversation(tokenizer: Tokenizer, turns: Prompt, *, context: int = 0
 
 def fit_prompt(tokenizer: Tokenizer, prompt: Prompt, length: int) -> tuple[list[int], bool]:
     """Token ids of a prompt, `length` at most, and whether its contents were cut for that as `fit_turns` cuts them."""
-    shorter = _end_of(tokenizer, prompt, length)
+    shorter = _end_of(prompt, length, functools.partial(encode_prompt, tokenizer))
     ids = encode_prompt(tokenizer, shorter)
     if len(ids) <= length:
         return ids, False
     return encode_prompt(tokenizer, fit_turns(tokenizer, shorter, length)[0]), True
 
 
-def fit_turns(tokenizer: Tokenizer, prompt: Prompt, length: int) -> tuple[Prompt, int]:
+def fit_turns(
+    tokenizer: Tokenizer, prompt: Prompt, length: int, *, encode: Callable[[Prompt], list[int]] | None = None
+) -> tuple[Prompt, int]:
     """A prompt that takes `length` tokens at most, and how many of its first turns are not what they were.
 
     Contents lose their beginning, the oldest first; what the template writes around them stays whole: the begin of the
     sequence, the openings of turns, their ends. Where even this does not fit, the oldest exchanges go altogether, and
     a system turn last.
 
+    Args:
+      tokenizer: of the model.
+      prompt: turns that end in the user's.
+      length: tokens at most.
+      encode: the prompt's tokens where the model reads it; by default in the chat template.
+
     Raises:
       UserError: the template alone, around a lone question without content, takes more.
     """
-    prompt = _end_of(tokenizer, prompt, length)
-    excess = len(encode_prompt(tokenizer, prompt)) - length
+    encode = encode or functools.partial(encode_prompt, tokenizer)
+    prompt = _end_of(prompt, length, encode)
+    excess = len(encode(prompt)) - length
     if excess <= 0:
         return prompt, 0
     contents = [tokenizer.encode(turn.content) for turn in prompt]
@@ -120,12 +130,12 @@ def fit_turns(tokenizer: Tokenizer, prompt: Prompt, length: int) -> tuple[Prompt
     while removed < total:
         removed = min(removed + excess, total)
         fitting, cut = _without(tokenizer, prompt, contents, removed)
-        excess = len(encode_prompt(tokenizer, fitting)) - length
+        excess = len(encode(fitting)) - length
         if excess <= 0:
             return fitting, cut
     bare = tuple(turn._replace(content="") for turn in prompt)
     while True:
-        needed = len(encode_prompt(tokenizer, bare))
+        needed = len(encode(bare))
         if needed <= length:
             return bare, len(bare)
         first = 1 if bare[0].role == "system" else 0
@@ -140,7 +150,7 @@ def fit_turns(tokenizer: Tokenizer, prompt: Prompt, length: int) -> tuple[Prompt
         bare = bare[:first] + bare[questions[0] :]
 
 
-def _end_of(tokenizer: Tokenizer, prompt: Prompt, length: int) -> Prompt:
+def _end_of(prompt: Prompt, length: int, encode: Callable[[Prompt], list[int]]) -> Prompt:
     """A prompt whose contents have lost so many characters of their beginning, the oldest first, that it still takes
     more than `length` tokens: what is cut off anyway need not be tokenized. A prompt that is not long is itself."""
     characters, total = _FEW_CHARACTERS * max(length, 1), sum(len(turn.content) for turn in prompt)
@@ -149,7 +159,7 @@ def _end_of(tokenizer: Tokenizer, prompt: Prompt, length: int) -> Prompt:
         for turn in prompt:
             turns.append(turn._replace(content=turn.content[lost:]) if lost > 0 else turn)
             lost -= len(turn.content)
-        if len(encode_prompt(tokenizer, tuple(turns))) > length:
+        if len(encode(tuple(turns))) > length:
             return tuple(turns)
         characters *= 2
     return prompt

@@ -6,18 +6,34 @@
 `compact-v1` is for tokenizers with structural tokens; `question-v1` is plain text inside the tokenizer's chat template
 and serves any tokenizer. The pieces of a row are encoded one by one and joined, so that truncation cannot break a
 structural piece and the verdict's context is known exactly.
+
+No content can pass for a part of the frame, so that a response cannot close its slot or open another. No text encodes
+to a structural token of `compact-v1`. In `question-v1`, a heading inside a content gets a backslash in front
+(`_escaped`), and so does a line of a prompt that begins like a turn. Whoever takes one away from each finds the content
+again: what differs in prompt or responses differs in the row.
 """
 
+import functools
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from prl_jax.errors import UserError
-from prl_jax.text.chat import Prompt, prompt_text, role_id
+from prl_jax.text.chat import Prompt, fit_turns, prompt_text, role_id
 from prl_jax.text.huggingface import HFTokenizer
 from prl_jax.text.tokenizer import Tokenizer
 
 NAMES = ("compact-v1", "question-v1")
 ON_LONG = ("truncate", "error")
+# What stands in front of a heading of question-v1, or of a turn in the chat template of models that bring none; also
+# where it is written a little otherwise, which a language model would read as one all the same.
+#
+# Judges that were trained before contents were escaped are asked as they were trained: rows differ only where a content
+# holds one of these, and there the old rows said something else than what they stood for. So the version stays.
+_MARKER = re.compile(
+    r"\[(?=\s*(?:prompt|response\s*\d+|question)\s*\])|#(?=##\s*(?:system|user|assistant)\s*:)", re.IGNORECASE
+)
+_TURN = re.compile(r"^(?=\\*(?:system|user|assistant):)", re.MULTILINE)  # a line that begins like one of `prompt_text`
 
 
 @dataclass(frozen=True)
@@ -41,13 +57,24 @@ class JudgeTemplate:
         if self.name not in NAMES:
             raise UserError(f'unknown judge template "{self.name}": expected one of {", ".join(NAMES)}')
 
+    def imitated_by(self, text: str) -> bool:
+        """Whether a text holds what would be a part of the frame, if contents were not kept apart from it."""
+        return self.name == "question-v1" and _MARKER.search(text) is not None
+
 
 class JudgeRow(NamedTuple):
-    """Token ids and positions of one comparison in one order; `truncated` tells whether anything was cut."""
+    """One comparison in one order.
+
+    Attributes:
+      ids, positions: of its tokens.
+      truncated: whether anything was cut.
+      even: whether the two responses, as far as they are shown, are the same.
+    """
 
     ids: list[int]
     positions: list[int]
     truncated: bool
+    even: bool
 
 
 class _Pieces(NamedTuple):
@@ -106,7 +133,7 @@ def encode_judge_row(
                 f"prompt and responses take {needed} tokens in judge template {template.name}, but the context holds "
                 f"{max_length}: shorten them or use a judge with a longer context"
             )
-        pieces = _fit(pieces, max_length, template)
+        pieces = _fit(pieces, max_length, tokenizer, template, prompt)
     return _join(pieces, truncated, template.shared_positions)
 
 
@@ -117,6 +144,8 @@ def _fixed_length(pieces: _Pieces) -> int:
 
 
 def _pieces(tokenizer: Tokenizer, template: JudgeTemplate, prompt: Prompt, first: str, second: str) -> _Pieces:
+    if template.name == "question-v1":
+        first, second = _escaped(first), _escaped(second)
     responses = (tokenizer.encode(first), tokenizer.encode(second))
     if template.name == "compact-v1":
         separators = ([_structural(tokenizer, "first")], [_structural(tokenizer, "second")])
@@ -130,12 +159,24 @@ def _pieces(tokenizer: Tokenizer, template: JudgeTemplate, prompt: Prompt, first
     question = f"\n\n[Question]\nIs response 1 better than response 2? Answer {yes} or {no}."
     return _Pieces(
         lead=before + tokenizer.encode("[Prompt]\n"),
-        turns=[([], tokenizer.encode(prompt_text(prompt)))],
+        turns=[([], _plain_prompt(tokenizer, prompt))],
         separators=(tokenizer.encode("\n\n[Response 1]\n"), tokenizer.encode("\n\n[Response 2]\n")),
         responses=responses,
         closing=[],
         tail=tokenizer.encode(question) + after + stem,
     )
+
+
+def _escaped(text: str) -> str:
+    """A content of `question-v1`, with a backslash in front of whatever could be a part of the frame."""
+    return _MARKER.sub(lambda match: "\\" + match[0], text)
+
+
+def _plain_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """A prompt as `question-v1` writes it: `prompt_text` of contents that imitate neither headings nor turns."""
+    contents = [_TURN.sub(r"\\", _escaped(turn.content)) for turn in prompt]
+    turns = [turn._replace(content=content) for turn, content in zip(prompt, contents, strict=True)]
+    return tokenizer.encode(prompt_text(tuple(turns)))
 
 
 def _user_frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -191,7 +232,7 @@ def _answer(tokenizer: Tokenizer, template: JudgeTemplate) -> tuple[list[int], t
     )
 
 
-def _fit(pieces: _Pieces, max_length: int, template: JudgeTemplate) -> _Pieces:
+def _fit(pieces: _Pieces, max_length: int, tokenizer: Tokenizer, template: JudgeTemplate, prompt: Prompt) -> _Pieces:
     room = max_length - _fixed_length(pieces)  # for contents, and openings of turns before the last
     if room < 0:
         raise UserError(
@@ -204,6 +245,10 @@ def _fit(pieces: _Pieces, max_length: int, template: JudgeTemplate) -> _Pieces:
         limit = room // 2 if short > room // 2 else room - short
         first, second = first[:limit], second[:limit]
     room -= len(first) + len(second)
+    if template.name == "question-v1":
+        encode = functools.partial(_plain_prompt, tokenizer)
+        shown, _ = fit_turns(tokenizer, prompt, room, encode=encode)
+        return pieces._replace(turns=[([], encode(shown))], responses=(first, second))
 
     kept: list[tuple[list[int], list[int]]] = []
     for i, (opening, content) in enumerate(reversed(pieces.turns)):
@@ -225,9 +270,10 @@ def _join(pieces: _Pieces, truncated: bool, shared_positions: bool) -> JudgeRow:
     pairs = zip(pieces.separators, pieces.responses, strict=True)
     slots = [separator + response + pieces.closing for separator, response in pairs]
     ids = head + slots[0] + slots[1] + pieces.tail
+    even = pieces.responses[0] == pieces.responses[1]
     if not shared_positions:
-        return JudgeRow(ids, list(range(len(ids))), truncated)
+        return JudgeRow(ids, list(range(len(ids))), truncated, even)
     start = len(head)
     after = start + max(map(len, slots))
     positions = [*range(start), *range(start, start + len(slots[0])), *range(start, start + len(slots[1]))]
-    return JudgeRow(ids, positions + list(range(after, after + len(pieces.tail))), truncated)
+    return JudgeRow(ids, positions + list(range(after, after + len(pieces.tail))), truncated, even)

@@ -24,6 +24,7 @@ class Comparisons(NamedTuple):
       z_ya, z_ay: `[N, M]` float32 logits of "slot 1 wins", the response in slot 1 and in slot 2.
       mask: `[N, M]` bool, the opponents that there are.
       merge: how the judge merges the two orders, see `Judged`.
+      cuts: comparisons of which the judge did not see all.
     """
 
     reward: Float[np.ndarray, "N"]
@@ -31,6 +32,7 @@ class Comparisons(NamedTuple):
     z_ay: Float[np.ndarray, "N M"]
     mask: Bool[np.ndarray, "N M"]
     merge: str
+    cuts: int = 0
 
 
 def compare(
@@ -82,4 +84,4 @@ def compare(
         partners = rows - own[rows] + columns
         z_ya[partners, own[rows]], z_ay[partners, own[rows]] = judged.z_21, judged.z_12
     reward = pairwise_rl_reward(*map(jnp.asarray, (z_ya, z_ay, mask)), space=judged.merge, f=form)
-    return Comparisons(np.asarray(reward, np.float32), z_ya, z_ay, mask, judged.merge)
+    return Comparisons(np.asarray(reward, np.float32), z_ya, z_ay, mask, judged.merge, judged.cuts)

@@ -23,7 +23,7 @@ from prl_jax.judges.generative import trained_merge
 from prl_jax.sharding import make_mesh
 from prl_jax.stages import arms, evaluation, win_rate
 from prl_jax.stages import config as c
-from prl_jax.stages.anchors import rank_scores
+from prl_jax.stages.anchors import Candidates, rank_scores
 from prl_jax.stages.generative import planned_card
 from prl_jax.stages.ppo_step import _judge_metrics
 from prl_jax.text.judging import JudgeTemplate, verdict_ids
@@ -96,7 +96,8 @@ def test_row_34_rewards_and_their_metrics_take_the_judges_own_merge(merge):
 @unchecked
 @pytest.mark.parametrize("merge", MERGES)
 def test_row_34_anchors_are_ranked_by_the_judges_own_merge(merge):
-    scores = rank_scores(biased(merge), PROMPTS[:2], [["a", "bb"], ["aa", "b"]], 2, piece())
+    candidates = Candidates([["a", "bb"], ["aa", "b"]], np.zeros((2, 2), bool))
+    scores, _ = rank_scores(biased(merge), PROMPTS[:2], candidates, 2, piece())
     right = RIGHT[merge]
     np.testing.assert_allclose(scores, [[1 - right, right], [right, 1 - right]], rtol=1e-5)
 

@@ -66,9 +66,10 @@ def test_batches_change_nothing_and_have_one_shape(batch_size):
         shapes.add(batch.tokens.shape)
         return jnp.stack([batch.tokens.sum(1), batch.segments.sum(1)], axis=1).astype(jnp.float32)
 
-    encode = lambda index: TokenRows(*(x[index] for x in rows))  # noqa: E731
+    encode = lambda index: (TokenRows(*(x[index] for x in rows)), index[:, None] % 2 > 0)  # noqa: E731
     for mesh in (None, one_device()):
-        judged = in_batches(forward, encode, 5, batch_size, mesh)
+        judged, odd = in_batches(forward, encode, 5, batch_size, mesh)
+        np.testing.assert_array_equal(odd, [[False], [True], [False], [True], [False]])
         np.testing.assert_array_equal(judged, [[2 * i + 1, 2] for i in range(5)])
     assert shapes == {(batch_size, 3)}
 

@@ -5,18 +5,20 @@
     prl export --workdir runs/own --stage pairwise_ppo --out my-model
 
 MODEL is an instruction-tuned Hugging Face checkpoint directory (config.json, safetensors, tokenizer). PAIRS.jsonl[.gz]
-has `prompt`, `chosen` and `rejected` in each row; the first 100 rows are kept for evaluation, the chosen responses of
-the others are the anchors. Lengths, in tokens, are as long as the data need, unless they are given:
-`--config.huggingface.max_prompt=N`, `.max_response=N`, and `--config.genrm.max_length=N` for the judge's rows.
+has `prompt`, `chosen` and `rejected` in each row; the first 100 rows are kept for evaluation. Of 400 others and more,
+the first quarter trains a second judge, `referee`, which tells the win rates; the second one gives the prompts of PPO,
+with their chosen responses as anchors; the rest trains the judge that PPO asks. Fewer train one judge, which does both.
+Lengths, in tokens, are as long as the data need, unless they are given: `--config.huggingface.max_prompt=N`,
+`.max_response=N`, and `--config.genrm.max_length=N` (and `referee`) for the judges' rows.
 
 Hardware: 1 GPU that holds the model's parameters once, frozen and shared by policy, reference, critic and judge, and
 the activations; a CPU for a model of a few million parameters.
 Time: 35 minutes with a toy of three layers and 150 pairs of about a hundred tokens, on 2 CPU cores that were busy with
 other things too; it took 2.3 GiB. Nothing large has been measured. The run says before its first stage how much memory
 and time it will take, about.
-Result: a win rate of 0.5 at the start; what it comes to depends on the pairs. The win rate in the report is told by the
-judge that was trained on them: it says what the policy has learnt of its taste, not whether that taste is yours. Read
-the samples.
+Result: a win rate of 0.5 at the start; what it comes to depends on the pairs. With fewer than 400 of them, the win rate
+in the report is told by the judge that the policy learned from: it says what the policy has learnt of its taste, not
+whether that taste is yours. Read the samples.
 """
 
 from ml_collections import ConfigDict

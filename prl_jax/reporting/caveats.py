@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prl_jax.reporting.inputs import RunFiles, number
+from prl_jax.reporting.names import section_of
 from prl_jax.reporting.pooling import obstacles
 from prl_jax.reporting.tables import arms_of, judges_of
 from prl_jax.reporting.trust import is_measured, no_judges, sentences
@@ -49,6 +50,12 @@ def _of_judges(run: RunFiles) -> list[str]:
             notes.append("Win rates are told by the exact judge of the built-in tasks.")
         else:
             notes.append(f"Win rates are told by a learned judge ({teller}), which has errors and tastes of its own.")
+            same = [str(arm["name"]) for arm in arms_of(run.summary) if _learned_from(run, arm) == teller]
+            if same:
+                notes.append(
+                    f"{' and '.join(same)} learned from {teller}, which tells the win rates: they say how well its "
+                    "taste was met, its errors included. Train another judge on other pairs to tell them."
+                )
             if teller not in none and not is_measured(run, teller):
                 notes.append(f"Nothing here shows how often {teller} is right: name it in the evaluation's judges.")
     notes += sentences(list(none), none, run.summary)
@@ -64,6 +71,11 @@ def _of_judges(run: RunFiles) -> list[str]:
                 f"({accuracy:.3f} against {longer:.3f})."
             )
     return notes
+
+
+def _learned_from(run: RunFiles, arm: Mapping[str, Any]) -> str:
+    """The judge that a policy of the final table learned from, "" for none: its stage says, or else its arm."""
+    return str(section_of(run, str(arm.get("stage"))).get("judge") or arm.get("judge") or "")
 
 
 def _of_prompts(run: RunFiles) -> list[str]:

@@ -6,8 +6,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from prl_jax.data.lines import Lines
+from prl_jax.data.sources import SourceSpec, file_path
+from prl_jax.errors import UserError
 from prl_jax.runs.context import is_directory
 from prl_jax.stages import config as c
+
+_ENOUGH = 400  # pairs that train; a referee of fewer than a hundred would tell nothing
 
 
 def full_training(
@@ -60,7 +65,11 @@ def own_pairs(
 ) -> ConfigDict:
     """Pairwise-RL on a model directory and a file of preference pairs.
 
-    A generative judge on the pairs, their chosen responses as anchors, pairwise PPO and an evaluation by that judge.
+    A generative judge on the pairs, chosen responses as anchors, pairwise PPO and an evaluation. A judge that the
+    policy has learned to please cannot tell how good it has become: of `_ENOUGH` pairs and more, a quarter trains a
+    judge of its own, the referee, which tells the win rates, and the prompts of another quarter are for PPO. Of fewer
+    pairs, or a file that cannot be read yet, all train the one judge, which then tells the win rates too, as the report
+    says.
 
     Args:
       arguments: `MODEL,PAIRS`, the part of `--config FILE.py:MODEL,PAIRS`.
@@ -81,30 +90,48 @@ def own_pairs(
             f"{arguments!r}: expected MODEL,PAIRS (--config FILE.py:MODEL,PAIRS): a model directory and a file of pairs"
         )
     model = model if is_directory(model) else f"./{model}"
-    held_out, train = (c.source(kind="jsonl", path=pairs, **rows) for rows in (dict(limit=holdout), dict(skip=holdout)))
-    data = dict(init_from=model, data=train, validation=held_out)
-    stages = {} if sft is None else {"sft": c.sft(**{"max_prompt": 0, "max_response": 0, **data, **sft})}
+    rows = lambda **part: c.source(kind="jsonl", path=pairs, **part)  # noqa: E731
+    quarter = _quarter(pairs, holdout)
+    held_out, for_referee = rows(limit=holdout), rows(skip=holdout, limit=quarter)
+    train, for_judge = rows(skip=holdout + quarter), rows(skip=holdout + 2 * quarter)
+    prompts, referee = rows(skip=holdout + quarter, limit=quarter), "referee" if quarter else "genrm"
+    start = dict(init_from=model, validation=held_out)
+    stages = (
+        {} if sft is None else {"sft": c.sft(**{"max_prompt": 0, "max_response": 0, "data": train, **start, **sft})}
+    )
     policy = "sft" if stages else model
+    judge = {"template": "question-v1", "w_cons": 0.05, "max_length": 0, **start, **generative}
+    stages["genrm"] = c.generative(**{"data": for_judge, **judge})
+    if quarter:
+        stages["referee"] = c.generative(**{"data": for_referee, **judge})
     stages |= dict(
-        genrm=c.generative(**{"template": "question-v1", "w_cons": 0.05, "max_length": 0, **data, **generative}),
-        anchors=c.anchors(prompts=train, choice="reference"),
+        anchors=c.anchors(prompts=prompts, choice="reference"),
         pairwise_ppo=c.ppo(
             policy=policy,
             judge="genrm",
-            prompts=train,
+            prompts=prompts,
             value_init=0.5,
-            evaluation=dict(every="10%", prompts=held_out, judge="genrm"),
+            evaluation=dict(every="10%", prompts=held_out, judge=referee),
             **ppo,
         ),
         evaluation=c.evaluation(
-            judges=("genrm",),
+            judges=("genrm", "referee") if quarter else ("genrm",),
             pairs=held_out,
             prompts=held_out,
             baseline=policy,
-            judge="genrm",
+            judge=referee,
             batch_size=evaluation_batch,
             arms=dict(pairwise_ppo=dict(title="Pairwise-RL", judge="genrm")),
         ),
     )
     root["huggingface"] = dict(max_prompt=0, max_response=0) | root.get("huggingface", {})
     return c.build(stages, **{"model": dict(dtype="bfloat16", remat=True), **root})
+
+
+def _quarter(pairs: str, holdout: int) -> int:
+    """A quarter of the pairs that are not held out; 0 where they are too few to be split, or cannot be read."""
+    try:
+        train = len(Lines(file_path(SourceSpec("jsonl", path=pairs)))) - holdout
+    except UserError:  # is told when the run looks at its data
+        return 0
+    return train // 4 if train >= _ENOUGH else 0

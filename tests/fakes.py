@@ -1,5 +1,6 @@
 """Small models, a small tokenizer and judges with known answers, shared by the tests."""
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prl_jax.judges import Judged
+from prl_jax.methods import Method
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel
 from prl_jax.sharding import make_mesh, tree_shardings
 from prl_jax.text.chat import Prompt, Turn
@@ -47,6 +49,13 @@ def make_decoder(seed: int = 0, **overrides: Any) -> Decoder:
 def make_scalar_model(seed: int = 0, **overrides: Any) -> ScalarModel:
     config = decoder_config(**overrides)
     return fill(jax.eval_shape(lambda: ScalarModel(Decoder(config, key=jax.random.key(0)))), seed)
+
+
+def with_pieces(method: Method, **slots: Any) -> Method:
+    """The method with other pieces: by its slot a whole piece, or those fields of the present one that differ."""
+    present = {slot: getattr(method, slot) for slot in slots}
+    pieces = {k: dataclasses.replace(present[k], **x) if isinstance(x, dict) else x for k, x in slots.items()}
+    return dataclasses.replace(method, **pieces)
 
 
 def copy(tree: Any) -> Any:

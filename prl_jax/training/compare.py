@@ -45,8 +45,9 @@ def rewards_of(
     """
     mask, candidates = whom(opponents, responses, group_size=group_size, anchors=anchors, keys=keys)
     if reward.asks == "pairs":
-        z_ya, z_ay = _compared(judge, prompts, responses, mask, candidates, opponents.candidates == "group", group_size)
-        judged = Judgements(jnp.asarray(mask), jnp.asarray(z_ya), jnp.asarray(z_ay))
+        mirrored = opponents.candidates == "group"
+        z_ya, z_ay = _compared(judge, prompts, responses, mask, candidates, mirrored, group_size)
+        judged = Judgements(jnp.asarray(mask), jnp.asarray(z_ya), jnp.asarray(z_ay), space=judge.merge)
     else:
         scores, others = _scored(judge, prompts, responses, mask, candidates)
         judged = Judgements(jnp.asarray(mask), scores=jnp.asarray(scores), opponent_scores=jnp.asarray(others))

@@ -9,13 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from correctness import world
-from correctness.world import CLIP_NORM, LENGTHS, PLAIN, PROMPTS, ROOM, SCORE, TEMPERATURE, TRUNCATED, Truth
+from correctness.world import CLIP_NORM, LENGTHS, PLAIN, PROMPTS, ROOM, SCORE, TEMPERATURE, TRUNCATED, Setting, Truth
 from fakes import make_decoder, make_rollout, on_mesh, one_device
 
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
-from prl_jax.training.ppo import CriticContext, PPOConfig, PPOState, initial_state, make_update, prepare
-from prl_jax.training.rollout import Experience
+from prl_jax.training.policy import (
+    CriticContext,
+    Experience,
+    PolicyState,
+    Updates,
+    initial_state,
+    make_updates,
+    prepare,
+)
 from prl_jax.training.state import create_state
 from prl_jax.types import Rollout
 
@@ -46,17 +53,23 @@ def optimizer():
 
 
 @pytest.fixture(scope="session")
-def fresh(models, optimizer) -> Callable[[], PPOState]:
+def fresh(models, optimizer) -> Callable[[], PolicyState]:
     """The state before the first update; an update donates it."""
     mesh = one_device()
     create = lambda model: create_state(on_mesh(model, mesh), optimizer, mesh, LOGICAL_AXES)  # noqa: E731
-    return lambda: initial_state(create(models.policy), create(models.critic), PLAIN)
+    return lambda: initial_state(create(models.policy), create(models.critic), PLAIN.method)
 
 
 @pytest.fixture(scope="session")
-def update(optimizer):
-    """One update of policy and critic on a minibatch, with the config `PLAIN`."""
-    return make_update(PLAIN, optimizer, optimizer)
+def updates(optimizer) -> Updates:
+    """Of policy and critic on a minibatch, as `PLAIN` has it."""
+    return make_updates(*PLAIN, optimizer, optimizer)
+
+
+@pytest.fixture(scope="session")
+def update(updates):
+    """One update of policy and critic."""
+    return updates.train
 
 
 @pytest.fixture(scope="session")
@@ -64,9 +77,9 @@ def freeze(models, rollout, fresh) -> Callable[..., tuple[Experience, dict[str, 
     """`prepare` on the rollout, as NumPy arrays."""
     state = fresh()
 
-    def call(config: PPOConfig = PLAIN, score: Any = SCORE, rollout: Rollout = rollout):
+    def call(setting: Setting = PLAIN, score: Any = SCORE, rollout: Rollout = rollout):
         context = CriticContext(rollout.prompt, rollout.prompt_mask)
         score = jnp.asarray(score, jnp.float32)
-        return jax.device_get(prepare(state, models.reference, rollout, context, score, config=config))
+        return jax.device_get(prepare(state, models.reference, rollout, context, score, **setting._asdict()))
 
     return call

@@ -1,4 +1,4 @@
-"""Run by test_virtual_devices.py on eight of them: one PPO update on a mesh and on one device, written to a file."""
+"""Run by test_virtual_devices.py on eight of them: one update of PPO on a mesh and on one device, written to a file."""
 
 import sys
 
@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from correctness.world import make_critic
-from fakes import make_decoder, make_rollout, on_mesh
+from fakes import make_decoder, make_rollout, on_mesh, with_pieces
 
+from prl_jax.methods import METHODS
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
 from prl_jax.processes import put_batch
 from prl_jax.sharding import make_mesh
-from prl_jax.training.ppo import CriticContext, PPOConfig, initial_state, make_update, prepare
+from prl_jax.training.policy import CriticContext, Schedule, initial_state, make_updates, prepare
 from prl_jax.training.state import create_state
 from prl_jax.tree import flatten
 from prl_jax.types import Rollout
@@ -21,22 +22,27 @@ from prl_jax.types import Rollout
 ROWS, ROOM, CLIP_NORM = 8, 5, 0.05
 LENGTHS = [5, 1, 1, 2, 5, 1, 3, 1]  # devices hold unequal numbers of tokens
 SCORE = np.linspace(-1, 2, ROWS, dtype=np.float32)
+METHOD = with_pieces(METHODS["ppo"].method, regulariser=dict(coefficient=0.2))
 
 
 def run(mesh: jax.sharding.Mesh, accumulate: int) -> dict[str, np.ndarray]:
-    config = PPOConfig(accumulate=accumulate, kl_coef=0.2)
+    schedule = Schedule(accumulate=accumulate)
     optimizer = make_optimizer(learning_rate=0.01, total_steps=5, clip_norm=CLIP_NORM)
     create = lambda model: create_state(on_mesh(model, mesh), optimizer, mesh, LOGICAL_AXES)  # noqa: E731
-    state = initial_state(create(make_decoder(0, layers=1)), create(make_critic(1)), config)
+    state = initial_state(create(make_decoder(0, layers=1)), create(make_critic(1)), METHOD)
     rollout = make_rollout(0, [3, 1, 4, 2] * 2, LENGTHS, [False] * ROWS, room=ROOM)
     rollout = Rollout(*put_batch(tuple(map(np.asarray, rollout)), mesh))
     context = CriticContext(rollout.prompt, rollout.prompt_mask)
     reference = on_mesh(make_decoder(2, layers=1), mesh)
-    experience, _ = prepare(state, reference, rollout, context, put_batch(SCORE, mesh), config=config)
-    out = {"mask": experience.mask, "advantages": experience.advantages, "returns": experience.returns}
+    score = put_batch(SCORE, mesh)
+    experience, _ = prepare(state, reference, rollout, context, score, method=METHOD, schedule=schedule)
+    frozen, returns = experience.frozen, experience.critique.returns
+    out = {"mask": experience.mask, "advantages": frozen.advantages, "returns": returns}
     # Old log-probs of another policy, so that the ratio differs from 1.
-    moved = experience._replace(logp_old=experience.logp_old + 0.4 * jnp.sin(jnp.arange(ROOM)))
-    state, metrics = make_update(config, optimizer, optimizer)(state, moved, jnp.arange(ROWS), jnp.asarray(True))
+    old = frozen.logp_old + 0.4 * jnp.sin(jnp.arange(ROOM))
+    moved = experience._replace(frozen=frozen._replace(logp_old=old))
+    updates = make_updates(METHOD, schedule, optimizer, optimizer)
+    state, metrics = updates.train(state, moved, jnp.arange(ROWS))
     out |= {f"metrics/{name}": value for name, value in metrics.items()}
     for part in ("policy", "critic"):
         moments = optax.tree.get(getattr(state, part).opt_state, "mu")

@@ -86,13 +86,13 @@ def test_row_13_pairs_count_by_their_weight_however_they_are_cut():
 def test_row_16_positions_count_from_the_first_real_token(freeze, rollout, truth):
     """Prompts are padded on the left with tokens that nothing may see; policy and critic alike."""
     experience, _ = freeze()
-    for rows in (experience.rows, experience.critic_rows):
+    for rows in (experience.rows, experience.critique.rows):
         for i, (prompt, length) in enumerate(zip(PROMPTS, LENGTHS, strict=True)):
             valid = rows.segments[i] == 1
             assert np.flatnonzero(valid).tolist() == list(range(4 - prompt, 4 + length))
             assert rows.positions[i][valid].tolist() == list(range(prompt + length))
-    np.testing.assert_allclose(experience.logp_old, truth.logp, atol=5e-5)
-    np.testing.assert_allclose(experience.values_old, truth.values, atol=5e-5)
+    np.testing.assert_allclose(experience.frozen.logp_old, truth.logp, atol=5e-5)
+    np.testing.assert_allclose(experience.critique.values_old, truth.values, atol=5e-5)
 
 
 def test_row_16_the_sampler_counts_them_too(models, rollout):

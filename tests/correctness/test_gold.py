@@ -1,5 +1,6 @@
 """Row 41 of the correctness list: what the exact judge of the built-in tasks rewards."""
 
+import jax
 import numpy as np
 import pytest
 from fakes import user
@@ -7,15 +8,17 @@ from fakes import user
 from prl_jax.data.gold import attributes, gold_records, preference, utility
 from prl_jax.data.gold.preferences import utility_of
 from prl_jax.judges import GoldJudge
-from prl_jax.training.opponents import compare
+from prl_jax.methods import Anchors, WinProbability
+from prl_jax.training.compare import rewards_of
 
 KELVIN = "\u212a"  # its lower case is an ASCII "k"
 
 
 def reward(prompt: str, response: str, opponent: str) -> float:
     """What pairwise PPO gives a response to a built-in task."""
-    judged = compare(GoldJudge(preference), "anchor", [user(prompt)], [response], group_size=1, anchors=[(opponent,)])
-    return float(judged.reward[0])
+    options = dict(group_size=1, anchors=[(opponent,)], keys=jax.random.split(jax.random.key(0), 1))
+    judge = GoldJudge(preference)
+    return float(rewards_of(judge, Anchors(), WinProbability(), [user(prompt)], [response], **options).reward[0])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from correctness.world import make_setup
 from fakes import copy
 
 from prl_jax.stages.ppo_step import iteration, roll_out
+from prl_jax.training.ppo import PPOState
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def iterated(models, fresh):
     setup = make_setup(models.policy, bias=0.4)
     setup = setup._replace(sampling=dataclasses.replace(setup.sampling, stop_ids=tuple(range(15, 32))))
     no_update = lambda state, *_: (state, {"clip_fraction": jnp.float32(0)})  # noqa: E731
-    _, metrics, done, _ = iteration(setup, no_update, fresh(), np.arange(4), 15, train_policy=True)
+    _, metrics, done, _ = iteration(setup, no_update, PPOState(*fresh()[:3]), np.arange(4), 15, train_policy=True)
     return metrics, done
 
 

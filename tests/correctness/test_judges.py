@@ -17,13 +17,14 @@ from prl_jax.errors import UserError
 from prl_jax.inputs.checks_of_data import check_inputs
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.judges import GenerativeJudge, ScalarJudge, judge_pairs
+from prl_jax.methods import Anchors, Group, Peer, WinProbability
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.workdir import Workdir
 from prl_jax.stages import config as c
 from prl_jax.text.chat import encode_prompt, encode_response
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row, verdict_ids
 from prl_jax.text.tokenizer import BPETokenizer, ByteTokenizer
-from prl_jax.training.opponents import compare
+from prl_jax.training.compare import rewards_of
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 
 TOKENIZER, TEMPLATE = LetterTokenizer(pad_is_eos=True), JudgeTemplate()
@@ -157,16 +158,17 @@ def test_row_20_a_judge_answers_for_both_orders_and_averages_them(language, verd
     assert np.abs(p.sum(0) - 1).max() > 0.05
 
 
-@pytest.mark.parametrize("kind", ["anchor", "peer", "group"])
-def test_row_20_a_reward_averages_both_orders(kind):
+@pytest.mark.parametrize("opponents", [Anchors(), Peer(), Group()], ids=lambda piece: piece.kind)
+def test_row_20_a_reward_averages_both_orders(opponents):
     """The judge likes what is shown first; each response gets the mean of its wins in both slots."""
     utility = {"a": 0.3, "b": -0.2, "c": 1.0, "d": 0.1}
     judge = UtilityJudge(lambda prompt, response: utility[response], bias=0.9)
     sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
     win = lambda a, b: (sigmoid(utility[a] - utility[b] + 0.9) + 1 - sigmoid(utility[b] - utility[a] + 0.9)) / 2  # noqa: E731
-    others = {"anchor": ["d"] * 4, "peer": ["b", "a", "d", "c"], "group": ["b", "a", "d", "c"]}[kind]
+    others = ["d"] * 4 if opponents.candidates == "anchors" else ["b", "a", "d", "c"]
     expected = [0.5 if a == b else win(a, b) for a, b in zip("abcd", others, strict=True)]
-    got = compare(judge, kind, [user("p")] * 4, list("abcd"), group_size=2, anchors=[("d",)] * 4)
+    options = dict(group_size=2, anchors=[("d",)] * 4, keys=jax.random.split(jax.random.key(0), 2))
+    got = rewards_of(judge, opponents, WinProbability(), [user("p")] * 4, list("abcd"), **options)
     np.testing.assert_allclose(got.reward, expected, rtol=1e-5)
 
 
@@ -184,7 +186,8 @@ def test_row_21_identical_responses_are_even_without_asking():
     judge = UtilityJudge(lambda prompt, response: len(response), bias=0.4)
     judged = judge_pairs(judge, PROMPTS, FIRST, [FIRST[0], *SECOND[1:]])
     assert judged.p_first[0] == 0.5 and len(judge.asked) == 3
-    reward = compare(judge, "peer", PROMPTS, ["x", "x", "y", "zz"], group_size=2, anchors=[()] * 4).reward
+    options = dict(group_size=2, anchors=[()] * 4, keys=jax.random.split(jax.random.key(0), 2))
+    reward = rewards_of(judge, Peer(), WinProbability(), PROMPTS, ["x", "x", "y", "zz"], **options).reward
     np.testing.assert_array_equal(reward[:2], 0.5)
     assert reward[2] < 0.5 < reward[3]
 

@@ -20,6 +20,7 @@ from prl_jax.data.rows import encode_generative_pair, stack_rows
 from prl_jax.errors import UserError
 from prl_jax.judges import GenerativeJudge, judge_pairs
 from prl_jax.judges.generative import trained_merge
+from prl_jax.methods import Anchors, Peer, WinProbability
 from prl_jax.sharding import make_mesh
 from prl_jax.stages import arms, evaluation, win_rate
 from prl_jax.stages import config as c
@@ -27,6 +28,7 @@ from prl_jax.stages.anchors import Candidates, rank_scores
 from prl_jax.stages.generative import planned_card
 from prl_jax.stages.ppo_step import _judge_metrics
 from prl_jax.text.judging import JudgeTemplate, verdict_ids
+from prl_jax.training.compare import rewards_of
 from prl_jax.training.opponents import compare
 from prl_jax.training.reward_model import generative_objective
 
@@ -91,6 +93,10 @@ def test_row_34_rewards_and_their_metrics_take_the_judges_own_merge(merge):
     np.testing.assert_allclose(_judge_metrics("anchor", got)["win_rate_anchor"], (1.5 + right) / 4, rtol=1e-5)
     peers = compare(biased(merge), "peer", PROMPTS, responses, group_size=2, anchors=[()] * 4)
     np.testing.assert_allclose(peers.reward, [1 - right, right, right, 1 - right], rtol=1e-5)
+    options = dict(group_size=2, anchors=anchors, keys=jax.random.split(jax.random.key(0), 2))
+    for opponents, expected in ((Anchors(), got.reward), (Peer(), peers.reward)):
+        rewarded = rewards_of(biased(merge), opponents, WinProbability(), PROMPTS, responses, **options)
+        np.testing.assert_allclose(rewarded.reward, expected, rtol=1e-6)
 
 
 @unchecked

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from correctness.world import PLAIN, SCORE
+from correctness.world import BETA, PLAIN, SCORE
 from fakes import make_decoder, make_scalar_model, token_rows
 
-from prl_jax.training.ppo import CriticContext, ppo_objective, prepare
+from prl_jax.methods import LossKL
+from prl_jax.training.policy import CriticContext, critic_objective, policy_objective, prepare, together
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.sft import SFT
 from prl_jax.types import PreferenceBatch, SFTBatch
@@ -46,20 +47,25 @@ def test_row_22_a_model_that_gives_columns_is_refused():
 def test_row_22_a_column_of_scores_is_no_vector(models, rollout, fresh):
     context = CriticContext(rollout.prompt, rollout.prompt_mask)
     state = fresh()
-    run = lambda score: prepare(state, models.reference, rollout, context, score, config=PLAIN)  # noqa: E731
+    run = lambda score: prepare(state, models.reference, rollout, context, score, **PLAIN._asdict())  # noqa: E731
     jax.eval_shape(run, jnp.asarray(SCORE))
     refused(run, jnp.asarray(SCORE)[:, None])
     refused(run, jnp.asarray(SCORE)[:1])
 
 
-@pytest.mark.parametrize("name", ["loss_mask", "logp_old", "logp_ref", "values_old", "advantages", "returns"])
+@pytest.mark.parametrize("name", ["mask", "logp_old", "logp_ref", "values_old", "advantages", "returns"])
 def test_row_22_a_number_a_row_is_no_number_a_token(models, freeze, name):
     """Sequence advantages, for one, have to be spread over the tokens by whoever means that."""
-    terms = ppo_objective(PLAIN, jnp.float32(0.1)).terms
+    setting = PLAIN.but(regulariser=LossKL(coefficient=BETA))
+    policy, critic = policy_objective(*setting, jnp.float32(0.1)), critic_objective(setting.method.baseline, None)
+    terms = together({"policy": policy, "critic": critic}).terms
     experience = jax.tree.map(jnp.asarray, freeze()[0])
-    pair = models.policy, models.critic
-    jax.eval_shape(terms, pair, experience)
-    refused(terms, pair, experience._replace(**{name: getattr(experience, name)[:, :1]}))
+    both = {"policy": models.policy, "critic": models.critic}
+    jax.eval_shape(terms, both, experience)
+    part = "frozen" if hasattr(experience.frozen, name) else "critique"
+    held = getattr(experience, part)
+    column = held._replace(**{name: getattr(held, name)[:, :1]})
+    refused(terms, both, experience._replace(**{part: column}))
 
 
 def test_row_22_masks_of_demonstrations_have_the_shape_of_their_targets():

@@ -1,6 +1,5 @@
 """Rows 3, 6, 9, 11, 12, 13, 14, 15 and 17 of the correctness list: what an update does with what it is given."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -24,13 +23,24 @@ from correctness.world import (
 )
 from fakes import make_decoder, make_rollout
 
+from prl_jax.methods import LossKL
 from prl_jax.sampling import SamplingConfig, generate, row_keys
-from prl_jax.training.ppo import CriticContext, ppo_objective, prepare, run_update
+from prl_jax.training.policy import CriticContext, critic_objective, policy_objective, prepare, run_updates, together
 from prl_jax.training.step import gradients
 
 pytestmark = pytest.mark.slow
 ALL, STOP = jnp.arange(4), 21
-IN_LOSS = dataclasses.replace(PLAIN, kl_placement="loss", kl_estimator="k2", kl_coef=0.5, entropy_weight=0.01)
+IN_LOSS = PLAIN.but(baseline=dict(clip=0.2), regulariser=LossKL(coefficient=0.5, entropy=0.01, estimator="k2"))
+
+
+DEVIATION = 1.5  # of the returns, so far
+CLIP = 0.2 * DEVIATION
+
+
+def objective_of(setting, deviation=None):
+    """The losses of policy and critic, with the coefficient at its start."""
+    policy = policy_objective(*setting, jnp.float32(setting.method.regulariser.coefficient))
+    return together({"policy": policy, "critic": critic_objective(setting.method.baseline, deviation)})
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +48,7 @@ def repeated(freeze, fresh, update):
     """Metrics of four updates on the same rows."""
     experience, state, seen = freeze()[0], fresh(), []
     for _ in range(4):
-        state, metrics = update(state, experience, ALL, jnp.asarray(True))
+        state, metrics = update(state, experience, ALL)
         seen.append(jax.device_get(metrics))
     return seen
 
@@ -46,17 +56,17 @@ def repeated(freeze, fresh, update):
 @pytest.fixture(scope="module")
 def moved(rollout, freeze):
     """Gradients of both losses, in 1 and in 4 microbatches, for models that have left those of the rollout."""
-    models = make_decoder(3, layers=1), world.make_critic(4)
+    models = {"policy": make_decoder(3, layers=1), "critic": world.make_critic(4)}
     experience = freeze(IN_LOSS)[0]
-    objective = ppo_objective(IN_LOSS, jnp.float32(IN_LOSS.kl_coef))
+    objective = objective_of(IN_LOSS, jnp.float32(DEVIATION))
     run = jax.jit(lambda models, batch, parts: gradients(objective, models, batch, parts), static_argnums=2)
-    logp = world.chosen(world.response_laws(models[0], rollout, TEMPERATURE), rollout)
+    logp = world.chosen(world.response_laws(models["policy"], rollout, TEMPERATURE), rollout)
     return SimpleNamespace(
         one=jax.device_get(run(models, experience, 1)),
         four=jax.device_get(run(models, experience, 4)),
         experience=experience,
         logp=logp,
-        values=world.response_values(models[1], rollout)[0],
+        values=world.response_values(models["critic"], rollout)[0],
     )
 
 
@@ -65,7 +75,7 @@ def test_row_03_stopping_is_trained(models, freeze, fresh, update):
     rollout = make_rollout(0, PROMPTS, [1] * 4, [False] * 4, room=ROOM)
     rollout = rollout._replace(response=rollout.response.at[:, 0].set(STOP))
     experience, _ = freeze(score=np.full(4, 10.0), rollout=rollout)
-    state, _ = update(fresh(), experience, ALL, jnp.asarray(True))
+    state, _ = update(fresh(), experience, ALL)
     before, after = (
         world.chosen(world.response_laws(m, rollout, TEMPERATURE), rollout) for m in (models.policy, state.policy.model)
     )
@@ -74,35 +84,35 @@ def test_row_03_stopping_is_trained(models, freeze, fresh, update):
 
 def test_row_06_policy_old_and_reference_log_probs_use_the_sampling_temperature(freeze, truth, repeated):
     experience, _ = freeze()
-    np.testing.assert_allclose(experience.logp_old, truth.logp, atol=5e-5)
-    np.testing.assert_allclose(experience.logp_ref, truth.logp_ref, atol=5e-5)
+    np.testing.assert_allclose(experience.frozen.logp_old, truth.logp, atol=5e-5)
+    np.testing.assert_allclose(experience.frozen.logp_ref, truth.logp_ref, atol=5e-5)
     first = repeated[0]  # the update's own: the same before the first step, token by token
     np.testing.assert_allclose([first["ratio"], first["approx_kl"]], [1.0, 0.0], atol=1e-5)
 
 
 def test_row_09_old_log_probs_are_frozen_so_that_the_ratio_leaves_1(freeze, truth, repeated):
     """They are the trainer's own: the sampler of this rollout said 0 everywhere."""
-    np.testing.assert_allclose(freeze()[0].logp_old, truth.logp, atol=5e-5)
+    np.testing.assert_allclose(freeze()[0].frozen.logp_old, truth.logp, atol=5e-5)
     first, *later = repeated
     assert first.get("clip_fraction") == 0 and abs(first["ratio"] - 1) < 1e-5
     assert all(metrics["clip_fraction"] > 0.02 and metrics["approx_kl"] > 1e-4 for metrics in later)
 
 
-def test_row_09_they_stay_frozen_over_epochs_and_minibatches(freeze, fresh, update):
-    config = dataclasses.replace(PLAIN, epochs=3, minibatches=1)
-    _, metrics = run_update(update, fresh(), freeze()[0], jax.random.key(0), config, train_policy=True)
+def test_row_09_they_stay_frozen_over_epochs_and_minibatches(freeze, fresh, updates):
+    setting = PLAIN.but(schedule=dict(epochs=3, minibatches=1))
+    _, metrics = run_updates(updates, fresh(), freeze()[0], jax.random.key(0), *setting, train_policy=True)
     assert metrics.get("clip_fraction_first", 1) == 0 and metrics["clip_fraction"] > 0.02
 
 
 def test_row_11_the_loss_holds_the_named_estimator(moved):
-    d = moved.experience.logp_ref - moved.logp
+    d = moved.experience.frozen.logp_ref - moved.logp
     np.testing.assert_allclose(moved.one[1]["kl_loss"], (d**2 / 2)[VALID].mean(), rtol=1e-3)
     assert not np.isclose((d**2 / 2)[VALID].mean(), -d[VALID].mean(), rtol=0.1)
 
 
 def test_row_12_minibatches_are_not_whitened_anew(freeze, repeated):
     """At a ratio of 1 the loss is minus the mean advantage, as it was frozen."""
-    mean = freeze()[0].advantages[VALID].mean()
+    mean = freeze()[0].frozen.advantages[VALID].mean()
     assert abs(mean) > 0.05
     np.testing.assert_allclose(repeated[0]["policy_loss"], -mean, rtol=1e-3)
 
@@ -118,8 +128,8 @@ def test_row_13_any_number_of_microbatches_gives_the_same_gradient(moved):
 
 
 def test_row_13_losses_are_sums_over_tokens_divided_once(moved):
-    ratio = np.exp(moved.logp - moved.experience.logp_old)
-    a = moved.experience.advantages
+    ratio = np.exp(moved.logp - moved.experience.frozen.logp_old)
+    a = moved.experience.frozen.advantages
     policy = np.maximum(-a * ratio, -a * np.clip(ratio, 0.8, 1.2))[VALID]
     metrics = moved.one[1]
     np.testing.assert_allclose(metrics["policy_loss"], policy.sum() / sum(LENGTHS), rtol=1e-3)
@@ -130,8 +140,8 @@ def test_row_13_losses_are_sums_over_tokens_divided_once(moved):
 
 
 def test_row_14_the_value_loss_is_clipped_around_old_values(moved):
-    old, returns = moved.experience.values_old, moved.experience.returns
-    clipped = old + np.clip(moved.values - old, -PLAIN.clip_value, PLAIN.clip_value)
+    old, returns = moved.experience.critique.values_old, moved.experience.critique.returns
+    clipped = old + np.clip(moved.values - old, -CLIP, CLIP)
     plain = np.square(moved.values - returns)[VALID], np.square(clipped - returns)[VALID]
     np.testing.assert_allclose(moved.one[1]["value_loss"], 0.5 * np.maximum(*plain).mean(), rtol=1e-4)
     assert (plain[0] < plain[1]).any() and (plain[0] > plain[1]).any()
@@ -184,21 +194,26 @@ def test_row_15_a_bfloat16_model_has_float32_log_probs_losses_and_advantages(nar
         policy=state.policy._replace(model=narrow.policy), critic=state.critic._replace(model=narrow.critic)
     )
     context = CriticContext(rollout.prompt, rollout.prompt_mask)
-    experience, _ = prepare(state, narrow.reference, rollout, context, jnp.asarray(SCORE), config=PLAIN)
-    for name, expected in (("logp_old", logp), ("logp_ref", logp_ref), ("values_old", values)):
-        got = getattr(experience, name)
+    experience, _ = prepare(state, narrow.reference, rollout, context, jnp.asarray(SCORE), **PLAIN._asdict())
+    frozen, critique = experience.frozen, experience.critique
+    for name, got, expected in (
+        ("logp_old", frozen.logp_old, logp),
+        ("logp_ref", frozen.logp_ref, logp_ref),
+        ("values_old", critique.values_old, values),
+    ):
         assert got.dtype == jnp.float32
         np.testing.assert_allclose(got, expected, atol=2e-4, err_msg=name)
-    assert experience.advantages.dtype == experience.returns.dtype == jnp.float32
-    np.testing.assert_allclose(experience.advantages, advantages, atol=1e-3)
+    assert frozen.advantages.dtype == critique.returns.dtype == jnp.float32
+    np.testing.assert_allclose(frozen.advantages, advantages, atol=1e-3)
 
     shift = 0.125 + 8.5 * 2**-10  # right between two numbers of bfloat16
-    shifted = experience._replace(logp_old=experience.logp_old - shift)
-    terms = jax.jit(ppo_objective(PLAIN, jnp.float32(0)).terms)((narrow.policy, narrow.critic), shifted)
+    shifted = experience._replace(frozen=frozen._replace(logp_old=frozen.logp_old - shift))
+    both = {"policy": narrow.policy, "critic": narrow.critic}
+    terms = jax.jit(objective_of(PLAIN).terms)(both, shifted)
     assert {x.dtype for x in jax.tree.leaves(terms)} == {jnp.dtype(jnp.float32)}
     policy, value = terms["policy_loss"], terms["value_loss"]
     np.testing.assert_allclose(policy.sum, -(advantages[VALID] * np.exp(shift)).sum(), rtol=1e-4)
-    np.testing.assert_allclose(value.sum, 0.5 * np.square(values - experience.returns)[VALID].sum(), rtol=1e-4)
+    np.testing.assert_allclose(value.sum, 0.5 * np.square(values - critique.returns)[VALID].sum(), rtol=1e-4)
     np.testing.assert_allclose(policy.aux["ratio"][0] / policy.aux["ratio"][1], np.exp(shift), rtol=1e-4)
 
 
@@ -216,15 +231,17 @@ def test_row_15_the_sampler_of_a_bfloat16_model_works_in_float32(narrow, rollout
 def test_row_15_nothing_is_dropped_out_while_scoring(rollout, freeze):
     """What a row gets does not depend on its place in the batch."""
     order = np.array([2, 0, 3, 1])
-    there, _ = freeze()
-    back, _ = freeze(score=SCORE[order], rollout=jax.tree.map(lambda x: x[order], rollout))
-    for name in ("logp_old", "logp_ref", "values_old", "advantages"):
-        np.testing.assert_allclose(getattr(back, name), getattr(there, name)[order], atol=5e-5, err_msg=name)
+    plain, _ = freeze()
+    other, _ = freeze(score=SCORE[order], rollout=jax.tree.map(lambda x: x[order], rollout))
+    for one, two in zip(
+        (*plain.frozen, plain.critique.values_old), (*other.frozen, other.critique.values_old), strict=True
+    ):
+        np.testing.assert_allclose(two, one[order], atol=5e-5)
 
 
 def test_row_17_gradients_are_clipped_by_the_norm_of_the_whole_tree(freeze, fresh, update):
     """The first moment after one update is `1 - b1` times the clipped gradient, of policy and critic each."""
-    state, metrics = update(fresh(), freeze()[0], ALL, jnp.asarray(True))
+    state, metrics = update(fresh(), freeze()[0], ALL)
     for part, name in ((state.policy, "grad_norm"), (state.critic, "critic_grad_norm")):
         assert metrics[name] > 2 * CLIP_NORM
         np.testing.assert_allclose(optax.tree.norm(optax.tree.get(part.opt_state, "mu")), 0.1 * CLIP_NORM, rtol=1e-4)

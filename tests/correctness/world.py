@@ -1,24 +1,27 @@
 """What models say of a rollout, from rows without padding between and in NumPy: another way than the package's.
 
-The tests of the correctness list run the package's own `prepare`, `gradients`, `make_update` and the like, and hold
+The tests of the correctness list run the package's own `prepare`, `gradients`, `make_updates` and the like, and hold
 what these give against the functions here.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from fakes import LetterTokenizer, UtilityJudge, decoder_config, fill, one_device, token_rows, user
+from fakes import LetterTokenizer, UtilityJudge, decoder_config, fill, one_device, token_rows, user, with_pieces
 
 from prl_jax.artifacts.cards import ModelCard
 from prl_jax.data.records import PromptRecord
+from prl_jax.methods import Critic, Method, NoOpponent, RewardKL, Score, TokenClip
 from prl_jax.models import Decoder, ScalarModel
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.workdir import Workdir
 from prl_jax.sampling import SamplingConfig
 from prl_jax.stages import config as stage_config
 from prl_jax.stages.ppo_step import Setup
+from prl_jax.training.policy import Schedule
 from prl_jax.training.ppo import PPOConfig
 from prl_jax.types import Rollout
 
@@ -27,15 +30,30 @@ TRUNCATED = np.array([False, True, False, False])  # the last row has its stop t
 VALID = np.arange(ROOM) < np.array(LENGTHS)[:, None]
 SCORE = np.array([0.73, -0.2, 1.5, 0.01], np.float32)
 BETA, GAMMA, LAM_ACTOR, LAM_CRITIC, TEMPERATURE, PENALTY, CLIP_NORM = 0.3, 0.9, 0.8, 0.95, 0.7, 0.5, 0.05
-PLAIN = PPOConfig(
-    kl_coef=BETA,
-    whiten=False,
-    gamma=GAMMA,
-    lam_actor=LAM_ACTOR,
-    lam_critic=LAM_CRITIC,
-    temperature=TEMPERATURE,
-    missing_eos_penalty=PENALTY,
+
+
+class Setting(NamedTuple):
+    """What decides an update: the pieces of a method, and how a batch is used."""
+
+    method: Method
+    schedule: Schedule
+
+    def but(self, *, schedule: dict[str, Any] | None = None, **slots: Any) -> "Setting":
+        """The same with other pieces, see `fakes.with_pieces`, and other fields of the schedule."""
+        return Setting(with_pieces(self.method, **slots), dataclasses.replace(self.schedule, **schedule or {}))
+
+
+PLAIN = Setting(
+    Method(
+        NoOpponent(),
+        Score(),
+        Critic(gamma=GAMMA, lam_actor=LAM_ACTOR, lam_critic=LAM_CRITIC, whiten=False),
+        TokenClip(),
+        RewardKL(coefficient=BETA),
+    ),
+    Schedule(temperature=TEMPERATURE, missing_eos_penalty=PENALTY),
 )
+OF_THE_STAGE = PPOConfig(temperature=TEMPERATURE)
 
 
 def make_critic(seed: int, **overrides: Any) -> ScalarModel:
@@ -128,7 +146,7 @@ def make_setup(reference: Decoder, *, name: str = "ppo", seed: int = 0, bias: fl
     judge = UtilityJudge(lambda prompt, response: 0.3 * len(response), bias)
     return Setup(
         context=StageContext(name, config, Workdir(Path("nowhere"), config), one_device()),
-        config=PLAIN,
+        config=OF_THE_STAGE,
         card=ModelCard("policy", {}, 4, 8),
         tokenizer=tokenizer,
         sampling=SamplingConfig(8, (tokenizer.eos_id,), tokenizer.pad_id, temperature=TEMPERATURE),

@@ -6,23 +6,23 @@ JSON is `{"mesh": sizes of the axes, "from": NAME}`. Without "from" it trains tw
 two more; with it, two steps follow on that checkpoint. What has come of them is a file of arrays.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from fakes import make_decoder, on_mesh
+from fakes import make_decoder, on_mesh, with_pieces
 from scale.steps import (
-    CONFIG,
+    METHOD,
     OPTIMIZER,
     ROWS,
+    SCHEDULE,
     Arrays,
     command,
     fixed_rollout,
     named,
-    ppo_state,
+    policy_state,
     put_rollout,
     supervised_tasks,
 )
@@ -31,14 +31,22 @@ from prl_jax.checkpoint import Checkpoints
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.processes import fetch, is_leader
 from prl_jax.sharding import make_mesh
-from prl_jax.stages.ppo import _rest, _whole
-from prl_jax.training.ppo import CriticContext, PPOState, adapt_kl, make_update, prepare, run_update
+from prl_jax.training.policy import (
+    CriticContext,
+    PolicyState,
+    make_updates,
+    prepare,
+    run_updates,
+    steer_kl,
+    with_returns,
+)
 from prl_jax.training.state import TrainState, create_state, released
 from prl_jax.training.step import make_train_step
 from prl_jax.tree import flatten
 
 Metrics = dict[str, Any]
-PPO = dataclasses.replace(CONFIG, kl_target=0.01, kl_horizon=100.0)
+STEERED = with_pieces(METHOD, regulariser=dict(steer=(0.01, 100.0)))
+PIECES = {"method": STEERED, "schedule": SCHEDULE}
 
 
 class Training(NamedTuple):
@@ -63,15 +71,28 @@ def trainings(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Training]]:
             ),
         )
     rollout, reference = put_rollout(fixed_rollout(), mesh), on_mesh(make_decoder(2, layers=1), mesh)
-    context, update = CriticContext(rollout.prompt, rollout.prompt_mask), make_update(PPO, OPTIMIZER, OPTIMIZER)
+    context = CriticContext(rollout.prompt, rollout.prompt_mask)
+    updates = make_updates(STEERED, SCHEDULE, OPTIMIZER, OPTIMIZER)
     score, key = np.linspace(-1, 1, ROWS, dtype=np.float32), jax.random.key(0)
 
-    def step(state: PPOState) -> tuple[PPOState, Metrics]:
-        experience, before = prepare(state, reference, rollout, context, score, config=PPO)
-        state, metrics = run_update(update, state, experience, key, PPO, train_policy=True)
-        return adapt_kl(state, before["kl"], ROWS, PPO), metrics
+    def step(state: PolicyState) -> tuple[PolicyState, Metrics]:
+        experience, before = prepare(state, reference, rollout, context, score, **PIECES)
+        state = with_returns(state, before["return_deviation"])
+        state, metrics = run_updates(updates, state, experience, key, **PIECES, train_policy=True)
+        return steer_kl(state, before["kl"], ROWS, STEERED), metrics
 
-    yield "ppo", Training(ppo_state(mesh), step, lambda state: (state.policy.model, _rest(state)), _whole)
+    yield "policy", Training(policy_state(mesh, STEERED), step, parts_of, whole_of)
+
+
+def parts_of(state: PolicyState) -> tuple[Any, dict[str, Any]]:
+    """The policy's parameters, and all that a step needs beside them."""
+    others = {name: part for name, part in state._asdict().items() if name != "policy"}
+    return state.policy.model, {"opt_state": state.policy.opt_state, "step": state.policy.step, **others}
+
+
+def whole_of(state: PolicyState, model: Any, rest: dict[str, Any]) -> PolicyState:
+    policy = state.policy._replace(model=model, opt_state=rest["opt_state"], step=rest["step"])
+    return PolicyState(policy, **{name: rest[name] for name in PolicyState._fields if name != "policy"})
 
 
 def train(folder: Path, name: str, mesh: jax.sharding.Mesh, source: str | None) -> Arrays:

@@ -6,6 +6,7 @@ JSON holds the sizes of the axes; null is the first device alone.
 """
 
 import contextlib
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -16,27 +17,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from correctness.world import make_critic
-from fakes import LetterTokenizer, make_decoder, make_rollout, make_scalar_model, on_mesh, one_device, user
+from fakes import (
+    LetterTokenizer,
+    make_decoder,
+    make_rollout,
+    make_scalar_model,
+    on_mesh,
+    one_device,
+    user,
+    with_pieces,
+)
 
 from prl_jax.data.records import PreferenceRecord, SFTRecord
 from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, encode_sft, stack_rows
 from prl_jax.judges import GenerativeJudge, ScalarJudge
+from prl_jax.methods import METHODS, Method, NoOpponent, Score
 from prl_jax.models import LOGICAL_AXES, Decoder, LoraConfig, ScalarModel, combine, split, with_adapters
 from prl_jax.optim import make_optimizer
 from prl_jax.processes import fetch, is_leader, joined, local_rows, put_batch
 from prl_jax.sampling import SamplingConfig, decode_responses, respond
 from prl_jax.sharding import make_mesh
 from prl_jax.text.judging import JudgeTemplate, verdict_ids
-from prl_jax.training.opponents import compare
-from prl_jax.training.ppo import (
+from prl_jax.training.compare import rewards_of
+from prl_jax.training.policy import (
     CriticContext,
-    PPOConfig,
-    PPOState,
+    Experience,
+    PolicyState,
+    Schedule,
+    critic_objective,
     initial_state,
-    make_update,
-    ppo_objective,
+    make_updates,
+    policy_objective,
     prepare,
-    run_update,
+    run_updates,
+    together,
+    with_returns,
 )
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.sft import SFT
@@ -54,9 +69,18 @@ TEXTS = ["cde", "f", "ghijk", "", "lm", "abcab", "n", "op"] * 2
 OTHERS = ["f", "cd", "ihg", "aab", "ml", "a", "nno", "opq"] * 2
 PROMPTS = [user(text) for text in ("ab", "c", "dd", "aef", "bb", "k", "aab", "j")] * 2
 PAIRS = [PreferenceRecord(str(i), *row) for i, row in enumerate(zip(PROMPTS, TEXTS, OTHERS, strict=True))]
-CONFIG = PPOConfig(
-    epochs=1, accumulate=2, clip_high=0.28, entropy_weight=0.01, kl_coef=0.1, temperature=0.8, bootstrap_truncated=True
+METHOD = with_pieces(
+    METHODS["pairwise_rl"].method,
+    baseline=dict(bootstrap_truncated=True, clip=0.2),
+    surrogate=dict(high=0.28),
+    regulariser=dict(coefficient=0.1, entropy=0.01),
 )
+PAIRED = with_pieces(METHODS["p3o"].method, regulariser=dict(coefficient=0.1, entropy=0.01))
+SCHEDULE = Schedule(group_size=2, epochs=1, accumulate=2, temperature=0.8)
+# One of two responses of some pairs is truncated, so that the pair does not train the policy.
+PAIRED_SCHEDULE = Schedule(group_size=2, epochs=1, accumulate=2, temperature=0.8, mask_truncated=True)
+# Where rewards come from; scores and anchors share one update, which asks nothing of either.
+METHODS_TRIED = {"score": (METHOD, SCHEDULE), "anchors": (METHOD, SCHEDULE), "peer": (PAIRED, PAIRED_SCHEDULE)}
 
 
 class Task(NamedTuple):
@@ -135,43 +159,62 @@ def put_rollout(rollout: Rollout, mesh: jax.sharding.Mesh) -> Rollout:
     return Rollout(*put_batch(tuple(x[own] for x in rollout), mesh))
 
 
-def ppo_state(mesh: jax.sharding.Mesh) -> PPOState:
+def policy_state(mesh: jax.sharding.Mesh, method: Method) -> PolicyState:
     create = lambda model: create_state(on_mesh(model, mesh), OPTIMIZER, mesh, LOGICAL_AXES)  # noqa: E731
-    return initial_state(create(make_decoder(0, layers=1)), create(make_critic(1)), CONFIG)
+    critic = create(make_critic(1)) if method.baseline.reads_values else None
+    return initial_state(create(make_decoder(0, layers=1)), critic, method)
 
 
-def ppo(mesh: jax.sharding.Mesh) -> Arrays:
-    """PPO on scores and on win probabilities: the judge, what is frozen, one epoch of updates."""
-    fixed = fixed_rollout()
-    texts = decode_responses(TOKENIZER, fixed)
+def asked(mesh: jax.sharding.Mesh, texts: list[str]) -> Arrays:
+    """Rewards of the texts: scores, and win probabilities against anchors and neighbours."""
     options = {"batch_size": 8, "mesh": mesh}
     scalar = ScalarJudge(on_mesh(make_scalar_model(4), mesh), TOKENIZER, max_length=16, **options)
     judge = GenerativeJudge(on_mesh(make_decoder(5), mesh), TOKENIZER, TEMPLATE, max_length=24, **options)
-    anchors = [[text, "q"] for text in OTHERS]
-    against = {"group_size": 2, "anchors": anchors}
-    rewards = {
-        "score": scalar.scores(PROMPTS, texts),
-        "anchor": compare(judge, "anchor", PROMPTS, texts, **against).reward,
-        "peer": compare(judge, "peer", PROMPTS, texts, **against).reward,
+    anchors, keys = [[text, "q"] for text in OTHERS], jax.random.split(jax.random.key(0), ROWS // 2)
+    against = {"group_size": 2, "anchors": anchors, "keys": keys}
+    pieces = {
+        "score": (scalar, NoOpponent(), Score()),
+        "anchors": (judge, METHOD.opponents, METHOD.reward),
+        "peer": (judge, PAIRED.opponents, PAIRED.reward),
     }
+    return {name: rewards_of(*three, PROMPTS, texts, **against).reward for name, three in pieces.items()}
+
+
+def policies(mesh: jax.sharding.Mesh) -> Arrays:
+    """Policies that sample: the judges, what is frozen, gradients, one epoch of updates."""
+    fixed = fixed_rollout()
+    rewards = asked(mesh, decode_responses(TOKENIZER, fixed))
     out = named("reward", rewards)
     rollout = put_rollout(fixed, mesh)
     reference = on_mesh(make_decoder(2, layers=1), mesh)
-    update = make_update(CONFIG, OPTIMIZER, OPTIMIZER)
-    for name in ("score", "anchor"):
-        state = ppo_state(mesh)
-        context = CriticContext(rollout.prompt, rollout.prompt_mask)
-        score = jnp.asarray(rewards[name])
-        experience, frozen = prepare(state, reference, rollout, context, score, config=CONFIG)
-        models, objective = (state.policy.model, state.critic.model), ppo_objective(CONFIG, state.kl_coef)
-        grads, _ = jax.jit(lambda models, batch: gradients(objective, models, batch, 2))(models, experience)  # noqa: B023
-        for part, grad in zip(("policy", "critic"), grads, strict=True):
-            out |= named(f"{name}/{part}/gradient", flatten(grad))
-        state, metrics = run_update(update, state, experience, jax.random.key(0), CONFIG, train_policy=True)
-        out |= named(f"{name}/frozen", {"advantages": experience.advantages, "returns": experience.returns, **frozen})
+    updates = {pair: make_updates(*pair, OPTIMIZER, OPTIMIZER) for pair in METHODS_TRIED.values()}
+    for name, (method, schedule) in METHODS_TRIED.items():
+        state = policy_state(mesh, method)
+        context = CriticContext(rollout.prompt, rollout.prompt_mask) if state.critic is not None else None
+        pieces = {"method": method, "schedule": schedule}
+        experience, frozen = prepare(state, reference, rollout, context, jnp.asarray(rewards[name]), **pieces)
+        if state.critic is not None:
+            state = with_returns(state, frozen["return_deviation"])
+            out |= named(f"{name}/frozen", {"returns": experience.critique.returns})
+        for part, grads in take_gradients(state, experience, method, schedule).items():
+            out |= named(f"{name}/{part}/gradient", flatten(grads))
+        key, update = jax.random.key(0), updates[method, schedule]
+        state, metrics = run_updates(update, state, experience, key, **pieces, train_policy=True)
+        out |= named(f"{name}/frozen", {"advantages": experience.frozen.advantages, **frozen})
         out |= named(f"{name}/metric", metrics) | named(f"{name}/policy", flatten(state.policy.model))
-        out |= named(f"{name}/critic", flatten(state.critic.model))
+        if state.critic is not None:
+            out |= named(f"{name}/critic", flatten(state.critic.model))
     return out
+
+
+@functools.partial(jax.jit, static_argnames=("method", "schedule"))
+def take_gradients(state: PolicyState, experience: Experience, method: Method, schedule: Schedule) -> Arrays:
+    """Of the policy, and of the critic where there is one, in two microbatches."""
+    objectives, models = {"policy": policy_objective(method, schedule, state.kl_coef)}, {"policy": state.policy.model}
+    if state.critic is not None:
+        objectives["critic"] = critic_objective(method.baseline, state.deviation)
+        models["critic"] = state.critic.model
+    return gradients(together(objectives), models, experience, 2)[0]
 
 
 def named(group: str, arrays: Arrays) -> Arrays:
@@ -181,7 +224,7 @@ def named(group: str, arrays: Arrays) -> Arrays:
 def write(folder: Path, name: str, sizes: dict[str, int] | None) -> None:
     mesh = one_device() if sizes is None else make_mesh(**sizes)
     with jax.set_mesh(mesh):
-        arrays = supervised(mesh) | sampled(mesh) | ppo(mesh)
+        arrays = supervised(mesh) | sampled(mesh) | policies(mesh)
         arrays = {key: fetch(array, mesh) if isinstance(array, jax.Array) else array for key, array in arrays.items()}
     if is_leader():
         np.savez(folder / f"{name}.npz", **arrays)

@@ -37,4 +37,4 @@ def test_in_one_process_instead_of_two(tmp_path):
     in_processes(SCRIPT, tmp_path, 'two={"mesh": {"data": 1, "fsdp": 2}}', number=2, devices=1)
     on_virtual_devices(SCRIPT, tmp_path, 'one={"mesh": {"data": 1}, "from": "two"}', devices=1)
     check(load(tmp_path, "one"), load(tmp_path, "two"))
-    assert float(load(tmp_path, "one")["ppo/rest: kl_coef"]) != 0.1
+    assert float(load(tmp_path, "one")["policy/rest: kl_coef"]) != 0.1

@@ -64,7 +64,8 @@ def test_what_is_compared_is_there_and_moves(one):
     kinds = {name.split(": ")[0] for name in one}
     for task in ("sft", "bradley_terry", "generative", "adapters"):
         assert {f"{task}/gradient", f"{task}/parameter", f"{task}/metric"} <= kinds
-    assert {"score/policy", "anchor/policy", "score/critic", "greedy", "sampled", "reward"} <= kinds
+    assert {"score/policy", "anchors/policy", "peer/policy", "score/critic", "greedy", "sampled", "reward"} <= kinds
+    assert "peer/critic" not in kinds and one["peer/frozen: truncated"] > 0
     for name, array in one.items():
         if "/gradient: " in name:
             assert np.linalg.norm(array) > 1e-4, name

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import make_decoder, make_scalar_model, random_tokens, token_rows
+from fakes import make_decoder, make_scalar_model, random_tokens, token_rows, with_pieces
 from running import unoptimised
 
-from prl_jax.training.ppo import PPOConfig, ppo_objective
+from prl_jax.methods import METHODS, LossKL
+from prl_jax.methods.surrogates import Frozen
+from prl_jax.training.policy import Critique, Experience, Schedule, critic_objective, policy_objective, together
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
-from prl_jax.training.rollout import Experience
 from prl_jax.training.sft import SFT
 from prl_jax.training.step import gradients, microbatches
 from prl_jax.types import PreferenceBatch, SFTBatch
@@ -41,14 +42,25 @@ def generative():
     return generative_objective((3, 4), w_cons=0.4), make_decoder(0, layers=1), pairs()
 
 
-def ppo(**config):
+def policy(name: str, **slots):
+    """A row of the table of methods, with an entropy bonus and other pieces."""
+
     def objective_and_batch():
+        method = with_pieces(METHODS[name].method, **slots)
+        method = with_pieces(method, regulariser=dict(entropy=0.1))
         numbers = [np.random.default_rng(i).normal(size=(ROWS, ROOM)).astype(np.float32) for i in range(5)]
         mask = np.arange(ROOM) < np.array([4, 1, 2, 4, 3, 1])[:, None]
-        loss_mask = mask & (np.arange(ROWS) != 1)[:, None]  # a row that trains the critic alone
-        batch = Experience(rows(0), rows(0), random_tokens(5, ROWS, ROOM), mask, loss_mask, *numbers)
-        models = make_decoder(0, layers=1), make_scalar_model(1, layers=1)
-        return ppo_objective(PPOConfig(entropy_weight=0.1, **config), jnp.float32(0.2)), models, batch
+        trained = mask & (np.arange(ROWS) != 1)[:, None]  # a row that trains the critic alone, and no pair
+        batch = Experience(rows(0), random_tokens(5, ROWS, ROOM), mask, Frozen(*numbers[:3], trained), None)
+        objectives = {"policy": policy_objective(method, Schedule(), jnp.float32(0.2))}
+        models = {"policy": make_decoder(0, layers=1)}
+        if method.baseline.reads_values:
+            batch = batch._replace(critique=Critique(rows(0), *numbers[3:]))
+            objectives["critic"], models["critic"] = (
+                critic_objective(method.baseline, None),
+                make_scalar_model(1, layers=1),
+            )
+        return together(objectives), models, batch
 
     return objective_and_batch
 
@@ -57,8 +69,10 @@ CASES = {
     "sft": sft,
     "bradley_terry": bradley_terry,
     "generative": generative,
-    "ppo": ppo(),
-    "ppo, mean of rows": ppo(reduce="seq_mean_token_mean", kl_placement="loss", kl_estimator="k3"),
+    "tokens": policy("ppo"),
+    "tokens, mean of rows": policy("ppo", surrogate=dict(reduce="seq_mean_token_mean"), regulariser=LossKL()),
+    "pairs, clipped": policy("p3o"),
+    "pairs, regression": policy("online_dpo"),
 }
 
 
@@ -81,6 +95,16 @@ def test_row_13_any_number_of_microbatches_gives_the_gradient_of_the_batch(make)
         assert others.keys() == metrics.keys()
         for name, x in metrics.items():
             np.testing.assert_allclose(others[name], x, rtol=2e-5, atol=1e-6, err_msg=f"{name}, {accumulate}")
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_microbatch_has_whole_units_and_zeros_where_there_is_none(count):
+    x = jnp.arange(12.0).reshape(12, 1) + 1
+    cut = np.asarray(microbatches(x, count, 2))[..., 0].reshape(count, -1, 2)
+    units = [tuple(unit) for part in cut for unit in part]
+    there = [unit for unit in units if unit != (0.0, 0.0)]
+    assert sorted(there) == [(i, i + 1) for i in range(1, 12, 2)] and len(units) - len(there) == -6 % count
+    np.testing.assert_array_equal(cut[0, :, 0], [2 * count * k + 1 for k in range(cut.shape[1])])
 
 
 @pytest.mark.parametrize(("count", "parts"), [(2, [[0, 2, 4], [1, 3, 5]]), (4, [[0, 4], [1, 5], [2, -1], [3, -1]])])

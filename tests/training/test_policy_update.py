@@ -1,33 +1,36 @@
-"""The PPO update: what moves, what is frozen, and that it learns."""
+"""The update of a method: what moves, what is frozen, and that it learns."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import make_decoder, make_scalar_model, on_mesh, one_device, random_tokens
+from fakes import make_decoder, make_scalar_model, on_mesh, one_device, random_tokens, with_pieces
 
+from prl_jax.methods import METHODS, LossKL
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
 from prl_jax.sampling import SamplingConfig, generate, row_keys
-from prl_jax.training.ppo import (
+from prl_jax.training.policy import (
     CriticContext,
-    PPOConfig,
+    Schedule,
+    Updates,
+    critic_objective,
     initial_state,
-    make_update,
-    ppo_objective,
+    make_updates,
+    policy_objective,
     prepare,
-    run_update,
+    run_updates,
+    together,
 )
 from prl_jax.training.state import create_state
 
 ROWS, PROMPT, ROOM, WANTED, EOS = 32, 3, 4, 7, 21
-CONFIG = PPOConfig(
-    epochs=2, minibatches=2, kl_coef=0.01, entropy_weight=0.003, temperature=0.8, missing_eos_penalty=0.1
-)
-SAMPLING = SamplingConfig(ROOM, (EOS,), EOS, temperature=CONFIG.temperature)
+METHOD = with_pieces(METHODS["ppo"].method, regulariser=dict(coefficient=0.01, entropy=0.003))
+SCHEDULE = Schedule(epochs=2, minibatches=2, temperature=0.8, missing_eos_penalty=0.1)
+BOTH = (METHOD, SCHEDULE)
+SAMPLING = SamplingConfig(ROOM, (EOS,), EOS, temperature=SCHEDULE.temperature)
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +41,11 @@ def bench():
     policy.embedding[...] = policy.embedding[...] * 0.5
     prompt = jnp.asarray(random_tokens(2, ROWS, PROMPT))
     prompt_mask = jnp.arange(PROMPT) >= jnp.arange(ROWS)[:, None] % PROMPT
-    update = make_update(CONFIG, optimizer, optimizer)
+    updates = make_updates(METHOD, SCHEDULE, optimizer, optimizer)
 
     def fresh():
         return initial_state(
-            *(create_state(on_mesh(model, mesh), optimizer, mesh, LOGICAL_AXES) for model in (policy, critic)), CONFIG
+            *(create_state(on_mesh(model, mesh), optimizer, mesh, LOGICAL_AXES) for model in (policy, critic)), METHOD
         )
 
     def sample(state, n: int):
@@ -53,10 +56,11 @@ def bench():
         wanted = (rollout.response == WANTED) & rollout.mask
         score = wanted.sum(1) / rollout.mask.sum(1)
         context = CriticContext(prompt, prompt_mask)
-        return prepare(state, reference, rollout, context, score.astype(jnp.float32), config=CONFIG)
+        score = score.astype(jnp.float32)
+        return prepare(state, reference, rollout, context, score, method=METHOD, schedule=SCHEDULE)
 
     reference = on_mesh(policy, mesh)
-    return SimpleNamespace(fresh=fresh, sample=sample, freeze=freeze, update=update)
+    return SimpleNamespace(fresh=fresh, sample=sample, freeze=freeze, updates=updates)
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +73,17 @@ def equal(one, other) -> bool:
     return all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
-def test_run_update_goes_over_all_rows_and_logs_the_first_clip_fraction(bench, experience):
+def test_run_updates_goes_over_all_rows_and_logs_the_first_clip_fraction(bench, experience):
     frozen, calls = experience[0], []
 
-    def update(state, batch, index, train_policy):
-        assert batch is frozen and bool(train_policy) and index.shape == (ROWS // 2,)
+    def train(state, batch, index):
+        assert batch is frozen and index.shape == (ROWS // 2,)
         calls.append(np.asarray(index))
         return state, {"clip_fraction": jnp.float32(len(calls)), "loss": jnp.float32(len(calls) ** 2)}
 
-    _, metrics = run_update(update, bench.fresh(), frozen, jax.random.key(1), CONFIG, train_policy=True)
-    assert len(calls) == CONFIG.epochs * CONFIG.minibatches == 4
+    updates = Updates(train, None)
+    _, metrics = run_updates(updates, bench.fresh(), frozen, jax.random.key(1), *BOTH, train_policy=True)
+    assert len(calls) == SCHEDULE.epochs * SCHEDULE.minibatches == 4
     for epoch in (calls[:2], calls[2:]):
         assert sorted(np.concatenate(epoch)) == list(range(ROWS))
     assert (calls[0] != calls[2]).any()
@@ -89,13 +94,14 @@ def test_run_update_goes_over_all_rows_and_logs_the_first_clip_fraction(bench, e
 
 def test_the_critic_warms_up_while_the_policy_stays_bitwise(bench, experience):
     before, state = bench.fresh(), bench.fresh()
-    state, metrics = run_update(bench.update, state, experience[0], jax.random.key(0), CONFIG, train_policy=False)
+    run = lambda state, **options: run_updates(bench.updates, state, experience[0], jax.random.key(0), *BOTH, **options)  # noqa: E731
+    state, metrics = run(state, train_policy=False)
     assert equal(state.policy, before.policy)
     assert not equal(state.critic.model, before.critic.model) and int(state.critic.step) == 4
-    assert float(metrics["clip_fraction"]) == 0.0
-    again, warmer = run_update(bench.update, state, experience[0], jax.random.key(0), CONFIG, train_policy=False)
+    assert not {"clip_fraction", "policy_loss", "grad_norm"} & metrics.keys()
+    again, warmer = run(state, train_policy=False)
     assert float(warmer["value_loss"]) < float(metrics["value_loss"])
-    trained, _ = run_update(bench.update, again, experience[0], jax.random.key(0), CONFIG, train_policy=True)
+    trained, _ = run(again, train_policy=True)
     assert not equal(trained.policy.model, before.policy.model) and int(trained.policy.step) == 4
 
 
@@ -103,55 +109,65 @@ def test_the_new_state_keeps_its_shardings(bench, experience):
     """What the compiler chose instead would make the next update compile once more."""
     state = bench.fresh()
     expected = [x.sharding for x in jax.tree.leaves(state)]
-    state, _ = bench.update(state, experience[0], jnp.arange(ROWS // 2), jnp.asarray(True))
+    state, _ = bench.updates.train(state, experience[0], jnp.arange(ROWS // 2))
     assert [x.sharding for x in jax.tree.leaves(state)] == expected
 
 
-BASE = dataclasses.replace(CONFIG, clip_low=0.1, value_weight=0.7)
-CONFIGS = {
+BASE = with_pieces(METHOD, surrogate=dict(low=0.1), baseline=dict(weight=0.7))
+METHODS_TRIED = {
     "reward": BASE,
-    "loss": dataclasses.replace(
-        BASE, kl_placement="loss", kl_estimator="k2", kl_coef=0.5, reduce="seq_mean_token_sum", dual=3.0
+    "loss": with_pieces(
+        BASE,
+        regulariser=LossKL(coefficient=0.5, entropy=0.003, estimator="k2"),
+        surrogate=dict(reduce="seq_mean_token_sum", dual=3.0),
     ),
 }
-OBJECTIVES = {name: ppo_objective(config, jnp.float32(config.kl_coef)) for name, config in CONFIGS.items()}
+OBJECTIVES = {
+    name: together(
+        {
+            "policy": policy_objective(method, SCHEDULE, jnp.float32(method.regulariser.coefficient)),
+            "critic": critic_objective(method.baseline, None),
+        }
+    )
+    for name, method in METHODS_TRIED.items()
+}
 
 
 @pytest.fixture(scope="module")
 def partly_masked(experience):
     """An experience some of whose rows do not train the policy."""
     batch = experience[0]
-    return batch._replace(loss_mask=batch.loss_mask & (jnp.arange(ROWS) % 5 > 0)[:, None])
+    mask = batch.frozen.mask & (jnp.arange(ROWS) % 5 > 0)[:, None]
+    return batch._replace(frozen=batch.frozen._replace(mask=mask))
 
 
 @pytest.fixture(scope="module")
 def terms(partly_masked):
-    """PPO's terms under two configs, for models that are no longer those of the rollout."""
-    models = make_decoder(3, layers=1), make_scalar_model(4, layers=1)
+    """The terms of two methods, for models that are no longer those of the rollout."""
+    models = {"policy": make_decoder(3, layers=1), "critic": make_scalar_model(4, layers=1)}
     run = jax.jit(
         lambda models, batch: {name: objective.terms(models, batch) for name, objective in OBJECTIVES.items()}
     )
     return run(models, partly_masked)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", METHODS_TRIED)
 def test_row_13_denominators_are_those_of_the_terms(terms, partly_masked, name):
     denominators = OBJECTIVES[name].denominators(partly_masked)
     assert terms[name].keys() == denominators.keys() == OBJECTIVES[name].weights.keys()
     for key, term in terms[name].items():
         assert float(term.denominator) == float(denominators[key]) > 0
-    tokens, trained = (float(mask.sum()) for mask in (partly_masked.mask, partly_masked.loss_mask))
-    assert denominators["value_loss"] == tokens and denominators["kl_loss"] == trained < tokens
-    policy = {"reward": trained, "loss": float(partly_masked.loss_mask.any(1).sum())}
-    assert denominators["policy_loss"] == policy[name]
+    tokens, trained = (float(mask.sum()) for mask in (partly_masked.mask, partly_masked.frozen.mask))
+    assert denominators["value_loss"] == tokens and trained < tokens
+    policy = {"reward": trained, "loss": float(partly_masked.frozen.mask.any(1).sum())}
+    assert {float(denominators[key]) for key in denominators.keys() - {"value_loss"}} == {policy[name]}
 
 
-def test_terms_have_the_weights_of_the_config():
+def test_terms_have_the_weights_of_the_pieces():
     """KL in the reward leaves no KL term in the loss; in the loss it has the coefficient."""
-    for name, kl_weight in (("reward", 0.0), ("loss", 0.5)):
+    for name, kl in (("reward", {}), ("loss", {"kl_loss": 0.5})):
         weights = {key: float(weight) for key, weight in OBJECTIVES[name].weights.items()}
-        expected = {"policy_loss": 1.0, "value_loss": 0.7, "entropy_loss": 0.003, "kl_loss": kl_weight}
-        assert weights == pytest.approx(expected)
+        assert weights == pytest.approx({"policy_loss": 1.0, "value_loss": 0.7, "entropy_loss": 0.003, **kl})
 
 
 def test_a_certain_token_is_learnt(bench):
@@ -161,6 +177,6 @@ def test_a_certain_token_is_learnt(bench):
         frozen, metrics = bench.freeze(state, bench.sample(state, n))
         rewards.append(float(metrics["score"]))
         assert float(metrics["sampler_gap"]) < 1e-4
-        state, _ = run_update(bench.update, state, frozen, jax.random.key(n), CONFIG, train_policy=n > 0)
+        state, _ = run_updates(bench.updates, state, frozen, jax.random.key(n), *BOTH, train_policy=n > 0)
     assert np.mean(rewards[:2]) < 0.1 and np.mean(rewards[-3:]) > 0.6
     assert float(metrics["kl"]) > 1.0

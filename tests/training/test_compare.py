@@ -1,0 +1,184 @@
+"""Rewards of judges that are asked, against a plain Python reference."""
+
+import jax
+import numpy as np
+import pytest
+from fakes import UtilityJudge, user
+
+from prl_jax.errors import UserError
+from prl_jax.methods import PAR, Anchors, Group, NoOpponent, Peer, Pool, Score, WinProbability
+from prl_jax.training.compare import rewards_of
+
+GROUP = 4
+TEXTS = ["p"] * GROUP + ["q"] * GROUP
+PROMPTS = [user(text) for text in TEXTS]
+RESPONSES = ["a", "bb", "a", "dddd", "ee", "fff", "g", "hhhh"]  # the first prompt has a pair of identical ones
+
+
+def utility(prompt: str, response: str) -> float:
+    return 0.3 * len(response) * (1 if prompt == "p" else -2) + 0.01 * ord(response[:1] or "-")
+
+
+def judge(bias: float = 0.6) -> UtilityJudge:
+    """A judge that likes slot 1: whoever asks in one order only gets another answer."""
+    return UtilityJudge(utility, bias)
+
+
+def sigmoid(z: float) -> float:
+    return 1.0 / (1.0 + np.exp(-z))
+
+
+def win(prompt: str, response: str, other: str, bias: float = 0.6) -> float:
+    """Probability that a response beats another, averaged over both orders."""
+    if response == other:
+        return 0.5
+    gap = utility(prompt, response) - utility(prompt, other)
+    return (sigmoid(gap + bias) + 1.0 - sigmoid(-gap + bias)) / 2.0
+
+
+def ask(judge, opponents, prompts, responses, *, size=GROUP, anchors=None, keys=None, reward=None):
+    """Rewards, with what is the same in most tests left out."""
+    count = len(responses)
+    keys = jax.random.split(jax.random.key(0), count // size) if keys is None else keys
+    anchors = [()] * count if anchors is None else anchors
+    options = dict(group_size=size, anchors=anchors, keys=keys)
+    return rewards_of(judge, opponents, reward or WinProbability(), prompts, responses, **options)
+
+
+def met_by(kind: str, i: int) -> list[int]:
+    start = i - i % GROUP
+    return [i ^ 1] if kind == "peer" else [j for j in range(start, start + GROUP) if j != i]
+
+
+@pytest.mark.parametrize("opponents", [Peer(), Group()], ids=lambda piece: piece.kind)
+def test_groups_equal_plain_python(opponents):
+    asked, kind = judge(), opponents.kind
+    got = ask(asked, opponents, PROMPTS, RESPONSES)
+    mask = np.asarray(got.judged.mask)
+    for i, (text, response) in enumerate(zip(TEXTS, RESPONSES, strict=True)):
+        expected = [win(text, response, RESPONSES[j]) for j in met_by(kind, i)]
+        np.testing.assert_allclose(got.reward[i], np.mean(expected), rtol=1e-5)
+        assert mask[i].sum() == len(expected) == opponents.per_response(GROUP, 0)
+        orders = sigmoid(got.judged.z_ya[i][mask[i]]), sigmoid(got.judged.z_ay[i][mask[i]])
+        np.testing.assert_allclose(sorted((orders[0] + 1 - orders[1]) / 2), sorted(expected), rtol=1e-5)
+    # Each unordered pair is asked once, the identical one never.
+    pairs = {(text, frozenset((RESPONSES[i], RESPONSES[j]))) for i, text in enumerate(TEXTS) for j in met_by(kind, i)}
+    asked_pairs = [(text, frozenset(pair)) for text, *pair in asked.asked]
+    if kind == "group":  # "a" stands twice in the first group, so two of its pairs are asked twice
+        assert len(asked_pairs) == 6 - 1 + 6
+    else:
+        assert len(asked_pairs) == 4
+    assert set(asked_pairs) == {pair for pair in pairs if len(pair[1]) == 2}
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_rewards_of_a_group_add_up_to_half_its_size(size):
+    """Whatever one member wins, another loses."""
+    count = 24 // size * size
+    texts = ["".join(chr(97 + (i * k) % 7) for k in range(i % 5)) for i in range(count)]
+    prompts = [user("pq"[i // size % 2]) for i in range(count)]
+    for opponents in (Peer(), Group()) if size % 2 == 0 else (Group(),):
+        got = ask(judge(), opponents, prompts, texts, size=size)
+        np.testing.assert_allclose(got.reward.reshape(-1, size).sum(1), size / 2, rtol=1e-5)
+        assert np.std(got.reward) > 0.05
+
+
+def test_anchors_equal_plain_python_with_several_anchors_a_prompt():
+    anchors = [("bb",), ("a", "cccc", ""), ("xx", "y"), ("dddd",), ("e",), ("e", "fff"), ("g", "g"), ("zzz",)]
+    asked = judge()
+    got = ask(asked, Anchors(), PROMPTS, RESPONSES, anchors=anchors)
+    for i, row in enumerate(anchors):
+        expected = [win(TEXTS[i], RESPONSES[i], anchor) for anchor in row]
+        np.testing.assert_allclose(got.reward[i], np.mean(expected), rtol=1e-5)
+        np.testing.assert_array_equal(got.judged.mask[i], np.arange(3) < len(row))
+        z_ya = [0.0 if a == RESPONSES[i] else judge().z(TEXTS[i], RESPONSES[i], a) for a in row]
+        z_ay = [0.0 if a == RESPONSES[i] else judge().z(TEXTS[i], a, RESPONSES[i]) for a in row]
+        np.testing.assert_allclose(got.judged.z_ya[i, : len(row)], z_ya, rtol=1e-5)
+        np.testing.assert_allclose(got.judged.z_ay[i, : len(row)], z_ay, rtol=1e-5)
+    assert all(one != other for _, one, other in asked.asked) and len(asked.asked) == 9
+    assert got.reward[3] == got.reward[6] == 0.5 and got.reward.dtype == np.float32
+
+
+def test_a_pool_is_drawn_anew_with_each_key_and_shared_by_the_group():
+    anchors = [("aa", "bbb", "c", "dddd", "ee")] * GROUP + [("x", "yy")] * GROUP
+    keys = jax.random.split(jax.random.key(0), (20, 2))
+    met = np.zeros((2, 5))
+    for row_keys in keys:
+        got = ask(judge(), Pool(draws=2), PROMPTS, RESPONSES, anchors=anchors, keys=row_keys)
+        mask = np.asarray(got.judged.mask)
+        assert (mask.sum(1) == 2).all() and (mask == np.repeat(mask[::GROUP], GROUP, 0)).all()
+        for i, drawn in enumerate(mask):
+            expected = np.mean([win(TEXTS[i], RESPONSES[i], anchors[i][j]) for j in np.flatnonzero(drawn)])
+            np.testing.assert_allclose(got.reward[i], expected, rtol=1e-5)
+        met += mask[::GROUP]
+    assert (met[0] > 2).all() and (met[1] == [20, 20, 0, 0, 0]).all()
+
+
+def test_row_20_a_constant_preference_for_a_slot_moves_no_ranking():
+    fair, biased = (ask(judge(bias), Group(), PROMPTS, RESPONSES).reward for bias in (0.0, 1.5))
+    assert np.abs(fair - biased).max() > 0.01
+    for group in (slice(0, 4), slice(4, 8)):
+        np.testing.assert_array_equal(np.argsort(fair[group], kind="stable"), np.argsort(biased[group], kind="stable"))
+
+
+@pytest.mark.parametrize(
+    ("name", "transform"),
+    [
+        ("id", lambda p: p),
+        ("centred", lambda p: p - 0.5),
+        ("logit", lambda p: np.log(p / (1 - p))),
+        ("log", np.log),
+        ("hard", lambda p: (np.sign(p - 0.5) + 1) / 2),
+    ],
+)
+def test_maps_transform_the_win_probability(name, transform):
+    got = ask(judge(), Peer(), PROMPTS, RESPONSES, size=2, reward=WinProbability(map=name))
+    expected = [transform(win(t, r, RESPONSES[i ^ 1])) for i, (t, r) in enumerate(zip(TEXTS, RESPONSES, strict=True))]
+    np.testing.assert_allclose(got.reward, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_bradley_terry_judge_with_one_anchor_is_par():
+    """`sigmoid(r(y) - r(a))` (arXiv 2502.18770)."""
+    got = ask(judge(0.0), Anchors(), PROMPTS, RESPONSES, anchors=[("cc",)] * 8)
+    rewards = [utility(t, r) - utility(t, "cc") for t, r in zip(TEXTS, RESPONSES, strict=True)]
+    np.testing.assert_allclose(got.reward, jax.nn.sigmoid(np.array(rewards, np.float32)), rtol=1e-5)
+
+
+class ScoringUtilityJudge(UtilityJudge):
+    """Says its utilities too, and counts the texts that it is asked about."""
+
+    def scores(self, prompts, responses):
+        texts = [prompt[-1].content for prompt in prompts]
+        self.asked += list(zip(texts, responses, strict=True))
+        return np.array([self.utility(*row) for row in zip(texts, responses, strict=True)], np.float32)
+
+
+def test_scores_are_those_of_the_judge_and_the_same_text_is_scored_once():
+    asked = ScoringUtilityJudge(utility)
+    got = ask(asked, NoOpponent(), PROMPTS, RESPONSES, reward=Score())
+    expected = [utility(t, r) for t, r in zip(TEXTS, RESPONSES, strict=True)]
+    np.testing.assert_allclose(got.reward, expected, rtol=1e-6)
+    assert got.judged.mask.shape == (8, 0) and got.judged.z_ya is None and got.reward.dtype == np.float32
+    assert len(asked.asked) == len(set(asked.asked)) == 7
+
+
+def test_scores_against_anchors_equal_plain_python():
+    """`mean_m sigmoid(k (r(y) - r(a_m)))` over anchors that are scored once a prompt."""
+    anchors = [("cc", "d")] * 3 + [("cc",)] * 1 + [("e", "hhhh")] * 4
+    asked = ScoringUtilityJudge(utility)
+    got = ask(asked, Anchors(), PROMPTS, RESPONSES, anchors=anchors, reward=PAR(k=2.0))
+    for i, (text, response) in enumerate(zip(TEXTS, RESPONSES, strict=True)):
+        wins = [sigmoid(2.0 * (utility(text, response) - utility(text, anchor))) for anchor in anchors[i]]
+        np.testing.assert_allclose(got.reward[i], np.mean(wins), rtol=1e-5)
+    assert len(asked.asked) == len(set(asked.asked)) == 3 + 2 + 4 + 1  # an anchor is a response too
+
+
+@pytest.mark.parametrize("opponents", [Anchors(), Pool()], ids=lambda piece: piece.kind)
+def test_a_prompt_without_an_anchor_is_named(opponents):
+    with pytest.raises(UserError, match="a prompt has no anchor; run an anchors stage"):
+        ask(judge(), opponents, PROMPTS, RESPONSES, anchors=[("a",)] * 7 + [()])
+
+
+def test_a_judge_without_scores_is_named():
+    with pytest.raises(UserError, match="UtilityJudge compares pairs and has no scores; the reward needs a judge"):
+        ask(judge(), NoOpponent(), PROMPTS, RESPONSES, reward=Score())

@@ -20,6 +20,7 @@ from prl_jax.text.tokenizer import Tokenizer
 _EXPECTED = "a stage of a workdir, such as WORKDIR/sft, or a Hugging Face checkpoint"
 EXPORT_FILE = "prl_model.json"  # beside an exported checkpoint: what its config.json cannot say of a judge
 MODEL_FILE = "model.json"
+_KINDS = ("policy", "scalar_judge", "generative_judge")
 _MOST_NEW_TOKENS = 1024  # of a response where nobody says how long it may be
 
 
@@ -56,6 +57,19 @@ class ModelCard:
     context: int = 0
     stop_ids: tuple[int, ...] = ()
     template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError`, `TypeError` or `UserError` for values that no model has."""
+        if self.kind not in _KINDS:
+            raise ValueError(f"kind={self.kind!r}, expected one of {', '.join(_KINDS)}")
+        for key in ("max_prompt", "max_response"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"{key}={value!r}, expected a number of tokens")
+        if (self.kind == "generative_judge") != (self.template is not None):
+            raise ValueError(f"a template belongs to a generative_judge, and kind={self.kind!r}")
+        if self.template is not None:
+            JudgeTemplate(**{**self.template, "verdicts": tuple(self.template["verdicts"])})
 
     @property
     def config(self) -> DecoderConfig:
@@ -168,12 +182,14 @@ def read_card(directory: Path, defaults: Defaults = NO_DEFAULTS) -> ModelCard:
     if is_huggingface(directory):
         return _huggingface_card(directory, defaults)
     if not path.is_file():
-        raise UserError(f"{directory}: not a model directory (no {MODEL_FILE}, no {CONFIG_FILE}); give {_EXPECTED}")
+        raise UserError(
+            f"{directory}: not a model directory (no {MODEL_FILE}, no {CONFIG_FILE} of a model); give {_EXPECTED}"
+        )
     try:
         values = read_object(path)
         card = ModelCard(**{**values, "stop_ids": tuple(values.get("stop_ids", ()))})
         card.config  # noqa: B018  (checks its values)
-    except (ValueError, TypeError, AttributeError, UserError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
         raise UserError(f"{path}: cannot be read ({error}); train the stage anew") from error
     return _with_arguments(card, defaults)
 
@@ -208,16 +224,17 @@ def _huggingface_card(directory: Path, defaults: Defaults) -> ModelCard:
     else:
         prompt, response = _lengths(defaults, context)
         said |= {"max_prompt": prompt, "max_response": response}
+    ends = end_tokens(values, generation, config.vocab_size, str(directory))
     try:
         card = ModelCard(
             decoder=dataclasses.asdict(config),
             source=values,
             generation=generation,
             context=context,
-            stop_ids=end_tokens(values, generation, config.vocab_size, str(directory)),
+            stop_ids=ends,
             **said,
         )
-    except TypeError as error:
+    except (ValueError, TypeError, KeyError, UserError) as error:
         raise UserError(f"{ours}: cannot be read ({error}); delete it to use the model as a plain policy") from error
     return _with_arguments(card, defaults)
 

@@ -217,6 +217,26 @@ def test_template_arguments_are_kept_in_card_and_export(tmp_path):
     assert len(encode_prompt(model_tokenizer(folder, loud), hi)) < len(opened)
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"kind": "oracle"}, "kind='oracle', expected one of policy"),
+        ({"max_prompt": -4}, "max_prompt=-4, expected a number of tokens"),
+        ({"max_response": True}, "max_response=True, expected"),
+        ({"kind": "generative_judge"}, "a template belongs to a generative_judge"),
+        ({"template": {"name": "compact-v1", "verdicts": ["Y", "N"]}}, "a template belongs to a generative_judge"),
+        ({"kind": "generative_judge", "template": {"name": "x", "verdicts": ["Y", "N"]}}, 'unknown judge template "x"'),
+        ({"kind": "generative_judge", "template": {"name": "compact-v1"}}, "verdicts"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_what_an_export_says_of_its_model_is_checked(tmp_path, said, words):
+    folder = write(tmp_path)
+    (folder / EXPORT_FILE).write_text(json.dumps({"kind": "policy", "max_prompt": 4, "max_response": 4, **said}))
+    with pytest.raises(UserError, match=f"{EXPORT_FILE}: cannot be read .*{words}.*; delete it to use"):
+        read_card(folder)
+
+
 def test_weights_that_are_not_finite_are_refused_through_an_adapter_s_base(tmp_path):
     base = write(tmp_path / "base", "base", "llama")
     tensors = load_file(base / "model.safetensors")

@@ -55,6 +55,9 @@ _WHOLE = (
     "huggingface.max_prompt=32",
     "huggingface.max_response=8",
 )
+# Of 600 pairs these hold out few enough to train a referee on others.
+_REFEREE = tuple(f"referee.{value}" for value in ("duration=2 steps", "batch_size=4", "accumulate=2",
+                                                  "validation.limit=4", "max_length=256"))  # fmt: skip
 _MODEL = ("model.width=16", "model.layers=1", "model.heads=2", "model.kv_heads=1", "model.head_dim=8",
           "model.mlp_width=32")  # fmt: skip
 
@@ -72,11 +75,11 @@ def _judged_policies(*prompts: str) -> tuple[str, ...]:
 
 
 RUNS = {
-    "own_model": Run("mistral", "mistral", _ADAPTERS),
+    "own_model": Run("mistral", "mistral", (*_ADAPTERS, *_REFEREE)),
     "qwen3_0_6b_lora_gpu": Run("qwen3", "qwen3", _ADAPTERS),
-    "gemma3_4b_h100x8": Run("gemma3", "gemma", _WHOLE),
-    "gemma3_4b_v6e_4x4": Run("gemma3", "gemma", _WHOLE),
-    "llama3_2_1b_v5e_4x4": Run("llama-llama3", "llama3", _WHOLE),
+    "gemma3_4b_h100x8": Run("gemma3", "gemma", (*_WHOLE, *_REFEREE)),
+    "gemma3_4b_v6e_4x4": Run("gemma3", "gemma", (*_WHOLE, *_REFEREE)),
+    "llama3_2_1b_v5e_4x4": Run("llama-llama3", "llama3", (*_WHOLE, *_REFEREE)),
     "llama3_8b_v5e_8x8": Run("llama", "llama3", _WHOLE),
     "llama3_8b_v5p_4x4x4": Run("llama", "llama3", _WHOLE),
     "quickstart": Run("", "", (*_MODEL, *_few("sft", "bt", "genrm"), *_judged_policies("ppo", "pairwise_ppo"))),

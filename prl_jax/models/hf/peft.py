@@ -26,7 +26,7 @@ from prl_jax.models.lora import with_adapters
 from prl_jax.sharding import tree_shardings
 from prl_jax.tree import flatten, unflatten
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, _PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model.model.layers"
 _MODULES = {path.rpartition(".")[2]: name for name, path in LINEAR.items()}  # q_proj -> attention.q
 # What has no effect on the function, and the only values that are understood of what has.
@@ -97,9 +97,14 @@ def load_adapters(decoder: Decoder, path: Path | str, mesh: Mesh) -> Decoder:
     lora = _read_config(directory)
     like = with_adapters(decoder, lora, mesh, key=jax.random.key(0))
     shardings = flatten(tree_shardings(like, mesh, LOGICAL_AXES))
+    if not (directory / WEIGHTS).is_file() and (directory / _PICKLED).is_file():
+        raise UserError(
+            f"{directory / _PICKLED}: pickled weights can run code and are not read; convert them where you trust "
+            "them: PEFT's save_pretrained writes safetensors"
+        )
     try:
         tensors = load_file(directory / WEIGHTS)
-    except (OSError, SafetensorError, KeyError) as error:  # KeyError: numpy has no such dtype
+    except (OSError, SafetensorError, KeyError, AttributeError) as error:  # the latter: numpy has no such dtype
         raise UserError(f"{directory / WEIGHTS}: cannot be read ({error})") from error
     _check_finite(directory / WEIGHTS, tensors)
     arrays, wrong = flatten(like), []

@@ -131,6 +131,13 @@ def test_missing_tensors_and_files_are_named(base, saved, tmp_path):
     save_file({k: v for k, v in tensors.items() if k != gone}, saved / WEIGHTS)
     with pytest.raises(UserError, match=f"{gone} is missing"):
         load_adapters(base, saved, one_device())
+    header = json.dumps({"x": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    (saved / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + b"0")
+    with pytest.raises(UserError, match="adapter_model.safetensors: cannot be read"):
+        load_adapters(base, saved, one_device())
+    (saved / WEIGHTS).rename(saved / "adapter_model.bin")
+    with pytest.raises(UserError, match="adapter_model.bin: pickled weights can run code"):
+        load_adapters(base, saved, one_device())
     (saved / WEIGHTS).write_bytes(b"damaged")
     with pytest.raises(UserError, match="adapter_model.safetensors: cannot be read"):
         load_adapters(base, saved, one_device())

@@ -14,7 +14,6 @@ import jax
 from ml_collections import ConfigDict
 
 from prl_jax.commands.shortage import shortage_told
-from prl_jax.costs.knobs import helpful_keys
 from prl_jax.errors import Stopped, UserError
 from prl_jax.files import make_directory, open_lock
 from prl_jax.inputs.checks import check_config
@@ -22,6 +21,7 @@ from prl_jax.inputs.checks_of_data import check_finished, check_inputs, recognis
 from prl_jax.inputs.lengths import with_lengths
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.plan.expected import announce
+from prl_jax.plan.knobs import helpful_keys
 from prl_jax.processes import is_leader, wait_for_all
 from prl_jax.runs.context import StageContext, first_model, keep_tokenizer, trains_from_text
 from prl_jax.runs.pieces import drop_pieces

@@ -24,7 +24,7 @@ _CALLS = {
     r"\b(run_)?update\(": "update",
     r"\blog_ratio\(": "log_ratio",
     r"\b(in_batches|forward|judge_rows|score_rows)\(": "judge",
-    r"\b(load_\w+|from_hf|restore\w*|initial_decoder|create_state|sharded_init)\(": "loading",
+    r"\b(load_\w+|from_hf|restore\w*|construct|create_state|sharded_init)\(": "loading",
 }
 _INSIDE = {"respond": "decode", "_jitted": "", "policy_win_rate": "evaluation", "measure": "evaluation"}
 

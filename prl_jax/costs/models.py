@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +14,24 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from prl_jax.artifacts.cards import Defaults, ModelCard, read_card
+from prl_jax.artifacts.cards import ModelCard, trained_length
 from prl_jax.artifacts.models import abstract_model
+from prl_jax.config.rules import GOLD
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel, split
-from prl_jax.runs.context import is_directory, lora_config
+from prl_jax.runs.context import is_directory, lora_config, root_of, start_of
+from prl_jax.runs.models import Policy
+from prl_jax.sampling import SamplingConfig
 from prl_jax.sharding import batch_sharding, replicated, tree_shardings
-from prl_jax.text.judging import JudgeTemplate, verdict_ids
+from prl_jax.text.judging import verdict_ids
 from prl_jax.text.tokenizer import ByteTokenizer, HFTokenizer
 from prl_jax.training.state import TrainState
 from prl_jax.tree import flatten, unflatten
 from prl_jax.types import TokenRows
+
+# What data no plan reads would tell; schedules of optimizers depend on it, no cost does.
+EXAMPLES = 100_000
+Held = Mapping[str, Any]
+"""What a stage holds, by what it is: `{"policy": ...}`. Models that share arrays share abstract arrays."""
 
 
 class Tokens(NamedTuple):
@@ -44,14 +52,21 @@ class AbstractJudge(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AbstractModels:
-    """What the stages of a config load and make. Models that share arrays in memory share abstract arrays here.
+    """What the stages of a config load and make (`runs.models.Models`). Models that share arrays in memory share
+    abstract arrays here.
 
     Names of models are those of a config: a stage, a model directory (its config.json is enough), or "" for one made
     from scratch.
+
+    Attributes:
+      config: the whole config.
+      mesh: of devices that need not be there.
+      card: name of a model -> what its directory says, or will say, of it.
     """
 
     config: ConfigDict
     mesh: Mesh
+    card: Callable[[str], ModelCard]
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -62,38 +77,18 @@ class AbstractModels:
         return section.vocab_size if section.kind == "bpe" else ByteTokenizer().vocab_size
 
     def tokens(self, name: str) -> Tokens:
-        """Of the run's byte tokenizer. Others need files that may not be there, and change no cost."""
-        if self.first_model(name) or self.config.tokenizer.kind != "byte":
+        """The tokens of a model. Only the run's byte tokenizer is asked: others need files that may not be there, and
+        change no cost."""
+        if root_of(self.config, name) or self.config.tokenizer.kind != "byte":
             return Tokens()
-        tokenizer = ByteTokenizer()
-        section = self.config[name] if name else ConfigDict()
-        if section.get("kind") != "generative":
-            return Tokens(tokenizer.eos_id, tokenizer.pad_id)
-        template = JudgeTemplate(section.template, tuple(section.verdicts), section.shared_positions)
-        return Tokens(tokenizer.eos_id, tokenizer.pad_id, verdict_ids(tokenizer, template))
+        tokenizer, asks = ByteTokenizer(), self.card(name).asks
+        verdicts = verdict_ids(tokenizer, asks) if asks else Tokens().verdicts
+        return Tokens(tokenizer.eos_id, tokenizer.pad_id, verdicts)
 
-    def first_model(self, name: str) -> str:
-        """The model directory that a model descends from; "" where that is none."""
-        while name and not is_directory(name):
-            name = _origin(self.config[name])
-        return name
-
-    def card(self, directory: str) -> ModelCard:
-        """Of a model directory."""
-        model = self.config.model
-        return read_card(
-            Path(directory), Defaults(**self.config.huggingface.to_dict(), dtype=model.dtype, remat=model.remat)
-        )
-
-    def lengths(self, name: str) -> tuple[int, int]:
-        """Tokens of prompts and responses of a policy."""
-        while name and not is_directory(name):
-            section = self.config[name]
-            if section.kind == "sft":
-                return section.max_prompt, section.max_response
-            name = _origin(section)
-        card = self.card(name)
-        return card.max_prompt, card.max_response
+    def sampling(self, name: str, **values: Any) -> SamplingConfig:
+        """How a policy's responses are sampled; `values` as of `SamplingConfig`."""
+        tokens = self.tokens(name)
+        return SamplingConfig(self.card(name).max_response, (tokens.stop,), tokens.pad, **values)
 
     def decoder_config(self, name: str) -> DecoderConfig:
         """Of a model as it is stored, its adapters merged."""
@@ -102,8 +97,8 @@ class AbstractModels:
         if not name:
             return DecoderConfig.from_dict(self.config.model.to_dict(), vocab_size=self.vocab_size)
         section = self.config[name]
-        found = self.decoder_config(_origin(section))
-        trained_whole = _origin(section) and not section.lora.rank
+        found = self.decoder_config(start_of(section))
+        trained_whole = start_of(section) and not section.lora.rank
         return dataclasses.replace(found, param_dtype="float32") if trained_whole else found
 
     @functools.cached_property
@@ -117,42 +112,46 @@ class AbstractModels:
             self._decoders[name] = _another(_decoder(config, self.mesh))
         return self._decoders[name]
 
-    def trainable(self, section: ConfigDict) -> Decoder:
-        """What a stage trains: a copy in float32, or the same arrays with adapters."""
-        start = _origin(section)
-        config = self.decoder_config(start)
+    def policy(self, name: str) -> Policy:
+        """As of `Models`."""
+        return Policy(self.card(name), self.decoder(name))
+
+    def trained_config(self, stage: str) -> DecoderConfig:
+        """The decoder that a stage trains."""
+        section = self.config[stage]
+        config = self.decoder_config(start_of(section))
         if section.lora.rank:
-            config = dataclasses.replace(config, lora=lora_config(section))
-        elif start:
-            config = dataclasses.replace(config, param_dtype="float32")
-        own = _another(_decoder(config, self.mesh))
-        return unflatten(own, flatten(own) | flatten(self.decoder(start))) if section.lora.rank else own
+            return dataclasses.replace(config, lora=lora_config(section))
+        return dataclasses.replace(config, param_dtype="float32") if start_of(section) else config
+
+    def trainable(self, stage: str, *, stream: int = 0) -> Decoder:
+        """As of `Models`."""
+        section = self.config[stage]
+        own = _another(_decoder(self.trained_config(stage), self.mesh))
+        return unflatten(own, flatten(own) | flatten(self.decoder(start_of(section)))) if section.lora.rank else own
 
     def scalar(self, decoder: Decoder, *, bias: float | None = None) -> ScalarModel:
-        """A scalar head on a decoder."""
+        """As of `Models`."""
         model = _another(_scalar(decoder.config, bias, self.mesh))
         return unflatten(model, flatten(model) | {f"decoder.{k}": leaf for k, leaf in flatten(decoder).items()})
 
-    def judge(self, name: str) -> AbstractJudge | None:
-        """A judge as it is loaded; None for one without arrays."""
-        if name == "gold":
+    def judge(self, name: str, *, batch_size: int = 0) -> AbstractJudge | None:
+        """As of `Models`; None for a judge without arrays."""
+        if name == GOLD:
             return None
-        tokens = self.tokens(name)
-        if is_directory(name):
-            card, decoder = self.card(name), self.decoder(name)
-            if card.kind == "scalar_judge":
-                return AbstractJudge(self.scalar(decoder), card.max_prompt + card.max_response, tokens.verdicts)
-            return AbstractJudge(decoder, card.max_prompt, tokens.verdicts)
-        section = self.config[name]
-        decoder = self.trainable(section)
-        if section.kind == "bradley_terry":
-            return AbstractJudge(self.scalar(decoder), section.max_prompt + section.max_response, tokens.verdicts)
-        return AbstractJudge(decoder, section.max_length, tokens.verdicts)
+        card, verdicts = self.card(name), self.tokens(name).verdicts
+        decoder = self.decoder(name) if is_directory(name) else self.trainable(name)
+        model = self.scalar(decoder) if card.kind == "scalar_judge" else decoder
+        return AbstractJudge(model, trained_length(card), verdicts)
 
     def state(self, model: Decoder | ScalarModel, optimizer: Any) -> TrainState:
-        """A state before the first update, sharded as `create_state` shards a real one."""
+        """As of `Models`; sharded as `create_state` shards a real one."""
         moments = self.placed(jax.eval_shape(optimizer.init, split(model)[0]), LOGICAL_AXES)
         return TrainState(model, moments, self.whole(dtype=jnp.int32))
+
+    def number(self, value: float) -> jax.ShapeDtypeStruct:
+        """As of `Models`."""
+        return self.whole(dtype=jnp.float32)
 
     def placed(self, tree: Any, logical_axes: Mapping[str, tuple[str, ...]]) -> Any:
         """Abstract arrays with their shardings."""
@@ -169,11 +168,6 @@ class AbstractModels:
 
     def token_rows(self, *shape: int) -> TokenRows:
         return TokenRows(self.rows(*shape), self.rows(*shape), self.rows(*shape))
-
-
-def _origin(section: ConfigDict) -> str:
-    """The model that a stage starts from."""
-    return section.policy if section.kind == "ppo" else section.init_from
 
 
 @functools.lru_cache(maxsize=32)
@@ -210,3 +204,9 @@ def held_bytes(held: Mapping[str, Any]) -> dict[str, float]:
         seen |= {id(leaf) for leaf in own}
         found[what] = bytes_per_device(own)
     return found
+
+
+def held_judges(judges: Mapping[str, AbstractJudge | None]) -> dict[str, Any]:
+    """The models of one or several judges, as a stage holds them."""
+    found = tuple(judge.model for judge in judges.values() if judge is not None)
+    return {"judge": found} if found else {}

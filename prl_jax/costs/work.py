@@ -1,30 +1,23 @@
-"""How much memory and time the stages of a config take, about: told before they start, without compiling anything.
+"""How much memory and time functions of a stage take, about: told before they run, without compiling anything.
 
-What a stage keeps on the devices is exact, from abstract arrays. What its functions need beside that, and the
-operations that they do, are estimated from sizes: half as much or twice as much is possible. `prl plan` asks the
-compiler.
+What functions need beside what their stage holds, and the operations that they do, are estimated from sizes: half as
+much or twice as much is possible. `prl plan` asks the compiler.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from prl_jax.config.durations import to_steps
-from prl_jax.costs.holdings import Holdings
-from prl_jax.costs.models import AbstractJudge, AbstractModels, held_bytes
+from prl_jax.costs.models import AbstractJudge, AbstractModels
 from prl_jax.losses.logprobs import ACCELERATOR_LOGITS, ACCELERATOR_TOKENS, CPU_LOGITS, CPU_TOKENS
 from prl_jax.models import DecoderConfig
 from prl_jax.models.decoder import MOST_UNROLLED
-
-# A process on a CPU keeps part of what its functions have freed: 1.6 to 2.3 times what the largest one needs was
-# resident in runs of own_model's recipe.
-_KEPT_BY_A_CPU = 1.5
 
 
 class Call(NamedTuple):
@@ -47,128 +40,31 @@ class Call(NamedTuple):
     moved: float = 0.0
 
 
-class Work(NamedTuple):
-    """What a stage takes.
+class Estimate(NamedTuple):
+    """Estimates what functions take, from the sizes of their models and rows.
 
     Attributes:
-      stage: its name.
-      held: bytes of a device that it keeps, by what they are.
-      calls: its functions.
-    """
-
-    stage: str
-    held: Mapping[str, float]
-    calls: tuple[Call, ...]
-
-    @property
-    def largest(self) -> Call | None:
-        """The function that needs the most memory."""
-        return max(self.calls, key=lambda call: call.temporary, default=None)
-
-    @property
-    def peak(self) -> float:
-        """Bytes of a device at the most, about."""
-        return sum(self.held.values(), 0.0) + (self.largest.temporary if self.largest else 0.0)
-
-    @property
-    def flops(self) -> float:
-        return sum((call.flops * call.calls for call in self.calls), 0.0)
-
-
-def expected_work(config: ConfigDict, mesh: Mesh, examples: Callable[[str, str], int]) -> list[Work]:
-    """What each stage takes.
-
-    Args:
-      config: with all lengths given.
-      mesh: of the devices.
+      models: of the config.
       examples: how many records the source of a stage has, by their names.
     """
-    models = AbstractModels(config, mesh)
-    estimate, holdings, found = _Estimate(config, models, mesh, examples), Holdings(config, models), []
-    for name in config.stages:
-        held = max((held_bytes(held) for held in holdings.each(name)), key=lambda held: sum(held.values()), default={})
-        found.append(Work(name, held, tuple(estimate.calls(name))))
-    return found
 
-
-class _Estimate(NamedTuple):
-    config: ConfigDict
     models: AbstractModels
-    mesh: Mesh
     examples: Callable[[str, str], int]
 
-    def calls(self, name: str) -> Iterator[Call]:
-        section, kept = self.config[name], _KEPT_BY_A_CPU if self.cpu else 1.0
-        kinds = {"anchors": self.anchors, "ppo": self.ppo, "evaluation": self.evaluation}
-        for call in kinds.get(section.kind, self.supervised)(name, section):
-            yield call._replace(temporary=kept * call.temporary)
+    @property
+    def config(self) -> ConfigDict:
+        """The whole config."""
+        return self.models.config
 
-    def supervised(self, name: str, section: ConfigDict) -> Iterator[Call]:
-        reads = 1 if section.kind == "sft" else 2
-        length = section.max_length if section.kind == "generative" else section.max_prompt + section.max_response
-        decoder, size, count = self.models.trainable(section).config, section.batch_size, self.examples(name, "data")
-        steps = to_steps(section.duration, key=f"{name}.duration", batch_size=size, examples=count)
-        every = to_steps(section.evaluate_every, key=f"{name}.evaluate_every", total=steps)
-        logits = length if section.kind == "sft" else 1
-        micro = reads * self.shard(size, section.accumulate)
-        trained = self.trained(decoder) * (2 if section.accumulate > 1 else 1)
-        row, moved = flops(decoder, length, logits), self.moved(decoder, size * reads, length)
-        yield Call(
-            "train_step", trained + self.training(decoder, micro, length, logits), size * reads * row * passes(decoder),
-            steps, moved=moved * passes(decoder),
-        )  # fmt: skip
-        tested = math.ceil(self.examples(name, "validation") / size) * (1 + steps // every if every else 1)
-        temporary = self.forward(decoder, reads * self.shard(size), length, logits)
-        yield Call("validation", temporary, size * reads * row, tested, moved=moved)
-
-    def anchors(self, name: str, section: ConfigDict) -> Iterator[Call]:
-        if section.choice != "best_of_n":
-            return
-        count, number = self.examples(name, "prompts"), section.samples
-        yield from self.generate(section.policy, section.batch_size, number * count)
-        judge = self.models.judge(section.judge)
-        scalar = section.judge in self.config.stages and self.config[section.judge].kind == "bradley_terry"
-        yield from self.judge(judge, section.batch_size, count * (number if scalar else number * (number - 1)))
-
-    def ppo(self, name: str, section: ConfigDict) -> Iterator[Call]:
-        algorithm, size = section.algorithm, section.prompts_per_step * section.group_size
-        count, before_room = self.examples(name, "prompts"), self.models.lengths(section.policy)
-        steps = to_steps(section.duration, key=f"{name}.duration", batch_size=section.prompts_per_step, examples=count)
-        every = to_steps(section.evaluation.every, key=f"{name}.evaluation.every", total=steps)
-        length, room = sum(before_room), before_room[1]
-        decoder = self.models.trainable(section).config
-        yield from self.generate(section.policy, size, size * steps)
-        judged = size if section.reward == "score" else 2 * size * self.opponents(section)
-        yield from self.judge(self.models.judge(section.judge), section.judge_batch_size, judged * steps)
-        row, moved = flops(decoder, length, room), self.moved(decoder, size, length)
-        # Policy, reference and critic read the same rows; where layers are unrolled, two of them are at work at once.
-        temporary = (2 if self.unrolled(decoder) else 1) * self.forward(decoder, self.shard(size), length, room)
-        yield Call("prepare", temporary, 3 * size * row, steps, moved=3 * moved)
-        micro = self.shard(size, algorithm.minibatches * algorithm.accumulate)
-        trained = 2 * self.trained(decoder) * (2 if algorithm.accumulate > 1 else 1)
-        # With remat the policy and the critic come one after the other.
-        together = 1 if decoder.remat and not self.unrolled(decoder) else 2
-        temporary = trained + together * self.training(decoder, micro, length, room)
-        yield Call("update", temporary, 2 * size / algorithm.minibatches * row * passes(decoder),
-                   steps * algorithm.epochs * algorithm.minibatches,
-                   moved=2 * moved / algorithm.minibatches * passes(decoder))  # fmt: skip
-        if every:
-            tests, asked = 1 + steps // every, self.examples(name, "evaluation.prompts")
-            yield from self.generate(section.policy, min(asked, section.evaluation.batch_size), asked * (tests + 1))
-            judge = self.models.judge(section.evaluation.judge)
-            yield from self.judge(judge, section.judge_batch_size, 2 * asked * tests)
-
-    def evaluation(self, name: str, section: ConfigDict) -> Iterator[Call]:
-        for key in section.judges:
-            yield from self.judge(self.models.judge(key), section.batch_size, 2 * self.examples(name, "pairs"))
-        if section.baseline:
-            responses = self.examples(name, "prompts") * section.samples
-            policies = len(section.arms) + 3  # the baseline's samples twice, and its greedy responses
-            yield from self.generate(section.baseline, section.batch_size, responses * policies)
-            yield from self.judge(self.models.judge(section.judge), section.batch_size, 4 * responses * policies)
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh of the devices."""
+        return self.models.mesh
 
     def generate(self, policy: str, size: int, responses: int) -> Iterator[Call]:
-        (before, room), decoder = self.models.lengths(policy), self.models.decoder_config(policy)
+        """Responses to prompts of the lengths of a policy, `size` at once."""
+        card, decoder = self.models.card(policy), self.models.decoder_config(policy)
+        before, room = card.max_prompt, card.max_response
         rows, calls = self.shard(size), math.ceil(responses / max(size, 1))
         cache = 2.0 * rows * decoder.layers * (before + room) * decoder.kv_heads * decoder.head_dim * width(decoder)
         cache /= self.mesh.shape["tensor"]
@@ -181,6 +77,7 @@ class _Estimate(NamedTuple):
                    sequential=room, moved=read)  # fmt: skip
 
     def judge(self, judge: AbstractJudge | None, size: int, rows: int) -> Iterator[Call]:
+        """Judgements of so many rows, in batches of at most `size`."""
         if judge is None or not rows:
             return
         decoder = getattr(judge.model, "decoder", judge.model).config
@@ -189,14 +86,9 @@ class _Estimate(NamedTuple):
         temporary = self.forward(decoder, self.shard(size), judge.length, 1)
         yield Call("judge", temporary, work, math.ceil(rows / size), moved=moved)
 
-    def opponents(self, section: ConfigDict) -> int:
-        if section.opponents == "anchor":
-            anchors = self.config[section.anchors]
-            return anchors.keep if anchors.choice == "best_of_n" else 1
-        return {"peer": 1, "group": section.group_size - 1, "pool": section.opponent_draws}[section.opponents]
-
     @property
     def cpu(self) -> bool:
+        """Whether the devices are CPUs."""
         return self.mesh.devices.flat[0].platform == "cpu"
 
     def shard(self, rows: int, parts: int = 1) -> int:
@@ -226,6 +118,7 @@ class _Estimate(NamedTuple):
         return self.cpu and decoder.layers <= MOST_UNROLLED
 
     def layer(self, decoder: DecoderConfig, rows: int, length: int) -> float:
+        """Bytes of what one layer computes."""
         heads = (decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim
         token = 4 * decoder.width + (2 * heads + 3 * decoder.mlp_width) / self.mesh.shape["tensor"]
         # Attention's scores and weights, [heads, length, length] of each row. A CPU has three such arrays, and all in
@@ -240,6 +133,7 @@ class _Estimate(NamedTuple):
         return 3.0 * decoder.layers * self.layer(decoder, rows, length) * parts
 
     def logits(self, decoder: DecoderConfig, rows: int, positions: int) -> float:
+        """Bytes of a chunk of logits, and of its gradient."""
         vocab = decoder.vocab_size / self.mesh.shape["tensor"]
         least, most = (CPU_TOKENS, CPU_LOGITS) if self.cpu else (ACCELERATOR_TOKENS, ACCELERATOR_LOGITS)
         return 8.0 * vocab * min(rows * positions, max(least, most / vocab, 16 * rows))

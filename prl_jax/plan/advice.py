@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from prl_jax.costs.knobs import helpful_keys
+from prl_jax.plan.knobs import helpful_keys
 from prl_jax.plan.plan import Function, Plan
 
 

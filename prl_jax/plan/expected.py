@@ -15,11 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from prl_jax.config.rules import value_at
-from prl_jax.costs.knobs import helpful_keys
-from prl_jax.costs.work import Work, expected_work
 from prl_jax.data.gold import make_arguments
 from prl_jax.errors import UserError
 from prl_jax.inputs.measurements import Measurements
+from prl_jax.plan.knobs import helpful_keys
+from prl_jax.plan.work import Work, expected_work
 from prl_jax.processes import is_leader, least
 from prl_jax.runs.context import StageContext, gold_arguments
 from prl_jax.stages import KINDS

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from prl_jax.costs.functions import Step, abstract_steps
+from prl_jax.costs.functions import Step
 from prl_jax.costs.models import bytes_per_device, held_bytes
 from prl_jax.errors import UserError
 from prl_jax.inputs.checks import check_config
@@ -23,6 +23,7 @@ from prl_jax.inputs.lengths import with_lengths
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.plan.chips import Chip
 from prl_jax.plan.flops import count_flops
+from prl_jax.plan.functions import abstract_steps
 from prl_jax.plan.hlo import Cost, analyse
 from prl_jax.plan.hlo_text import parse
 from prl_jax.plan.memory import Memory, activation_bytes, memory_of

@@ -16,20 +16,17 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from prl_jax.artifacts.cards import Defaults, read_card
-from prl_jax.artifacts.models import load_decoder, model_tokenizer
-from prl_jax.config.durations import to_steps
+from prl_jax.artifacts.cards import Defaults
+from prl_jax.artifacts.models import model_tokenizer
 from prl_jax.data.lines import Limits
 from prl_jax.data.sources import Records, SourceSpec, load_records
 from prl_jax.errors import UserError, naming
 from prl_jax.measuring.records import valid_records
-from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, LoraConfig, with_adapters, with_param_dtype
-from prl_jax.optim import make_optimizer
+from prl_jax.models import Decoder, LoraConfig, with_adapters, with_param_dtype
 from prl_jax.processes import is_leader
 from prl_jax.progress import Progress
 from prl_jax.runs.stopping import StopSignal
 from prl_jax.runs.workdir import Workdir
-from prl_jax.sharding import sharded_init
 from prl_jax.text.common import FILE_NAME
 from prl_jax.text.tokenizer import BPETokenizer, ByteTokenizer, HFTokenizer, Tokenizer, load_tokenizer
 
@@ -121,12 +118,6 @@ class StageContext:
         """A progress line on standard error, of the first process; `name` stands for that of the stage."""
         stream = sys.stderr if self.config.logging.progress and is_leader() else _Silent()
         return Progress(name or self.name, total, stream=stream, unit=unit)
-
-    def optimizer(self, section: ConfigDict, total: int, key: str) -> Any:
-        """The optimizer of a section, for a stage of `total` steps."""
-        values = section.to_dict()
-        warmup = to_steps(values.pop("warmup"), key=f"{self.name}.{key}.warmup", total=total)
-        return make_optimizer(**values, warmup_steps=warmup, total_steps=total)
 
 
 def source_spec(source: ConfigDict) -> SourceSpec:
@@ -230,25 +221,6 @@ def trains_from_text(section: ConfigDict) -> bool:
     return "init_from" in section
 
 
-def initial_decoder(context: StageContext, tokenizer: Tokenizer) -> tuple[Decoder, dict[str, Any]]:
-    """The decoder that a stage starts from, with adapters if it trains these, and what its card says of where it comes
-    from.
-
-    It is that of `init_from`, or a new one of the config's size.
-    """
-    section = context.section
-    if not section.init_from:
-        config = DecoderConfig.from_dict(context.config.model.to_dict(), vocab_size=tokenizer.vocab_size)
-        decoder = sharded_init(lambda: Decoder(config, key=context.key), context.mesh, LOGICAL_AXES)
-        return decoder, {}
-    base = context.stage(section.init_from)
-    origin = read_card(base, context.defaults).origin
-    decoder = load_decoder(base, context.mesh, defaults=context.defaults)
-    if not section.lora.rank:
-        return _with_structure(trainable(decoder), tokenizer), origin
-    return adapted(context, decoder, stream=0), {**origin, "base": base_name(context, base)}
-
-
 def trainable(decoder: Decoder) -> Decoder:
     """A copy whose parameters are float32, so that small updates count."""
     return jax.tree.map(jnp.copy, with_param_dtype(decoder, "float32"))
@@ -272,7 +244,7 @@ def base_name(context: StageContext, base: Path) -> str:
     return os.path.relpath(base.resolve(), context.directory.resolve()) if inside else str(base.resolve())
 
 
-def _with_structure(decoder: Decoder, tokenizer: Tokenizer) -> Decoder:
+def with_structure(decoder: Decoder, tokenizer: Tokenizer) -> Decoder:
     """Gives the structural tokens of judging, which a policy never sees, the meaning of the assistant's token.
 
     A response in a judge's row then looks to the decoder like one that it wrote itself, which is what it knows to

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from prl_jax.artifacts.models import load_policy
 from prl_jax.data.gold import attributes, utility
 from prl_jax.data.records import PromptRecord
 from prl_jax.evaluation import (
@@ -23,8 +22,9 @@ from prl_jax.evaluation import (
 )
 from prl_jax.judges import Judge, judge_pairs
 from prl_jax.runs.context import StageContext
+from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.pieces import Pieces, batches
-from prl_jax.stages.win_rate import Sampled, finite, named_judge, sample_policy
+from prl_jax.stages.win_rate import Sampled, finite, sample_policy
 from prl_jax.text.chat import Prompt, prompt_text
 
 
@@ -85,8 +85,9 @@ def compare_arms(
 ) -> Table:
     """Samples, judges and compares all arms; `judges` holds what is known of judges that arms learned from."""
     section = context.section
-    judge = named_judge(context, section.judge, batch_size=section.batch_size)
-    _, baseline, _ = load_policy(context.stage(section.baseline), context.mesh, defaults=context.defaults)
+    models = LoadedModels(context)
+    judge = models.judge(section.judge, batch_size=section.batch_size)
+    baseline = models.policy(section.baseline).model
     draw = functools.partial(sample_policy, context, records, piece, baseline)
     opponents = draw(baseline, "opponents", temperature=section.temperature, opponent=True).texts
     arms = []
@@ -94,7 +95,7 @@ def compare_arms(
     for i, (name, stage, learned, temperature) in enumerate(rows):
         policy = baseline
         if stage != section.baseline:
-            _, policy, _ = load_policy(context.stage(stage), context.mesh, defaults=context.defaults)
+            policy = models.policy(stage).model
         sampled = draw(policy, f"arm_{i}", temperature=temperature)
         arms.append(Arm(name, stage, i < len(rows) - len(section.arms), learned or None, sampled))
     ask = functools.partial(_judged, piece, judge, [record.prompt for record in records], section.batch_size)

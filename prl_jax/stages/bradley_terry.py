@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import ModelCard
 from prl_jax.config.declare import filled
 from prl_jax.config.rules import RESULTS, Rules
 from prl_jax.data.rows import encode_scalar_pair
-from prl_jax.models import ScalarModel
-from prl_jax.runs.context import StageContext, initial_decoder, stage_tokenizer
-from prl_jax.sharding import replicated
+from prl_jax.runs.context import StageContext
+from prl_jax.runs.models import LoadedModels
 from prl_jax.stages import pairs, supervised
 from prl_jax.stages.kind import Kind
+from prl_jax.stages.supervised_costs import fitting_costs
 from prl_jax.training.reward_model import bradley_terry_objective
 from prl_jax.training.step import Objective
 
@@ -35,25 +33,22 @@ def planned_card(section: ConfigDict) -> ModelCard:
     return ModelCard("scalar_judge", {}, section.max_prompt, section.max_response)
 
 
-def objective(section: ConfigDict) -> Objective:
-    """What the section asks to be fitted."""
+def objective(section: ConfigDict, verdicts: tuple[int, int]) -> Objective:
+    """What the section asks to be fitted; scores have no verdicts."""
     return bradley_terry_objective(label_smoothing=section.label_smoothing, center=section.center)
 
 
 def run(context: StageContext) -> dict[str, float]:
     """Trains a scalar judge and returns the metrics of what it has come to."""
     section = context.section
-    tokenizer = stage_tokenizer(context)
-    decoder, origin = initial_decoder(context, tokenizer)
-    model = ScalarModel(decoder)
-    model.scalar = jax.device_put(model.scalar, replicated(context.mesh))
-    card = dataclasses.replace(planned_card(section), decoder=dataclasses.asdict(decoder.config), **origin)
+    models = LoadedModels(context)
     encode = functools.partial(
-        encode_scalar_pair, tokenizer, max_prompt=section.max_prompt, max_response=section.max_response
+        encode_scalar_pair, models.tokenizer, max_prompt=section.max_prompt, max_response=section.max_response
     )
-    return pairs.train(context, card, tokenizer, model, objective(section), encode)
+    return pairs.train(context, planned_card(section), models, FIT, encode)
 
 
+FIT = supervised.Fit(objective, scalar=True, pairs=True)
 KIND = Kind(
     name="bradley_terry",
     family="judge",
@@ -68,6 +63,7 @@ KIND = Kind(
     checks=supervised.CHECKS,
     run=run,
     reads=supervised.reads_itself,
+    costs=fitting_costs(FIT),
     writes="scalar_judge",
     card=planned_card,
 )

@@ -21,11 +21,13 @@ from prl_jax.files import write_json
 from prl_jax.judges import Judged
 from prl_jax.processes import is_leader
 from prl_jax.runs.context import StageContext, gold_arguments
+from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.pieces import Pieces, batches, pieces
 from prl_jax.stages.arms import Table, arm_rows, arms_pieces, compare_arms
+from prl_jax.stages.evaluation_costs import COSTS
 from prl_jax.stages.judging import judge_records, record_metrics
 from prl_jax.stages.kind import Checking, Kind, Reads, check_temperature
-from prl_jax.stages.win_rate import finite, named_judge
+from prl_jax.stages.win_rate import finite
 from prl_jax.text.chat import prompt_text
 
 SUMMARY_FILE, WINS_FILE = "summary.json", "wins.jsonl"
@@ -114,7 +116,7 @@ def evaluate_judge(
 ) -> dict[str, Any]:
     """A judge on labelled pairs; against the exact preference too where the pairs carry it."""
     size, number = context.section.batch_size, context.section.judges.index(name)
-    judge = named_judge(context, name, batch_size=size)
+    judge = LoadedModels(context).judge(name, batch_size=size)
 
     def ask(_: int, part: Sequence[PreferenceRecord]) -> list[tuple[float | None, float | None, bool]]:
         found = judge_records(judge, part)
@@ -162,4 +164,5 @@ KIND = Kind(
     checks=(check_temperature, check_arms),
     run=run,
     reads=reads,
+    costs=COSTS,
 )

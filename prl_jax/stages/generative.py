@@ -14,9 +14,11 @@ from prl_jax.config.rules import RESULTS, Rules
 from prl_jax.data.rows import encode_generative_pair
 from prl_jax.judges.generative import trained_merge
 from prl_jax.losses.preference import FORMS, SPACES
-from prl_jax.runs.context import StageContext, initial_decoder, stage_tokenizer
+from prl_jax.runs.context import StageContext
+from prl_jax.runs.models import LoadedModels
 from prl_jax.stages import pairs, supervised
 from prl_jax.stages.kind import Kind
+from prl_jax.stages.supervised_costs import fitting_costs
 from prl_jax.text.chat import Turn
 from prl_jax.text.judging import NAMES, JudgeTemplate, encode_judge_row, verdict_ids
 from prl_jax.text.tokenizer import Tokenizer
@@ -69,14 +71,12 @@ def objective(section: ConfigDict, verdicts: tuple[int, int]) -> Objective:
 def run(context: StageContext) -> dict[str, float]:
     """Trains a generative pairwise judge and returns the metrics of what it has come to."""
     section = context.section
-    tokenizer, template = stage_tokenizer(context), template_of(section)
-    verdicts = verdict_ids(tokenizer, template)
-    decoder, origin = initial_decoder(context, tokenizer)
-    card = dataclasses.replace(planned_card(section), decoder=dataclasses.asdict(decoder.config), **origin)
-    encode = functools.partial(encode_generative_pair, tokenizer, template, max_length=section.max_length)
-    return pairs.train(context, card, tokenizer, decoder, objective(section, verdicts), encode)
+    models, template = LoadedModels(context), template_of(section)
+    encode = functools.partial(encode_generative_pair, models.tokenizer, template, max_length=section.max_length)
+    return pairs.train(context, planned_card(section), models, FIT, encode)
 
 
+FIT = supervised.Fit(objective, pairs=True)
 KIND = Kind(
     name="generative",
     family="judge",
@@ -92,6 +92,7 @@ KIND = Kind(
     run=run,
     reads=supervised.reads_itself,
     words=check_words,
+    costs=fitting_costs(FIT),
     writes="generative_judge",
     card=planned_card,
 )

@@ -11,6 +11,9 @@ from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import Defaults, ModelCard, check_lengths, is_huggingface, read_card
 from prl_jax.config.rules import GOLD, NONE, Rules
+from prl_jax.costs.functions import Step
+from prl_jax.costs.models import AbstractModels, Held
+from prl_jax.costs.work import Call, Estimate
 from prl_jax.errors import UserError, naming
 from prl_jax.models.hf.load import check_weights
 from prl_jax.models.hf.peft import adapter_base
@@ -33,6 +36,32 @@ class Reads(NamedTuple):
     policy: str = ""
     train_on: str = "last"
     answered: bool = False
+
+
+def nothing(*_: Any) -> Iterator[Any]:
+    """What a stage that only handles text takes of the devices."""
+    return iter(())
+
+
+def batch_size_down(section: ConfigDict, stage: str, function: str, mesh: Mapping[str, int]) -> list[str]:
+    """The keys that make a batch smaller."""
+    return [f"{stage}.batch_size down"]
+
+
+class Costs(NamedTuple):
+    """What a stage costs, told before it runs. The models are built by the same construction that the run uses.
+
+    Attributes:
+      functions: `(models, stage) -> the functions that it runs on the devices`, in the order of their first calls.
+      held: `(models, stage) -> all that it holds on the devices`, one after the other.
+      calls: `(estimate, stage) -> what its functions take`, about.
+      smaller: `(section, stage, function, sizes of the mesh's axes) -> keys that make a function's batches smaller`.
+    """
+
+    functions: Callable[[AbstractModels, str], Iterator[Step]] = nothing
+    held: Callable[[AbstractModels, str], Iterator[Held]] = nothing
+    calls: Callable[[Estimate, str], Iterator[Call]] = nothing
+    smaller: Callable[[ConfigDict, str, str, Mapping[str, int]], list[str]] = batch_size_down
 
 
 def batch_rows(section: ConfigDict) -> tuple[str, int]:
@@ -58,6 +87,7 @@ class Kind:
       checks: what else a section has to fulfil; each raises `UserError`.
       words: raises `UserError` where a section's words are none to the tokenizer of the model that the stage trains.
       rows: how the rows of a batch are called, and how many the mesh has to divide.
+      costs: what it takes of the devices.
       writes: kind of the model directory that it writes, as its card has it ("policy", "scalar_judge",
         "generative_judge"); "" where it writes none.
       card: section -> card of that directory, as far as a config tells; None where it is that of the policy which the
@@ -73,6 +103,7 @@ class Kind:
     checks: Sequence[Callable[[Checking, str], None]] = ()
     words: Callable[[ConfigDict, Tokenizer], None] | None = None
     rows: Callable[[ConfigDict], tuple[str, int]] = batch_rows
+    costs: Costs = Costs()
     writes: str = ""
     card: Callable[[ConfigDict], ModelCard] | None = None
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from prl_jax.artifacts.cards import ModelCard
 from prl_jax.artifacts.models import SAMPLES_SHOWN, make_judge
@@ -15,10 +15,11 @@ from prl_jax.data.records import PreferenceRecord
 from prl_jax.data.sources import Records
 from prl_jax.processes import shared
 from prl_jax.runs.context import StageContext
+from prl_jax.runs.models import LoadedModels, origin_of
 from prl_jax.stages import supervised
 from prl_jax.stages.judging import judge_records
 from prl_jax.text.chat import prompt_text
-from prl_jax.training.step import Objective
+from prl_jax.text.judging import verdict_ids
 from prl_jax.types import PreferenceBatch
 
 SOURCES = MappingProxyType({"data": "preference", "validation": "preference"})
@@ -28,13 +29,14 @@ _PLAIN, _TIE, _IDENTICAL = range(3)  # kinds of pairs
 def train(
     context: StageContext,
     card: ModelCard,
-    tokenizer: Any,
-    model: nnx.Module,
-    objective: Objective,
+    models: LoadedModels,
+    fit: supervised.Fit,
     encode: Callable[[PreferenceRecord], tuple[PreferenceBatch, bool]],
 ) -> dict[str, float]:
     """Fits a judge to the pairs of a stage and returns the metrics of what it has come to."""
     section = context.section
+    card = dataclasses.replace(card, **origin_of(context))
+    verdicts = (0, 0) if card.asks is None else verdict_ids(models.tokenizer, card.asks)
     records, skipped, ties = _different(context.records(section.data, "preference"))
     validation, _, _ = _different(context.records(section.validation, "preference"))
 
@@ -45,7 +47,9 @@ def train(
     shown = validation[:SAMPLES_SHOWN]
 
     def sample(model: Any) -> list[dict[str, Any]]:
-        judged = judge_records(make_judge(card, model, tokenizer, context.mesh, batch_size=2 * len(shown)), shown)
+        judged = judge_records(
+            make_judge(card, model, models.tokenizer, context.mesh, batch_size=2 * len(shown)), shown
+        )
         rows = zip(shown, judged.p_12.tolist(), judged.p_21.tolist(), strict=True)
         return [
             {"prompt": prompt_text(r.prompt), "response": r.chosen, "anchor": r.rejected, "p_12": a, "p_21": b}
@@ -54,9 +58,9 @@ def train(
 
     task = supervised.Supervised(
         card=card,
-        tokenizer=tokenizer,
-        model=model,
-        objective=objective,
+        models=models,
+        fit=fit,
+        objective=fit.objective(section, verdicts),
         records=records,
         validation=validation,
         encode=soft if section.soft_labels else encode,

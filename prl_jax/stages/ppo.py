@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,32 +10,33 @@ import jax
 import numpy as np
 
 from prl_jax.artifacts.cards import sampling_config
-from prl_jax.artifacts.models import CHECKPOINTS_DIR, Trunks, load_policy, save_card
+from prl_jax.artifacts.models import CHECKPOINTS_DIR, save_card
 from prl_jax.checkpoint import Checkpoints
 from prl_jax.config.durations import to_steps
 from prl_jax.data.pipeline import batch_iterator
-from prl_jax.models import LOGICAL_AXES, Decoder, ScalarModel
+from prl_jax.models import Decoder
 from prl_jax.processes import is_leader
 from prl_jax.runs.best import BestSoFar
-from prl_jax.runs.context import StageContext, adapted, base_name, trainable
+from prl_jax.runs.context import StageContext, base_name
+from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.telemetry import telemetry
-from prl_jax.sharding import replicated
 from prl_jax.stages.anchors import read_anchors
 from prl_jax.stages.kind import Kind
+from prl_jax.stages.ppo_costs import COSTS
+from prl_jax.stages.ppo_models import construct, steps_of
 from prl_jax.stages.ppo_section import CHECKS, RULES, batch_rows, declare, reads
 from prl_jax.stages.ppo_step import Setup, iteration, sample_rows
-from prl_jax.stages.win_rate import named_judge, policy_win_rate
+from prl_jax.stages.win_rate import policy_win_rate
 from prl_jax.training.loop import LoopConfig, run_loop
-from prl_jax.training.ppo import PPOConfig, PPOState, initial_state, make_update
-from prl_jax.training.state import create_state, released
+from prl_jax.training.ppo import PPOState, make_update
+from prl_jax.training.state import released
 
 
 def run(context: StageContext) -> dict[str, float]:
     """Trains and returns the metrics of what it has come to."""
     section, name = context.section, context.name
     setup, state, optimizers = _setup(context)
-    total = to_steps(section.duration, key=f"{name}.duration", batch_size=section.prompts_per_step,
-                     examples=len(setup.records))  # fmt: skip
+    total = steps_of(section, name, len(setup.records))
     warmup = to_steps(section.critic_warmup, key=f"{name}.critic_warmup", total=total)
     steps = lambda key: to_steps(section[key], key=f"{name}.{key}", total=total)  # noqa: E731
     every = to_steps(section.evaluation.every, key=f"{name}.evaluation.every", total=total)
@@ -96,53 +96,28 @@ def run(context: StageContext) -> dict[str, float]:
 
 def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:
     """Loads everything that the stage reads and makes its first state."""
-    section, name = context.section, context.name
-    trunks: Trunks = {}
-    card, reference, tokenizer = load_policy(context.stage(section.policy), context.mesh, trunks, context.defaults)
-    config = PPOConfig(**section.algorithm.to_dict(), temperature=section.temperature)
-    sampling = sampling_config(
-        card, tokenizer, temperature=section.temperature, top_k=section.top_k, top_p=section.top_p
-    )
-    names = {section.judge, section.evaluation.judge}
-    load = functools.partial(named_judge, context, batch_size=section.judge_batch_size, trunks=trunks)
-    judges = {name: load(name) for name in sorted(names)}
+    section = context.section
     records = context.records(section.prompts, "prompt")
     anchors = read_anchors(context.stage(section.anchors), records) if section.anchors else [()] * len(records)
-    total = to_steps(section.duration, key=f"{name}.duration", batch_size=section.prompts_per_step,
-                     examples=len(records)) * config.epochs * config.minibatches  # fmt: skip
-    optimizers = (
-        context.optimizer(section.policy_optimizer, total, "policy_optimizer"),
-        context.optimizer(section.critic_optimizer, total, "critic_optimizer"),
-    )
-    if section.lora.rank:
-        policy, trunk = (adapted(context, reference, stream=i) for i in range(2))
-        base = base_name(context, context.stage(section.policy))
-        card = dataclasses.replace(card, decoder=dataclasses.asdict(policy.config), base=base)
-    else:  # the update donates its state
-        policy, trunk = trainable(reference), trainable(reference)
-        card = dataclasses.replace(card, decoder=dataclasses.asdict(policy.config))
-    critic = ScalarModel(trunk, bias=section.value_init)
-    critic.scalar = jax.device_put(critic.scalar, replicated(context.mesh))
-    state = initial_state(
-        create_state(policy, optimizers[0], context.mesh, LOGICAL_AXES),
-        create_state(critic, optimizers[1], context.mesh, LOGICAL_AXES),
-        config,
-    )
-    # Where the other leaves are: the update's output is there, and another sharding would compile it a second time.
-    state = state._replace(kl_coef=jax.device_put(state.kl_coef, replicated(context.mesh)))
+    built = construct(LoadedModels(context, {}), context.name, len(records))
+    card, reference, tokenizer = built.reference
+    assert tokenizer is not None
+    adapters = {"base": base_name(context, context.stage(section.policy))} if section.lora.rank else {}
     setup = Setup(
         context=context,
-        config=config,
-        card=card,
+        config=built.config,
+        card=dataclasses.replace(card, decoder=dataclasses.asdict(built.state.policy.model.config), **adapters),
         tokenizer=tokenizer,
-        sampling=sampling,
-        judge=judges[section.judge],
-        win_rate_judge=judges[section.evaluation.judge],
+        sampling=sampling_config(
+            card, tokenizer, temperature=section.temperature, top_k=section.top_k, top_p=section.top_p
+        ),
+        judge=built.judges[section.judge],
+        win_rate_judge=built.judges[section.evaluation.judge],
         records=records,
         anchors=anchors,
         reference=reference,
     )
-    return setup, state, optimizers
+    return setup, built.state, built.optimizers
 
 
 def _start(state: PPOState, checkpoints: Checkpoints, iterator: Any, best: BestSoFar) -> tuple[PPOState, int]:
@@ -188,5 +163,6 @@ KIND = Kind(
     run=run,
     reads=reads,
     rows=batch_rows,
+    costs=COSTS,
     writes="policy",
 )

@@ -17,10 +17,12 @@ from prl_jax.data.rows import TRAIN_ON, encode_sft
 from prl_jax.data.sources import Records
 from prl_jax.models import Decoder
 from prl_jax.processes import shared, whole_batch
-from prl_jax.runs.context import StageContext, initial_decoder, stage_tokenizer
+from prl_jax.runs.context import StageContext
+from prl_jax.runs.models import LoadedModels, origin_of
 from prl_jax.sampling import respond
 from prl_jax.stages import supervised
 from prl_jax.stages.kind import Kind, Reads
+from prl_jax.stages.supervised_costs import fitting_costs
 from prl_jax.text.chat import prompt_text
 from prl_jax.training.sft import SFT
 
@@ -44,9 +46,9 @@ def planned_card(section: ConfigDict) -> ModelCard:
 def run(context: StageContext) -> dict[str, float]:
     """Trains and returns the metrics of what it has come to."""
     section = context.section
-    tokenizer = stage_tokenizer(context)
-    model, origin = initial_decoder(context, tokenizer)
-    card = dataclasses.replace(planned_card(section), decoder=dataclasses.asdict(model.config), **origin)
+    models = LoadedModels(context)
+    tokenizer = models.tokenizer
+    card = dataclasses.replace(planned_card(section), **origin_of(context))
     validation, _ = _to_imitate(context.records(section.validation, "sft"))
     records, skipped = _to_imitate(context.records(section.data, "sft"))
     shown = [record.prompt for record in validation[:SAMPLES_SHOWN]]
@@ -68,8 +70,8 @@ def run(context: StageContext) -> dict[str, float]:
 
     task = supervised.Supervised(
         card=card,
-        tokenizer=tokenizer,
-        model=model,
+        models=models,
+        fit=FIT,
         objective=SFT,
         records=records,
         validation=validation,
@@ -92,6 +94,7 @@ def _to_imitate(records: Records) -> tuple[Records, int]:
     return records.take(np.flatnonzero(better)), int((~better).sum())
 
 
+FIT = supervised.Fit(objective=lambda section, verdicts: SFT)
 KIND = Kind(
     name="sft",
     family="policy",
@@ -106,6 +109,7 @@ KIND = Kind(
     checks=supervised.CHECKS,
     run=run,
     reads=lambda name, section, key: iter([Reads(name, train_on=section.train_on)]),
+    costs=fitting_costs(FIT),
     writes="policy",
     card=planned_card,
 )

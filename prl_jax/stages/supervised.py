@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
-from flax import nnx
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import ModelCard
@@ -22,15 +21,14 @@ from prl_jax.config.rules import NONE
 from prl_jax.data.pipeline import batch_iterator
 from prl_jax.data.rows import stack_rows
 from prl_jax.errors import UserError
-from prl_jax.models import LOGICAL_AXES
 from prl_jax.processes import batch_rows, fetch, is_leader, local_rows, put_batch
 from prl_jax.runs.best import BestSoFar
 from prl_jax.runs.context import StageContext
+from prl_jax.runs.models import LoadedModels, Models, stage_optimizer
 from prl_jax.runs.telemetry import telemetry
 from prl_jax.stages.kind import Checking, Reads, check_lora
-from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.loop import LoopConfig, run_loop
-from prl_jax.training.state import TrainState, create_state, released
+from prl_jax.training.state import TrainState, released
 from prl_jax.training.step import Objective, make_train_step, make_validation
 
 SIZES = {"batch_size": 1, "accumulate": 1}
@@ -96,15 +94,49 @@ def reads_itself(name: str, section: ConfigDict, key: str) -> Iterator[Reads]:
 CHECKS = (check_context, check_accumulation, check_adapters)
 
 
+class Fit(NamedTuple):
+    """What the stages that fit a model to records differ in.
+
+    Attributes:
+      objective: `(section, tokens of both verdicts) -> what is fitted`.
+      scalar: whether the model is a decoder with a scalar head.
+      pairs: whether a row of a batch is a pair, of which the model reads both responses.
+    """
+
+    objective: Callable[[ConfigDict, tuple[int, int]], Objective]
+    scalar: bool = False
+    pairs: bool = False
+
+
+class Fitted(NamedTuple):
+    """A model to fit, before its first update, and its optimizer."""
+
+    state: TrainState
+    optimizer: optax.GradientTransformation
+
+
+def updates(section: ConfigDict, name: str, examples: int) -> int:
+    """Updates of a stage with so many records."""
+    return to_steps(section.duration, key=f"{name}.duration", batch_size=section.batch_size, examples=examples)
+
+
+def construct(models: Models, name: str, examples: int, fit: Fit) -> Fitted:
+    """All that a stage holds on the devices: what is trained, real or abstract."""
+    section = models.config[name]
+    tx = stage_optimizer(section.optimizer, updates(section, name, examples), key=f"{name}.optimizer")
+    decoder = models.trainable(name)
+    return Fitted(models.state(models.scalar(decoder) if fit.scalar else decoder, tx), tx)
+
+
 @dataclasses.dataclass(frozen=True)
 class Supervised:
     """A model to fit.
 
     Attributes:
-      card: describes it.
-      tokenizer: of the model.
-      model: where it starts, on the mesh.
-      objective: what it is fitted to.
+      card: describes it, but for its decoder.
+      models: where it comes from.
+      fit: what is fitted.
+      objective: as the section asks for it.
       records, validation: data.
       encode: record -> one row and whether it was truncated.
       sample: model -> a few rows of `samples.jsonl`, without their step.
@@ -112,8 +144,8 @@ class Supervised:
     """
 
     card: ModelCard
-    tokenizer: Tokenizer
-    model: nnx.Module
+    models: LoadedModels
+    fit: Fit
     objective: Objective
     records: Sequence[Any]
     validation: Sequence[Any]
@@ -126,10 +158,10 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
     """Fits the model, from the last checkpoint if there is one; returns the metrics of what it has come to."""
     section, name = context.section, context.name
     size = section.batch_size
-    total = to_steps(section.duration, key=f"{name}.duration", batch_size=size, examples=len(task.records))
+    total = updates(section, name, len(task.records))
     steps = lambda key: to_steps(section[key], key=f"{name}.{key}", total=total)  # noqa: E731
     loop = LoopConfig(total, steps("log_every"), steps("save_every"), steps("evaluate_every"))
-    optimizer = context.optimizer(section.optimizer, total, "optimizer")
+    state, optimizer = construct(task.models, name, len(task.records), task.fit)
     iterator = batch_iterator(
         task.records,
         lambda r: _with_flag(task.encode(r)),
@@ -138,9 +170,11 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
         rows=local_rows(context.mesh, size).tolist(),
     )
     best = BestSoFar(section.result, "validation_loss", larger=False)
-    save_card(context.directory, task.card, task.tokenizer)
+    decoder = state.model.decoder if task.fit.scalar else state.model
+    card = dataclasses.replace(task.card, decoder=dataclasses.asdict(decoder.config))
+    save_card(context.directory, card, task.models.tokenizer)
     with Checkpoints(context.directory / CHECKPOINTS_DIR) as checkpoints:
-        state, first, truncated = _start(context, task, optimizer, checkpoints, iterator, best)
+        state, first, truncated = _start(state, checkpoints, iterator, best)
         dropout = jax.random.fold_in(context.key, 2**17) if section.lora.dropout else None
         train_step = make_train_step(task.objective, optimizer, section.accumulate, dropout=dropout)
         validate = _validation(context, task)
@@ -196,16 +230,8 @@ def _shown(values: Mapping[str, float]) -> dict[str, float]:
     return {key: values[key] for key in keys if key in values}
 
 
-def _start(
-    context: StageContext,
-    task: Supervised,
-    optimizer: optax.GradientTransformation,
-    checkpoints: Checkpoints,
-    iterator: Any,
-    best: BestSoFar,
-) -> tuple[TrainState, int, int]:
+def _start(state: TrainState, checkpoints: Checkpoints, iterator: Any, best: BestSoFar) -> tuple[TrainState, int, int]:
     """The state to start from, the steps behind it, and the rows that were truncated on the way."""
-    state = create_state(task.model, optimizer, context.mesh, LOGICAL_AXES)
     if checkpoints.latest() is None:
         return state, 0, 0
     state = released(state)

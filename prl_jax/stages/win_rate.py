@@ -18,14 +18,13 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import read_card, sampling_config
-from prl_jax.artifacts.models import Trunks, load_judge, model_tokenizer
-from prl_jax.data.gold import make_arguments, preference
+from prl_jax.artifacts.models import model_tokenizer
 from prl_jax.data.records import PromptRecord
 from prl_jax.evaluation import win_rate_summary
-from prl_jax.judges import GoldJudge, Judge, judge_pairs
+from prl_jax.judges import Judge, judge_pairs
 from prl_jax.models import Decoder
 from prl_jax.processes import batch_rows, fetch, put_batch, whole_batch
-from prl_jax.runs.context import StageContext, gold_arguments
+from prl_jax.runs.context import StageContext
 from prl_jax.runs.pieces import Pieces
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.text.chat import Prompt
@@ -43,15 +42,6 @@ class Sampled(NamedTuple):
     texts: list[list[str]]
     kl: Float[np.ndarray, "N K"]
     tokens: Float[np.ndarray, "N K"]
-
-
-def named_judge(context: StageContext, name: str, *, batch_size: int, trunks: Trunks | None = None) -> Judge:
-    """The judge of a stage, or "gold", the exact judge of the built-in tasks; `trunks` as of `load_model`."""
-    if name != "gold":
-        directory = context.stage(name)
-        return load_judge(directory, context.mesh, batch_size=batch_size, trunks=trunks, defaults=context.defaults)
-    strength = make_arguments(gold_arguments(context.config)).intransitivity
-    return GoldJudge(lambda prompt, first, second: preference(prompt, first, second, intransitivity=strength))
 
 
 def sample_key(seed: int, *, opponent: bool, sample: int) -> jax.Array:

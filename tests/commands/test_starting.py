@@ -61,8 +61,8 @@ def test_a_released_state_has_its_shapes_and_what_is_frozen(lora):
 @pytest.mark.usefixtures("unchecked")  # of fakes
 def test_supervised_training(step):
     model, checkpoints = decoder(None), Checkpoints(step)
-    context, task = SimpleNamespace(mesh=one_device()), SimpleNamespace(model=model)
-    state, first, truncated = supervised._start(context, task, OPTIMIZER, checkpoints, SILENT, SILENT)
+    before = create_state(model, OPTIMIZER, one_device(), LOGICAL_AXES)
+    state, first, truncated = supervised._start(before, checkpoints, SILENT, SILENT)
     assert (first, truncated, checkpoints.freed) == ((2, 5, True) if step else (0, 0, None))
     assert all(x.is_deleted() == bool(step) for x in trained(model))
     assert not any(x.is_deleted() for x in trained(state))

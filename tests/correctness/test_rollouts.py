@@ -12,6 +12,7 @@ from fakes import LetterTokenizer, one_device, random_tokens, user
 from prl_jax.artifacts.cards import ModelCard
 from prl_jax.errors import UserError
 from prl_jax.inputs.checks import check_config
+from prl_jax.runs import models as stage_models
 from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, respond, row_keys
 from prl_jax.stages import config as c
 from prl_jax.stages import ppo as ppo_stage
@@ -96,7 +97,8 @@ def test_row_06_a_stage_gives_trainer_and_sampler_one_temperature(models, tmp_pa
     source = c.source(kind="jsonl", path=str(prompts))
     setup = make_setup(models.policy, judge="gold", anchors="", temperature=TEMPERATURE, prompts=source)
     card = ModelCard("policy", {}, PROMPT, LONG)
-    monkeypatch.setattr(ppo_stage, "load_policy", lambda *_: (card, models.policy, TOKENIZER))
+    monkeypatch.setattr(stage_models, "load_policy", lambda *_: (card, models.policy, TOKENIZER))
+    monkeypatch.setattr(stage_models, "load_decoder", lambda *_: models.policy)
     made, _, _ = ppo_stage._setup(setup.context)
     assert made.config.temperature == made.sampling.temperature == TEMPERATURE
 

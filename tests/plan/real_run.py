@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from plan.jaxpr_text import canonical
 from running import MICRO, prl
 
-from prl_jax.costs.functions import abstract_steps
 from prl_jax.costs.models import held_bytes
+from prl_jax.plan.functions import abstract_steps
 from prl_jax.plan.memory import memory_of
 from prl_jax.sharding import make_mesh
 

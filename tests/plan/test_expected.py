@@ -6,11 +6,12 @@ import pytest
 from experiments.test_configs import config_of
 from running import MICRO, ROOT, prl, says
 
-from prl_jax.costs.work import expected_work, flops, parameters
+from prl_jax.costs.work import flops, parameters
 from prl_jax.errors import UserError
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.plan import expected
 from prl_jax.plan.expected import Rates, amount, announce, available_memory, expected_seconds, span
+from prl_jax.plan.work import expected_work
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.workdir import Workdir
 from prl_jax.sharding import make_mesh

@@ -13,6 +13,7 @@ from fakes import LetterTokenizer, UtilityJudge, make_decoder, one_device, user
 from prl_jax.artifacts.cards import ModelCard
 from prl_jax.data.records import PromptRecord
 from prl_jax.errors import Stopped, UserError
+from prl_jax.runs import models
 from prl_jax.runs import pieces as module
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.pieces import batches, drop_pieces, pieces
@@ -157,8 +158,8 @@ def test_a_part_of_a_stage_draws_as_its_rows_of_the_whole(tmp_path, monkeypatch)
     card, tokenizer = ModelCard("policy", {}, 5, 4), LetterTokenizer()
     for stage in (anchors, win_rate):
         monkeypatch.setattr(stage, "respond", respond)
-    monkeypatch.setattr(anchors, "load_policy", lambda *_, **__: (card, None, tokenizer))
-    monkeypatch.setattr(anchors, "load_judge", lambda *_, **__: UtilityJudge(lambda prompt, text: 0.0))
+    monkeypatch.setattr(models, "load_policy", lambda *_, **__: (card, None, tokenizer))
+    monkeypatch.setattr(models, "load_judge", lambda *_, **__: UtilityJudge(lambda prompt, text: 0.0))
     monkeypatch.setattr(win_rate, "read_card", lambda *_: card)
     monkeypatch.setattr(win_rate, "model_tokenizer", lambda *_: tokenizer)
     monkeypatch.setattr(win_rate, "_kl", lambda _, __, ___, rollout, ____: np.zeros(len(rollout.mask)))

@@ -17,7 +17,7 @@ def test_which_turns_train_is_up_to_the_config(tmp_path, monkeypatch):
         own = ("--config.stages=('sft',)", f"--config.sft.train_on={what}", "--config.sft.max_prompt=40")
         assert prl("run", "--config", MICRO, "--workdir", tmp_path / what, *own, *sources).code == 0
     (last, _), (every, _) = (task.encode(task.records[0]) for task in tasks)
-    decode = tasks[0].tokenizer.decode
+    decode = tasks[0].models.tokenizer.decode
     assert [decode(row.targets[row.mask].tolist()) for row in (last, every)] == ["ciao", "hellociao"]
     assert every.mask.sum() == len("hello") + len("ciao") + 2
 

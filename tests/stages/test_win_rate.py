@@ -9,6 +9,7 @@ from fakes import LetterTokenizer, UtilityJudge, make_decoder, one_device
 from running import refused, says, write_rows
 
 from prl_jax.artifacts.cards import ModelCard
+from prl_jax.runs import models
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.pieces import pieces
 from prl_jax.runs.workdir import Workdir
@@ -90,8 +91,8 @@ def table(tmp_path, prompts, monkeypatch):
     """The final table of two arms that equal the baseline and one that does not, by a judge that may be set."""
     card = ModelCard("policy", {}, 4, 5)
     chosen = {"judge": make_judge()}
-    monkeypatch.setattr(arms, "load_policy", lambda path, *_, **__: (card, POLICIES[path.name], TOKENIZER))
-    monkeypatch.setattr(arms, "named_judge", lambda *_, **__: chosen["judge"])
+    monkeypatch.setattr(models, "load_policy", lambda path, *_, **__: (card, POLICIES[path.name], TOKENIZER))
+    monkeypatch.setattr(models, "named_judge", lambda *_, **__: chosen["judge"])
     monkeypatch.setattr(win_rate, "read_card", lambda *_: card)
     monkeypatch.setattr(win_rate, "model_tokenizer", lambda *_: TOKENIZER)
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from prl_jax.stages import KINDS
+
 ACTIVATIONS = ("temporary memory", "rows", "cache")
 
 
@@ -26,33 +28,17 @@ def helpful_keys(
     for size in mesh.values():
         devices *= size
     if what in ACTIVATIONS:
-        found = _smaller_batches(mesh, stage, called, section) + _shorter(stage, config)
+        found = KINDS[section.kind].costs.smaller(section, stage, called, mesh) + _shorter(stage, config)
         if not config.model.remat and called in ("train_step", "update"):
             found.insert(0, "model.remat=True (recompute activations)")
     else:
         found = _fewer_parameters(stage, section)
         if batches_too:
-            found += _smaller_batches(mesh, stage, called, section)
+            found += KINDS[section.kind].costs.smaller(section, stage, called, mesh)
     cut = mesh["fsdp"] * mesh["tensor"]
     if cut < devices:
         found.insert(0, f"mesh.fsdp up (parameters are cut in {cut} parts on {devices} devices)")
     return found
-
-
-def _smaller_batches(mesh: Mapping[str, int], stage: str, called: str, section: ConfigDict) -> list[str]:
-    shards = mesh["data"] * mesh["fsdp"]
-    if section.kind == "ppo":
-        if called.endswith("judge"):
-            return [f"{stage}.judge_batch_size down"]
-        if called.startswith("evaluation"):
-            return [f"{stage}.evaluation.batch_size down"]
-        rows = f"{stage}.prompts_per_step or {stage}.group_size down"
-        size, algorithm = section.prompts_per_step * section.group_size, section.algorithm
-        more = called == "update" and size > shards * algorithm.minibatches * algorithm.accumulate
-        return [*([f"{stage}.algorithm.accumulate up"] if more else []), rows]
-    # A microbatch of one row a device is as small as it gets.
-    more = called == "train_step" and section.batch_size > shards * section.accumulate
-    return [*([f"{stage}.accumulate up"] if more else []), f"{stage}.batch_size down"]
 
 
 def _shorter(stage: str, config: ConfigDict) -> list[str]:

@@ -1,0 +1,171 @@
+"""The models of a stage, made by one construction for two purposes: arrays from directories, or abstract arrays.
+
+A run hands `LoadedModels` to the construction of a stage, a plan hands it `costs.AbstractModels`. What a stage holds is
+thereby said once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from prl_jax.artifacts.cards import ModelCard, read_card
+from prl_jax.artifacts.models import Trunks, load_decoder, load_judge, load_policy
+from prl_jax.config.durations import to_steps
+from prl_jax.config.rules import GOLD
+from prl_jax.data.gold import make_arguments, preference
+from prl_jax.judges import GoldJudge, Judge
+from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel
+from prl_jax.optim import make_optimizer
+from prl_jax.runs.context import (
+    StageContext,
+    adapted,
+    base_name,
+    gold_arguments,
+    stage_tokenizer,
+    start_of,
+    trainable,
+    trains_from_text,
+    with_structure,
+)
+from prl_jax.sharding import replicated, sharded_init
+from prl_jax.text.tokenizer import Tokenizer
+from prl_jax.training.state import TrainState, create_state
+
+
+class Policy(NamedTuple):
+    """A policy, with what its directory says of it.
+
+    Attributes:
+      card: of its directory, or what will stand there.
+      model: arrays, or abstract ones.
+      tokenizer: None beside abstract arrays.
+    """
+
+    card: ModelCard
+    model: Decoder
+    tokenizer: Tokenizer | None = None
+
+
+class Models(Protocol):
+    """Where a stage gets its models from. Names are those of a config: a stage, or a model directory.
+
+    Attributes:
+      config: the whole config.
+      mesh: where the arrays are, or would be.
+    """
+
+    @property
+    def config(self) -> ConfigDict: ...
+    @property
+    def mesh(self) -> Mesh: ...
+
+    def policy(self, name: str) -> Policy:
+        """A policy that is not trained, its adapters merged."""
+
+    def trainable(self, stage: str, *, stream: int = 0) -> Decoder:
+        """What a stage trains: a copy of what it starts from, in float32; or the same arrays with adapters, which have
+        other random numbers in each stream; or a new model."""
+
+    def scalar(self, decoder: Decoder, *, bias: float | None = None) -> ScalarModel:
+        """A decoder with a scalar head; a bias belongs to a critic."""
+
+    def judge(self, name: str, *, batch_size: int) -> Any:
+        """A judge that is asked about so many rows at once."""
+
+    def state(self, model: Decoder | ScalarModel, optimizer: Any) -> TrainState:
+        """A model before its first update."""
+
+    def number(self, value: float) -> Any:
+        """A float32 number of a state."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModels:
+    """The models of a stage that runs.
+
+    Attributes:
+      context: of the stage.
+      trunks: frozen decoders that stay in memory for whoever else is made of them; None frees each with its last user.
+    """
+
+    context: StageContext
+    trunks: Trunks | None = None
+
+    @property
+    def config(self) -> ConfigDict:
+        return self.context.config
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.context.mesh
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """That of a stage which trains from text."""
+        return stage_tokenizer(self.context)
+
+    def policy(self, name: str) -> Policy:
+        context = self.context
+        return Policy(*load_policy(context.stage(name), context.mesh, self.trunks, context.defaults))
+
+    def trainable(self, stage: str, *, stream: int = 0) -> Decoder:
+        context = dataclasses.replace(self.context, name=stage)
+        section, start = context.section, start_of(context.section)
+        if not start:
+            config = DecoderConfig.from_dict(context.config.model.to_dict(), vocab_size=self.tokenizer.vocab_size)
+            return sharded_init(lambda: Decoder(config, key=context.key), context.mesh, LOGICAL_AXES)
+        # What is only copied is not kept.
+        trunks = None if self.trunks is None else dict(self.trunks)
+        decoder = load_decoder(context.stage(start), context.mesh, trunks, context.defaults)
+        if section.lora.rank:
+            return adapted(context, decoder, stream=stream)
+        copy = trainable(decoder)
+        return with_structure(copy, self.tokenizer) if trains_from_text(section) else copy
+
+    def scalar(self, decoder: Decoder, *, bias: float | None = None) -> ScalarModel:
+        model = ScalarModel(decoder, bias=bias)
+        model.scalar = jax.device_put(model.scalar, replicated(self.mesh))
+        return model
+
+    def judge(self, name: str, *, batch_size: int) -> Judge:
+        return named_judge(self.context, name, batch_size=batch_size, trunks=self.trunks)
+
+    def state(self, model: Decoder | ScalarModel, optimizer: Any) -> TrainState:
+        return create_state(model, optimizer, self.mesh, LOGICAL_AXES)
+
+    def number(self, value: float) -> jax.Array:
+        # Where the other leaves of a state are: another sharding would compile its update a second time.
+        return jax.device_put(jnp.float32(value), replicated(self.mesh))
+
+
+def named_judge(context: StageContext, name: str, *, batch_size: int, trunks: Trunks | None = None) -> Judge:
+    """The judge of a stage, or "gold", the exact judge of the built-in tasks; `trunks` as of `load_model`."""
+    if name != GOLD:
+        directory = context.stage(name)
+        return load_judge(directory, context.mesh, batch_size=batch_size, trunks=trunks, defaults=context.defaults)
+    strength = make_arguments(gold_arguments(context.config)).intransitivity
+    return GoldJudge(lambda prompt, first, second: preference(prompt, first, second, intransitivity=strength))
+
+
+def origin_of(context: StageContext) -> dict[str, Any]:
+    """What the card of a stage's model says of where the model comes from."""
+    start = start_of(context.section)
+    if not start:
+        return {}
+    base = context.stage(start)
+    adapters = {"base": base_name(context, base)} if context.section.lora.rank else {}
+    return {**read_card(base, context.defaults).origin, **adapters}
+
+
+def stage_optimizer(section: ConfigDict, total: int, *, key: str) -> Any:
+    """The optimizer of a section, for `total` updates; `key` names it in messages."""
+    values = section.to_dict()
+    warmup = to_steps(values.pop("warmup"), key=f"{key}.warmup", total=total)
+    return make_optimizer(**values, warmup_steps=warmup, total_steps=total)

@@ -1,0 +1,85 @@
+"""What SFT and reward models hold and call, told before they run."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from prl_jax.artifacts.cards import trained_length
+from prl_jax.config.durations import to_steps
+from prl_jax.costs.functions import Step
+from prl_jax.costs.models import EXAMPLES, AbstractModels, Held
+from prl_jax.costs.work import Call, Estimate, flops, passes
+from prl_jax.stages.kind import Costs
+from prl_jax.stages.supervised import Fit, Fitted, construct, updates
+from prl_jax.training.step import make_train_step, make_validation
+from prl_jax.types import PreferenceBatch, SFTBatch
+
+
+def fitting_costs(fit: Fit) -> Costs:
+    """What it costs to fit a model."""
+    return Costs(
+        functions=functools.partial(_functions, fit),
+        held=functools.partial(_held, fit),
+        calls=functools.partial(_calls, fit),
+        smaller=_smaller,
+    )
+
+
+def _functions(fit: Fit, models: AbstractModels, name: str) -> Iterator[Step]:
+    section, rows, token_rows = models.config[name], models.rows, models.token_rows
+    size, length = section.batch_size, trained_length(models.card(name))
+    built = construct(models, name, EXAMPLES, fit)
+    batch: PreferenceBatch | SFTBatch
+    if fit.pairs:
+        weight = rows(size, dtype=jnp.float32)
+        batch = PreferenceBatch(token_rows(size, length), token_rows(size, length), weight, weight)
+    else:
+        batch = SFTBatch(token_rows(size, length), rows(size, length), rows(size, length, dtype=bool))
+    objective = fit.objective(section, models.tokens(name).verdicts)
+    dropout = jax.random.key(0) if section.lora.dropout else None
+    step = make_train_step(objective, built.optimizer, section.accumulate, dropout=dropout)
+    yield Step(name, "train_step", step.trace(built.state, batch), (built.state, batch), _holding(built))
+    arguments = (built.state.model, batch)
+    yield Step(name, "validation", make_validation(objective).trace(*arguments), arguments, _holding(built))
+
+
+def _held(fit: Fit, models: AbstractModels, name: str) -> Iterator[Held]:
+    yield _holding(construct(models, name, EXAMPLES, fit))
+
+
+def _holding(built: Fitted) -> Held:
+    state = built.state
+    return {"parameters": state.model, "optimizer": (state.opt_state, state.step)}
+
+
+def _calls(fit: Fit, estimate: Estimate, name: str) -> Iterator[Call]:
+    section, length = estimate.config[name], trained_length(estimate.models.card(name))
+    reads, logits = (2, 1) if fit.pairs else (1, length)
+    decoder, size = estimate.models.trained_config(name), section.batch_size
+    steps = updates(section, name, estimate.examples(name, "data"))
+    every = to_steps(section.evaluate_every, key=f"{name}.evaluate_every", total=steps)
+    micro = reads * estimate.shard(size, section.accumulate)
+    trained = estimate.trained(decoder) * (2 if section.accumulate > 1 else 1)
+    row, moved = flops(decoder, length, logits), estimate.moved(decoder, size * reads, length)
+    yield Call(
+        "train_step",
+        trained + estimate.training(decoder, micro, length, logits),
+        size * reads * row * passes(decoder),
+        steps,
+        moved=moved * passes(decoder),
+    )
+    tested = math.ceil(estimate.examples(name, "validation") / size) * (1 + steps // every if every else 1)
+    temporary = estimate.forward(decoder, reads * estimate.shard(size), length, logits)
+    yield Call("validation", temporary, size * reads * row, tested, moved=moved)
+
+
+def _smaller(section: ConfigDict, stage: str, function: str, mesh: Mapping[str, int]) -> list[str]:
+    # A microbatch of one row a device is as small as it gets.
+    more = function == "train_step" and section.batch_size > mesh["data"] * mesh["fsdp"] * section.accumulate
+    return [*([f"{stage}.accumulate up"] if more else []), f"{stage}.batch_size down"]

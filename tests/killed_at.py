@@ -16,8 +16,7 @@ from typing import Any
 from interrupted import STAGES, Moment
 
 import prl_jax.commands.run
-import prl_jax.stages.ppo
-import prl_jax.stages.supervised
+import prl_jax.runs.training
 from prl_jax import cli
 from prl_jax.runs.pieces import Pieces
 from prl_jax.training.loop import run_loop
@@ -84,7 +83,7 @@ def arm(moment: Moment) -> None:
 
     Pieces.__call__ = piece
     prl_jax.commands.run.make_directory = make
-    prl_jax.stages.supervised.run_loop = prl_jax.stages.ppo.run_loop = loop
+    prl_jax.runs.training.run_loop = loop
 
 
 if __name__ == "__main__":

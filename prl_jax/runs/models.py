@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,7 @@ class Policy(NamedTuple):
     tokenizer: Tokenizer | None = None
 
 
+@runtime_checkable
 class Models(Protocol):
     """Where a stage gets its models from. Names are those of a config: a stage, or a model directory.
 

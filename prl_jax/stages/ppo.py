@@ -10,16 +10,15 @@ import jax
 import numpy as np
 
 from prl_jax.artifacts.cards import sampling_config
-from prl_jax.artifacts.models import CHECKPOINTS_DIR, save_card
-from prl_jax.checkpoint import Checkpoints
 from prl_jax.config.durations import to_steps
+from prl_jax.config.rules import value_at
 from prl_jax.data.pipeline import batch_iterator
+from prl_jax.metrics import JsonlLog
 from prl_jax.models import Decoder
-from prl_jax.processes import is_leader
 from prl_jax.runs.best import BestSoFar
 from prl_jax.runs.context import StageContext, base_name
 from prl_jax.runs.models import LoadedModels
-from prl_jax.runs.telemetry import telemetry
+from prl_jax.runs.training import Training, train_stage
 from prl_jax.stages.anchors import read_anchors
 from prl_jax.stages.kind import Kind
 from prl_jax.stages.ppo_costs import COSTS
@@ -27,9 +26,8 @@ from prl_jax.stages.ppo_models import construct, steps_of
 from prl_jax.stages.ppo_section import CHECKS, RULES, batch_rows, declare, reads
 from prl_jax.stages.ppo_step import Setup, iteration, sample_rows
 from prl_jax.stages.win_rate import policy_win_rate
-from prl_jax.training.loop import LoopConfig, run_loop
+from prl_jax.training.loop import LoopConfig
 from prl_jax.training.ppo import PPOState, make_update
-from prl_jax.training.state import released
 
 
 def run(context: StageContext) -> dict[str, float]:
@@ -37,17 +35,13 @@ def run(context: StageContext) -> dict[str, float]:
     section, name = context.section, context.name
     setup, state, optimizers = _setup(context)
     total = steps_of(section, name, len(setup.records))
-    warmup = to_steps(section.critic_warmup, key=f"{name}.critic_warmup", total=total)
-    steps = lambda key: to_steps(section[key], key=f"{name}.{key}", total=total)  # noqa: E731
-    every = to_steps(section.evaluation.every, key=f"{name}.evaluation.every", total=total)
-    loop = LoopConfig(total, steps("log_every"), steps("save_every"), every)
+    steps = lambda key: to_steps(value_at(section, key), key=f"{name}.{key}", total=total)  # noqa: E731
+    warmup, log_every = steps("critic_warmup"), steps("log_every")
     update = make_update(setup.config, *optimizers)
     iterator = batch_iterator(
         range(len(setup.records)), np.asarray, batch_size=section.prompts_per_step, seed=context.data_seed
     )
-    best = BestSoFar(section.result, "win_rate", larger=True)
-    save_card(context.directory, setup.card, setup.tokenizer)
-    evaluate = policy_win_rate(
+    win_rate = policy_win_rate(
         context,
         setup.reference,
         setup.tokenizer,
@@ -57,41 +51,28 @@ def run(context: StageContext) -> dict[str, float]:
         max_prompt=setup.card.max_prompt,
         section=section.evaluation,
     )
-    with Checkpoints(context.directory / CHECKPOINTS_DIR) as checkpoints:
-        state, first = _start(state, checkpoints, iterator, best)
-        with telemetry(context, first=first, total=total) as shown, context.stop.after_steps():
 
-            def step(state: PPOState, n: int) -> tuple[PPOState, Mapping[str, jax.Array]]:
-                state, metrics, done, experience = iteration(
-                    setup, update, state, next(iterator), n, train_policy=n > warmup
-                )
-                if loop.log_every and n % loop.log_every == 0:
-                    shown.samples.write(sample_rows(n, done, experience, context.mesh))
-                context.stop.done()
-                return state, metrics
+    def step(state: PPOState, n: int, samples: JsonlLog) -> tuple[PPOState, Mapping[str, jax.Array]]:
+        state, metrics, done, experience = iteration(setup, update, state, next(iterator), n, train_policy=n > warmup)
+        if log_every and n % log_every == 0:
+            samples.write(sample_rows(n, done, experience, context.mesh))
+        return state, metrics
 
-            def save(n: int, state: PPOState) -> None:
-                shown.metrics.flush()
-                data = {"iterator": iterator.get_state(), "best": best.state()}
-                checkpoints.save(n, model=state.policy.model, train=_rest(state), data=data, best=best.step)
-
-            run_loop(
-                name,
-                state,
-                first,
-                loop,
-                step=shown.profiled(step),
-                on_step=lambda n, values: shown.progress.update(n, _shown(values)),
-                write=shown.metrics.write,
-                save=save,
-                # Before its first step the policy is the reference.
-                evaluate=lambda state, n: evaluate(state.policy.model) | ({} if n else {"kl": 0.0}),
-                improved=best.improved,
-                timed=shown.timed,
-                stop=lambda n: context.stop(),
-            )
-        checkpoints.finish(best.step)
-    return best.result(shown.metrics.path) if is_leader() else {}
+    training = Training(
+        card=setup.card,
+        tokenizer=setup.tokenizer,
+        state=state,
+        parts=parts,
+        whole=whole,
+        loop=LoopConfig(total, log_every, steps("save_every"), steps("evaluation.every")),
+        positions={"iterator": iterator},
+        best=BestSoFar(section.result, "win_rate", larger=True),
+        step=step,
+        # Before its first step the policy is the reference.
+        evaluate=lambda state, n, samples: win_rate(state.policy.model) | ({} if n else {"kl": 0.0}),
+        shown=("reward", "kl", "entropy", "loss", "win_rate"),
+    )
+    return train_stage(context, training)
 
 
 def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:
@@ -120,20 +101,9 @@ def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:
     return setup, built.state, built.optimizers
 
 
-def _start(state: PPOState, checkpoints: Checkpoints, iterator: Any, best: BestSoFar) -> tuple[PPOState, int]:
-    """The state to start from, and the steps behind it."""
-    if checkpoints.latest() is None:
-        return state, 0
-    state = released(state)
-    saved = checkpoints.restore(model=state.policy.model, train=_rest(state))
-    iterator.set_state(saved.data["iterator"])
-    best.restore(saved.data["best"], checkpoints)
-    return _whole(state, saved.model, saved.train), saved.step
-
-
-def _rest(state: PPOState) -> Any:
-    """What a checkpoint holds beside the policy's parameters."""
-    return {
+def parts(state: PPOState) -> tuple[Decoder, dict[str, Any]]:
+    """The policy's parameters, and what a checkpoint holds beside them."""
+    return state.policy.model, {
         "policy_opt_state": state.policy.opt_state,
         "policy_step": state.policy.step,
         "critic": state.critic.model,
@@ -143,15 +113,11 @@ def _rest(state: PPOState) -> Any:
     }
 
 
-def _whole(state: PPOState, model: Decoder, rest: Mapping[str, Any]) -> PPOState:
+def whole(state: PPOState, model: Decoder, rest: Mapping[str, Any]) -> PPOState:
+    """The state that a checkpoint holds; what is frozen is that of the state that is given."""
     policy = state.policy._replace(model=model, opt_state=rest["policy_opt_state"], step=rest["policy_step"])
     critic = state.critic._replace(model=rest["critic"], opt_state=rest["critic_opt_state"], step=rest["critic_step"])
     return PPOState(policy, critic, rest["kl_coef"])
-
-
-def _shown(values: Mapping[str, float]) -> dict[str, float]:
-    keys = ("reward", "kl", "entropy", "loss", "win_rate")
-    return {key: values[key] for key in keys if key in values}
 
 
 KIND = Kind(

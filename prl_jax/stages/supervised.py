@@ -13,22 +13,21 @@ import optax
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import ModelCard
-from prl_jax.artifacts.models import CHECKPOINTS_DIR, save_card
-from prl_jax.checkpoint import Checkpoints
 from prl_jax.config.declare import lora, optimizer, source
 from prl_jax.config.durations import to_steps
 from prl_jax.config.rules import NONE
 from prl_jax.data.pipeline import batch_iterator
 from prl_jax.data.rows import stack_rows
 from prl_jax.errors import UserError
-from prl_jax.processes import batch_rows, fetch, is_leader, local_rows, put_batch
+from prl_jax.metrics import JsonlLog
+from prl_jax.processes import batch_rows, fetch, local_rows, put_batch
 from prl_jax.runs.best import BestSoFar
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.models import LoadedModels, Models, stage_optimizer
-from prl_jax.runs.telemetry import telemetry
+from prl_jax.runs.training import Count, Training, train_stage
 from prl_jax.stages.kind import Checking, Reads, check_lora
-from prl_jax.training.loop import LoopConfig, run_loop
-from prl_jax.training.state import TrainState, released
+from prl_jax.training.loop import LoopConfig
+from prl_jax.training.state import TrainState
 from prl_jax.training.step import Objective, make_train_step, make_validation
 
 SIZES = {"batch_size": 1, "accumulate": 1}
@@ -156,12 +155,11 @@ class Supervised:
 
 def train(context: StageContext, task: Supervised) -> dict[str, float]:
     """Fits the model, from the last checkpoint if there is one; returns the metrics of what it has come to."""
-    section, name = context.section, context.name
-    size = section.batch_size
+    section, name, size = context.section, context.name, context.section.batch_size
     total = updates(section, name, len(task.records))
     steps = lambda key: to_steps(section[key], key=f"{name}.{key}", total=total)  # noqa: E731
-    loop = LoopConfig(total, steps("log_every"), steps("save_every"), steps("evaluate_every"))
-    state, optimizer = construct(task.models, name, len(task.records), task.fit)
+    first, optimizer = construct(task.models, name, len(task.records), task.fit)
+    decoder = first.model.decoder if task.fit.scalar else first.model
     iterator = batch_iterator(
         task.records,
         lambda r: _with_flag(task.encode(r)),
@@ -169,76 +167,39 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
         seed=context.data_seed,
         rows=local_rows(context.mesh, size).tolist(),
     )
-    best = BestSoFar(section.result, "validation_loss", larger=False)
-    decoder = state.model.decoder if task.fit.scalar else state.model
-    card = dataclasses.replace(task.card, decoder=dataclasses.asdict(decoder.config))
-    save_card(context.directory, card, task.models.tokenizer)
-    with Checkpoints(context.directory / CHECKPOINTS_DIR) as checkpoints:
-        state, first, truncated = _start(state, checkpoints, iterator, best)
-        dropout = jax.random.fold_in(context.key, 2**17) if section.lora.dropout else None
-        train_step = make_train_step(task.objective, optimizer, section.accumulate, dropout=dropout)
-        validate = _validation(context, task)
+    dropout = jax.random.fold_in(context.key, 2**17) if section.lora.dropout else None
+    train_step = make_train_step(task.objective, optimizer, section.accumulate, dropout=dropout)
+    validate, truncated = _validation(context, task), Count()
 
-        def step(state: TrainState, n: int):
-            nonlocal truncated
-            batch, cut = put_batch(next(iterator), context.mesh)
-            truncated += int(fetch(cut, context.mesh).sum())
-            after = train_step(state, batch)
-            context.stop.done()
-            return after
+    def step(state: TrainState, n: int, samples: JsonlLog) -> tuple[TrainState, Mapping[str, jax.Array]]:
+        batch, cut = put_batch(next(iterator), context.mesh)
+        truncated.value += int(fetch(cut, context.mesh).sum())
+        return train_step(state, batch)
 
-        with telemetry(context, first=first, total=total) as shown, context.stop.after_steps():
+    def evaluate(state: TrainState, n: int, samples: JsonlLog) -> dict[str, float]:
+        samples.write([{"step": n, **row} for row in task.sample(state.model)])
+        return validate(state)
 
-            def evaluate(state: TrainState, n: int) -> dict[str, float]:
-                shown.samples.write([{"step": n, **row} for row in task.sample(state.model)])
-                return validate(state)
-
-            def write(n: int, values: Mapping[str, float]) -> None:
-                shown.metrics.write(n, {**values, "truncated_rows": truncated, **task.counters, **context.counters})
-
-            def save(n: int, state: TrainState) -> None:
-                shown.metrics.flush()
-                data = {"iterator": iterator.get_state(), "truncated": truncated, "best": best.state()}
-                train = (state.opt_state, state.step)
-                checkpoints.save(n, model=state.model, train=train, data=data, best=best.step)
-
-            run_loop(
-                name,
-                state,
-                first,
-                loop,
-                step=shown.profiled(step),
-                on_step=lambda n, values: shown.progress.update(n, _shown(values)),
-                write=write,
-                save=save,
-                evaluate=evaluate,
-                improved=best.improved,
-                timed=shown.timed,
-                stop=lambda n: context.stop(),
-            )
-        checkpoints.finish(best.step)
-    return best.result(shown.metrics.path) if is_leader() else {}
+    training = Training(
+        card=dataclasses.replace(task.card, decoder=dataclasses.asdict(decoder.config)),
+        tokenizer=task.models.tokenizer,
+        state=first,
+        parts=lambda state: (state.model, (state.opt_state, state.step)),
+        whole=lambda state, model, train: TrainState(model, *train),
+        loop=LoopConfig(total, steps("log_every"), steps("save_every"), steps("evaluate_every")),
+        positions={"iterator": iterator, "truncated": truncated},
+        best=BestSoFar(section.result, "validation_loss", larger=False),
+        step=step,
+        evaluate=evaluate,
+        shown=("loss", "accuracy", "validation_loss", "validation_accuracy"),
+        repeated=lambda: {"truncated_rows": truncated.value, **task.counters, **context.counters},
+    )
+    return train_stage(context, training)
 
 
 def _with_flag(encoded: tuple[Any, bool]) -> tuple[Any, np.ndarray]:
     row, truncated = encoded
     return row, np.asarray(truncated)
-
-
-def _shown(values: Mapping[str, float]) -> dict[str, float]:
-    keys = ("loss", "accuracy", "validation_loss", "validation_accuracy")
-    return {key: values[key] for key in keys if key in values}
-
-
-def _start(state: TrainState, checkpoints: Checkpoints, iterator: Any, best: BestSoFar) -> tuple[TrainState, int, int]:
-    """The state to start from, the steps behind it, and the rows that were truncated on the way."""
-    if checkpoints.latest() is None:
-        return state, 0, 0
-    state = released(state)
-    saved = checkpoints.restore(model=state.model, train=(state.opt_state, state.step))
-    iterator.set_state(saved.data["iterator"])
-    best.restore(saved.data["best"], checkpoints)
-    return TrainState(saved.model, *saved.train), saved.step, saved.data["truncated"]
 
 
 def _validation(context: StageContext, task: Supervised) -> Callable[[TrainState], dict[str, float]]:

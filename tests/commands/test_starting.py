@@ -10,12 +10,19 @@ from fakes import make_decoder, make_scalar_model, on_mesh, one_device
 from prl_jax.checkpoint import Restored
 from prl_jax.models import LOGICAL_AXES, LoraConfig, split, with_adapters
 from prl_jax.optim import make_optimizer
-from prl_jax.stages import ppo, supervised
+from prl_jax.runs import training
+from prl_jax.stages import ppo
 from prl_jax.training.ppo import PPOConfig, initial_state
-from prl_jax.training.state import create_state, released
+from prl_jax.training.state import TrainState, create_state, released
 
 OPTIMIZER = make_optimizer(learning_rate=0.01, total_steps=3)
-SILENT = SimpleNamespace(set_state=lambda state: None, restore=lambda saved, checkpoints: None)
+
+
+class Silent:
+    """The position of data, and the best step, of which nobody asks anything."""
+
+    def set_state(self, state) -> None: ...
+    def restore(self, saved, checkpoints) -> None: ...
 
 
 class Checkpoints:
@@ -57,25 +64,33 @@ def test_a_released_state_has_its_shapes_and_what_is_frozen(lora):
     assert bool(frozen(state)) == (lora is not None)
 
 
+def starting(state, parts, whole, positions):
+    """A training that starts at a state, as far as `start` looks at it."""
+    return SimpleNamespace(state=state, parts=parts, whole=whole, positions=positions, best=Silent())
+
+
 @pytest.mark.parametrize("step", [None, 2])
 @pytest.mark.usefixtures("unchecked")  # of fakes
 def test_supervised_training(step):
-    model, checkpoints = decoder(None), Checkpoints(step)
+    model, checkpoints, truncated = decoder(None), Checkpoints(step), training.Count()
     before = create_state(model, OPTIMIZER, one_device(), LOGICAL_AXES)
-    state, first, truncated = supervised._start(before, checkpoints, SILENT, SILENT)
-    assert (first, truncated, checkpoints.freed) == ((2, 5, True) if step else (0, 0, None))
+    parts = lambda state: (state.model, (state.opt_state, state.step))  # noqa: E731
+    whole = lambda state, model, train: TrainState(model, *train)  # noqa: E731
+    positions = {"iterator": Silent(), "truncated": truncated}
+    state, first = training.start(starting(before, parts, whole, positions), checkpoints)
+    assert (first, truncated.value, checkpoints.freed) == ((2, 5, True) if step else (0, 0, None))
     assert all(x.is_deleted() == bool(step) for x in trained(model))
     assert not any(x.is_deleted() for x in trained(state))
 
 
 @pytest.mark.parametrize("step", [None, 2])
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("unchecked")  # of fakes
 def test_ppo(step):
     mesh, checkpoints = one_device(), Checkpoints(step)
     critic = on_mesh(make_scalar_model(1), mesh)
     models = [create_state(model, OPTIMIZER, mesh, LOGICAL_AXES) for model in (decoder(None), critic)]
     before = initial_state(*models, PPOConfig())
-    state, first = ppo._start(before, checkpoints, SILENT, SILENT)
+    state, first = training.start(starting(before, ppo.parts, ppo.whole, {"iterator": Silent()}), checkpoints)
     assert (first, checkpoints.freed) == ((2, True) if step else (0, None))
     assert all(x.is_deleted() == bool(step) for x in trained(before))
     assert not any(x.is_deleted() for x in trained(state))

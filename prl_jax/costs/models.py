@@ -22,6 +22,7 @@ from prl_jax.runs.context import is_directory, lora_config, root_of, start_of
 from prl_jax.runs.models import Policy
 from prl_jax.sampling import SamplingConfig
 from prl_jax.sharding import batch_sharding, replicated, tree_shardings
+from prl_jax.streams import Stream
 from prl_jax.text.judging import verdict_ids
 from prl_jax.text.tokenizer import ByteTokenizer, HFTokenizer
 from prl_jax.training.state import TrainState
@@ -124,7 +125,7 @@ class AbstractModels:
             return dataclasses.replace(config, lora=lora_config(section))
         return dataclasses.replace(config, param_dtype="float32") if start_of(section) else config
 
-    def trainable(self, stage: str, *, stream: int = 0) -> Decoder:
+    def trainable(self, stage: str, *, stream: Stream = Stream.ADAPTERS) -> Decoder:
         """As of `Models`."""
         section = self.config[stage]
         own = _another(_decoder(self.trained_config(stage), self.mesh))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from prl_jax.processes import is_leader
 from prl_jax.progress import Progress
 from prl_jax.runs.stopping import StopSignal
 from prl_jax.runs.workdir import Workdir
+from prl_jax.streams import Stream, order_seed, stage_key, stream_key
 from prl_jax.text.common import FILE_NAME
 from prl_jax.text.tokenizer import BPETokenizer, ByteTokenizer, HFTokenizer, Tokenizer, load_tokenizer
 
@@ -63,12 +63,12 @@ class StageContext:
     @property
     def key(self) -> jax.Array:
         """The stage's random key: from the seed and the stage's name."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(self.name.encode()))
+        return stage_key(self.config.seed, self.name)
 
     @property
     def data_seed(self) -> int:
         """Seed of the stage's data order."""
-        return (zlib.crc32(self.name.encode()) + self.config.seed) % 2**31
+        return order_seed(self.config.seed, self.name)
 
     def stage(self, name: str) -> Path:
         """Folder of another stage of this run, or the model directory that stands in its place."""
@@ -232,10 +232,10 @@ def lora_config(section: ConfigDict) -> LoraConfig:
     return LoraConfig(lora.rank, lora.alpha, tuple(lora.targets), lora.dropout)
 
 
-def adapted(context: StageContext, decoder: Decoder, *, stream: int) -> Decoder:
+def adapted(context: StageContext, decoder: Decoder, *, stream: Stream) -> Decoder:
     """The decoder with the fresh adapters that the stage's section asks for; each stream has its own."""
     lora = lora_config(context.section)
-    return with_adapters(decoder, lora, context.mesh, key=jax.random.fold_in(context.key, 2**16 + stream))
+    return with_adapters(decoder, lora, context.mesh, key=stream_key(context.key, stream))
 
 
 def base_name(context: StageContext, base: Path) -> str:

@@ -35,6 +35,7 @@ from prl_jax.runs.context import (
     with_structure,
 )
 from prl_jax.sharding import replicated, sharded_init
+from prl_jax.streams import Stream
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.state import TrainState, create_state
 
@@ -70,7 +71,7 @@ class Models(Protocol):
     def policy(self, name: str) -> Policy:
         """A policy that is not trained, its adapters merged."""
 
-    def trainable(self, stage: str, *, stream: int = 0) -> Decoder:
+    def trainable(self, stage: str, *, stream: Stream = Stream.ADAPTERS) -> Decoder:
         """What a stage trains: a copy of what it starts from, in float32; or the same arrays with adapters, which have
         other random numbers in each stream; or a new model."""
 
@@ -116,7 +117,7 @@ class LoadedModels:
         context = self.context
         return Policy(*load_policy(context.stage(name), context.mesh, self.trunks, context.defaults))
 
-    def trainable(self, stage: str, *, stream: int = 0) -> Decoder:
+    def trainable(self, stage: str, *, stream: Stream = Stream.ADAPTERS) -> Decoder:
         context = dataclasses.replace(self.context, name=stage)
         section, start = context.section, start_of(context.section)
         if not start:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
@@ -30,6 +29,7 @@ from prl_jax.runs.pieces import Pieces, batches, pieces
 from prl_jax.sampling import respond
 from prl_jax.stages.judging import check_finite
 from prl_jax.stages.kind import Checking, Costs, Kind, Reads, check_temperature
+from prl_jax.streams import candidate_key
 from prl_jax.text.chat import Prompt, Turn
 
 ANCHORS_FILE = "anchors.jsonl"
@@ -202,7 +202,7 @@ def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> tuple[
             tokenizer,
             part,
             config=sampling,
-            key=jax.random.fold_in(context.key, i),
+            key=candidate_key(context.key, i),
             max_prompt=card.max_prompt,
             batch_size=size,
             mesh=context.mesh,

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from prl_jax.config.durations import to_steps
 from prl_jax.runs.models import Models, Policy, stage_optimizer
+from prl_jax.streams import Stream
 from prl_jax.training.ppo import PPOConfig, PPOState
 
 
@@ -55,8 +56,8 @@ def construct(models: Models, name: str, examples: int) -> Learner:
         stage_optimizer(section.policy_optimizer, total, key=f"{name}.policy_optimizer"),
         stage_optimizer(section.critic_optimizer, total, key=f"{name}.critic_optimizer"),
     )
-    policy = models.trainable(name, stream=0)
-    critic = models.scalar(models.trainable(name, stream=1), bias=section.value_init)
+    policy = models.trainable(name)
+    critic = models.scalar(models.trainable(name, stream=Stream.CRITIC_ADAPTERS), bias=section.value_init)
     state = PPOState(
         models.state(policy, optimizers[0]), models.state(critic, optimizers[1]), models.number(config.kl_coef)
     )

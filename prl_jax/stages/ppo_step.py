@@ -19,6 +19,7 @@ from prl_jax.processes import fetch, local_rows, put_batch
 from prl_jax.runs.context import StageContext
 from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, row_keys
 from prl_jax.stages.judging import check_finite, imitations
+from prl_jax.streams import Stream, stream_key
 from prl_jax.text.chat import Prompt, fit_prompt, prompt_text
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
@@ -66,7 +67,6 @@ def iteration(
     setup: Setup, update: Update, state: PPOState, index: np.ndarray, n: int, *, train_policy: bool
 ) -> tuple[PPOState, dict[str, jax.Array], Step, Experience]:
     """One step: sample, judge, freeze, update."""
-    key = jax.random.fold_in(setup.context.key, n)
     done = roll_out(setup, state.policy.model, index, n)
     check_finite(np.asarray(done.score), f"{setup.context.name}: the judge's rewards at step {n}")
     experience, before = prepare(
@@ -78,7 +78,12 @@ def iteration(
         config=setup.config,
     )
     state, metrics = run_update(
-        update, state, experience, jax.random.fold_in(key, 1), setup.config, train_policy=train_policy
+        update,
+        state,
+        experience,
+        stream_key(setup.context.key, Stream.SHUFFLING, n),
+        setup.config,
+        train_policy=train_policy,
     )
     state = adapt_kl(state, before["kl"], len(done.responses), setup.config)
     metrics = {**metrics, **before, "kl_coef": state.kl_coef, "reward": jnp.asarray(done.score.mean())}
@@ -98,7 +103,7 @@ def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
     anchors = [setup.anchors[i] for i in np.repeat(index, section.group_size)]
     own = [prompts[i] for i in local_rows(context.mesh, len(prompts))]
     encoded = put_batch(encode_prompts(setup.tokenizer, own, length=setup.card.max_prompt), context.mesh)
-    keys = row_keys(jax.random.fold_in(jax.random.fold_in(context.key, n), 0), 0, len(prompts))
+    keys = row_keys(stream_key(context.key, Stream.RESPONSES, n), 0, len(prompts))
     rollout = generate(policy, encoded.tokens, encoded.mask, keys, config=setup.sampling)
     known, cut = fetch((rollout, encoded.truncated), context.mesh)
     responses = decode_responses(setup.tokenizer, known, setup.sampling.stop_ids)
@@ -114,7 +119,7 @@ def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
         group_size=section.group_size,
         anchors=anchors,
         form=section.reward_form,
-        keys=row_keys(jax.random.fold_in(jax.random.fold_in(context.key, n), 2), 0, len(index)),
+        keys=row_keys(stream_key(context.key, Stream.OPPONENTS, n), 0, len(index)),
         draws=section.opponent_draws,
     )
     reward, cuts = comparisons.reward, comparisons.cuts

@@ -23,6 +23,7 @@ from prl_jax.sampling import respond
 from prl_jax.stages import supervised
 from prl_jax.stages.kind import Kind, Reads
 from prl_jax.stages.supervised_costs import fitting_costs
+from prl_jax.streams import Stream, stream_key
 from prl_jax.text.chat import prompt_text
 from prl_jax.training.sft import SFT
 
@@ -60,7 +61,7 @@ def run(context: StageContext) -> dict[str, float]:
             tokenizer,
             shown,
             config=sampling,
-            key=context.key,
+            key=stream_key(context.key, Stream.SHOWN_SAMPLES),
             max_prompt=section.max_prompt,
             batch_size=whole_batch(SAMPLES_SHOWN, context.mesh),
             mesh=context.mesh,

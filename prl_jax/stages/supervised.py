@@ -26,6 +26,7 @@ from prl_jax.runs.context import StageContext
 from prl_jax.runs.models import LoadedModels, Models, stage_optimizer
 from prl_jax.runs.training import Count, Training, train_stage
 from prl_jax.stages.kind import Checking, Reads, check_lora
+from prl_jax.streams import Stream, stream_key
 from prl_jax.training.loop import LoopConfig
 from prl_jax.training.state import TrainState
 from prl_jax.training.step import Objective, make_train_step, make_validation
@@ -167,7 +168,7 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
         seed=context.data_seed,
         rows=local_rows(context.mesh, size).tolist(),
     )
-    dropout = jax.random.fold_in(context.key, 2**17) if section.lora.dropout else None
+    dropout = stream_key(context.key, Stream.DROPOUT) if section.lora.dropout else None
     train_step = make_train_step(task.objective, optimizer, section.accumulate, dropout=dropout)
     validate, truncated = _validation(context, task), Count()
 

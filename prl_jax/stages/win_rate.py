@@ -1,14 +1,13 @@
 """Win rates of policies: who judges, against what, with which random numbers.
 
 Every policy that an evaluation measures, in the curves of PPO and in the final table alike, meets the same samples of
-the baseline and draws its own with the same random numbers as every other policy (`sample_key`). What then differs
+the baseline and draws its own with the same random numbers as every other policy (`evaluation_key`). What then differs
 between two policies is the policies: equal ones have equal numbers.
 """
 
 from __future__ import annotations
 
 import functools
-import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ from prl_jax.processes import batch_rows, fetch, put_batch, whole_batch
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.pieces import Pieces
 from prl_jax.sampling import SamplingConfig, respond
+from prl_jax.streams import evaluation_key
 from prl_jax.text.chat import Prompt
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.rollout import join_rows, response_logprobs
@@ -42,21 +42,6 @@ class Sampled(NamedTuple):
     texts: list[list[str]]
     kl: Float[np.ndarray, "N K"]
     tokens: Float[np.ndarray, "N K"]
-
-
-def sample_key(seed: int, *, opponent: bool, sample: int) -> jax.Array:
-    """The key of the samples that an evaluation draws, to which row i of the data adds its number.
-
-    It depends on the run's seed alone, not on the stage or the policy. The opponent's samples have another key than
-    those of the policies, or a policy that equals the baseline would only tie with itself.
-
-    Args:
-      seed: of the run.
-      opponent: whether the samples are those that policies are compared with.
-      sample: number of the sample among those of one prompt.
-    """
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"samples of evaluations"))
-    return jax.random.fold_in(jax.random.fold_in(key, int(opponent)), sample)
 
 
 def policy_win_rate(
@@ -81,7 +66,7 @@ def policy_win_rate(
             tokenizer,
             prompts,
             config=sampling,
-            key=sample_key(context.config.seed, opponent=opponent, sample=0),
+            key=evaluation_key(context.config.seed, opponent=opponent, sample=0),
             max_prompt=max_prompt,
             batch_size=whole_batch(min(len(prompts), section.batch_size), context.mesh),
             mesh=context.mesh,
@@ -125,7 +110,7 @@ def sample_policy(
             tokenizer,
             part,
             config=sampling,
-            key=sample_key(context.config.seed, opponent=opponent, sample=k),
+            key=evaluation_key(context.config.seed, opponent=opponent, sample=k),
             max_prompt=card.max_prompt,
             batch_size=size,
             mesh=context.mesh,

@@ -16,6 +16,7 @@ from prl_jax.runs.workdir import Workdir
 from prl_jax.sampling import SamplingConfig
 from prl_jax.stages import arms, win_rate
 from prl_jax.stages import config as c
+from prl_jax.streams import evaluation_key
 
 N, TOKENIZER = 7, LetterTokenizer()
 SAMPLING = SamplingConfig(5, (TOKENIZER.eos_id,), TOKENIZER.pad_id)
@@ -72,9 +73,7 @@ def test_every_stage_measures_with_the_same_samples(tmp_path, prompts):
 
 
 def test_keys_depend_on_seed_sample_and_side_alone():
-    keys = [
-        win_rate.sample_key(seed, opponent=side, sample=k) for seed in (0, 1) for side in (False, True) for k in (0, 1)
-    ]
+    keys = [evaluation_key(seed, opponent=side, sample=k) for seed in (0, 1) for side in (False, True) for k in (0, 1)]
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 8
 
 

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from prl_jax.commands import flags
 from prl_jax.commands.line import check_overrides, parse
 from prl_jax.errors import Stopped, UserError
+from prl_jax.file_names import SUMMARY_FILE
 from prl_jax.files import local_path, to_json
 from prl_jax.memory import shortage
 from prl_jax.process_setup import check_versions, keep_heap, nobody_reads, quiet, standard_streams
@@ -156,7 +157,7 @@ def _run_until(stop: StopSignal, argv: Sequence[str]) -> None:
         if not is_leader():
             return
     report = build_report([workdir.path])
-    summary = workdir.path / "summary.json"
+    summary = workdir.path / SUMMARY_FILE
     found = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None
     if found is not None:
         print(terminal_table(found))

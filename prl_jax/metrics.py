@@ -15,9 +15,9 @@ from tensorboardX.proto import event_pb2, summary_pb2
 from tensorboardX.record_writer import RecordWriter
 
 from prl_jax.errors import UserError
+from prl_jax.file_names import METRICS_FILE
 from prl_jax.files import parse_json, read_object, target_of, to_json, write_bytes
 
-METRICS_FILE, RESULT_FILE = "metrics.jsonl", "result.json"
 _EVENTS_FLUSH_SECONDS = 5.0
 
 

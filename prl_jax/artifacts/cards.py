@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prl_jax.errors import UserError
+from prl_jax.file_names import MODEL_FILE
 from prl_jax.files import local_path, read_object
 from prl_jax.models import DecoderConfig
 from prl_jax.models.config import DTYPES
@@ -19,7 +20,6 @@ from prl_jax.text.tokenizer import Tokenizer
 
 _EXPECTED = "a stage of a workdir, such as WORKDIR/sft, or a Hugging Face checkpoint"
 EXPORT_FILE = "prl_model.json"  # beside an exported checkpoint: what its config.json cannot say of a judge
-MODEL_FILE = "model.json"
 _KINDS = ("policy", "scalar_judge", "generative_judge")
 _MOST_NEW_TOKENS = 1024  # of a response where nobody says how long it may be
 

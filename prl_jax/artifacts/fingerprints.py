@@ -12,8 +12,9 @@ import os
 from fnmatch import fnmatch
 from pathlib import Path
 
-from prl_jax.artifacts.cards import EXPORT_FILE, MODEL_FILE
+from prl_jax.artifacts.cards import EXPORT_FILE
 from prl_jax.errors import UserError
+from prl_jax.file_names import CHECKPOINTS_DIR, MODEL_FILE, TOKENIZER_DIR
 from prl_jax.files import read_object
 from prl_jax.models.hf.peft import adapter_base
 
@@ -23,7 +24,7 @@ HUGGINGFACE_FILES = (
     *("adapter_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.*"),
     *("vocab.*", "merges.txt", "*.model"),
 )
-_STAGE_FOLDERS = ("tokenizer", "checkpoints")
+_STAGE_FOLDERS = (TOKENIZER_DIR, CHECKPOINTS_DIR)
 _WHOLE = 64 * 2**20  # bytes of a file that is read to its end
 _BLOCK, _BLOCKS = 2**16, 64
 

@@ -12,7 +12,6 @@ import jax
 from jax.sharding import Mesh
 
 from prl_jax.artifacts.cards import (
-    MODEL_FILE,
     NO_DEFAULTS,
     Defaults,
     ModelCard,
@@ -23,6 +22,7 @@ from prl_jax.artifacts.cards import (
 )
 from prl_jax.checkpoint import Checkpoints
 from prl_jax.errors import UserError, naming
+from prl_jax.file_names import CHECKPOINTS_DIR, MODEL_FILE, TOKENIZER_DIR
 from prl_jax.files import write_json
 from prl_jax.judges import GenerativeJudge, Judge, ScalarJudge
 from prl_jax.models import LOGICAL_AXES, Decoder, ScalarModel, from_hf, merge
@@ -33,8 +33,7 @@ from prl_jax.text.hf_files import TEMPLATE_FILE, holds_tokenizer
 from prl_jax.text.tokenizer import HFTokenizer, Tokenizer, check_rows, load_tokenizer, unused_ids
 from prl_jax.tree import flatten, unflatten
 
-TOKENIZER_DIR, CHECKPOINTS_DIR = "tokenizer", "checkpoints"
-SAMPLES_FILE, SAMPLES_SHOWN = "samples.jsonl", 8  # rows written each time
+SAMPLES_SHOWN = 8  # rows of `SAMPLES_FILE` that are written each time
 
 
 def save_card(directory: Path, card: ModelCard, tokenizer: Tokenizer) -> None:

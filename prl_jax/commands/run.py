@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from prl_jax.commands.shortage import shortage_told
 from prl_jax.errors import Stopped, UserError
+from prl_jax.file_names import LOCK_FILE
 from prl_jax.files import make_directory, open_lock
 from prl_jax.inputs.checks import check_config
 from prl_jax.inputs.checks_of_data import check_finished, check_inputs, recognise_models
@@ -106,7 +107,7 @@ def _alone(path: Path) -> Iterator[None]:
         yield
         return
     try:
-        file = open_lock(path / ".lock")
+        file = open_lock(path / LOCK_FILE)
     except OSError as error:
         raise UserError(f"{path / '.lock'}: cannot be locked ({error.strerror}); remove it") from error
     with file:

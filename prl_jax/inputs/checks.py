@@ -15,6 +15,7 @@ from prl_jax.data.gold import make_arguments
 from prl_jax.data.gold.arguments import SPLITS
 from prl_jax.data.sources import KINDS as SOURCE_KINDS
 from prl_jax.errors import UserError, naming
+from prl_jax.file_names import DATA_DIR, TOKENIZER_DIR
 from prl_jax.models import DecoderConfig
 from prl_jax.optim import make_optimizer
 from prl_jax.runs.context import gold_arguments
@@ -22,7 +23,7 @@ from prl_jax.runs.telemetry import profile_steps
 from prl_jax.stages import KINDS
 from prl_jax.stages.kind import Checking
 
-_RESERVED = ("data", "tokenizer")  # folders of a workdir that belong to no stage
+_RESERVED = (DATA_DIR, TOKENIZER_DIR)  # folders of a workdir that belong to no stage
 _NAME = re.compile(r"[A-Za-z0-9]\w*", re.ASCII)
 
 

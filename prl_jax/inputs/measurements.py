@@ -20,6 +20,7 @@ from prl_jax.artifacts.models import model_tokenizer
 from prl_jax.config.rules import value_at
 from prl_jax.data.sources import Records
 from prl_jax.errors import Stopped, UserError
+from prl_jax.file_names import DATA_DIR, MEASURED_DIR
 from prl_jax.inputs.readings import Reader
 from prl_jax.measuring.apart import measure_fast
 from prl_jax.measuring.files import identity, keep_measured, read_measured, versions
@@ -119,7 +120,7 @@ def _template_args(context: StageContext, name: str | None) -> dict[str, Any]:
 
 
 def _folder(workdir: Workdir) -> Path:
-    return workdir.path / "data" / "measured"
+    return workdir.path / DATA_DIR / MEASURED_DIR
 
 
 def _measure_together(

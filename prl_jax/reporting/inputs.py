@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from prl_jax.errors import UserError
+from prl_jax.file_names import CONFIG_FILE, METRICS_FILE, RESULT_FILE, SAMPLES_FILE, SUMMARY_FILE, WINS_FILE
 from prl_jax.files import local_path, parse_json
-from prl_jax.metrics import METRICS_FILE, RESULT_FILE, read_metrics, read_result
+from prl_jax.metrics import read_metrics, read_result
 
 _ALIASES = {"bradley_terry": "reward_model", "generative": "reward_model"}
 KINDS = ("sft", "reward_model", "anchors", "ppo", "evaluation")  # in the order of a pipeline
@@ -66,22 +67,22 @@ def read_run(path: Path, *, label: str) -> RunFiles:
     """
     if not local_path(path).is_dir():
         raise UserError(f"{path}: no such workdir; expected a directory that `prl run` has written")
-    config, summary = _read_object(path / "config.json"), _read_object(path / "summary.json")
+    config, summary = _read_object(path / CONFIG_FILE), _read_object(path / SUMMARY_FILE)
     stages = [_read_stage(folder) for folder in sorted(path.iterdir()) if _is_stage(folder)]
     if not (config or summary or stages):
         raise UserError(
-            f"{path}: holds no config.json, summary.json or stage directory; expected a workdir of `prl run`"
+            f"{path}: holds no {CONFIG_FILE}, {SUMMARY_FILE} or stage directory; expected a workdir of `prl run`"
         )
     order = _stage_order(config)
     stages.sort(key=lambda stage: (order.get(stage.name, len(order)), _kind_rank(stage.kind), stage.name))
-    missing = [f"{name} is missing" for name in ("config.json", "summary.json") if not (path / name).exists()]
+    missing = [f"{name} is missing" for name in (CONFIG_FILE, SUMMARY_FILE) if not (path / name).exists()]
     for stage in stages:
         if not stage.result:
             missing.append(f"{stage.name}/{RESULT_FILE} is missing: the stage is not finished")
         if stage.kind in ("sft", "reward_model", "ppo") and not stage.metrics:
             missing.append(f"{stage.name}/{METRICS_FILE} is missing or empty")
         if stage.kind == "evaluation" and stage.result and summary.get("arms"):
-            missing += _faults_of_wins(path / stage.name / "wins.jsonl", summary)
+            missing += _faults_of_wins(path / stage.name / WINS_FILE, summary)
     if not stages:
         missing.append("no stage directory was found")
     return RunFiles(path, visible(label), config, summary, stages, [visible(line) for line in missing])
@@ -141,7 +142,7 @@ def number(row: Mapping[str, Any], key: str) -> float | None:
 
 
 def _is_stage(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (METRICS_FILE, "samples.jsonl", RESULT_FILE))
+    return any((folder / name).is_file() for name in (METRICS_FILE, SAMPLES_FILE, RESULT_FILE))
 
 
 def _read_stage(folder: Path) -> StageFiles:
@@ -150,7 +151,7 @@ def _read_stage(folder: Path) -> StageFiles:
     metrics = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
     kind = str(result.get("kind", "")) or _guess_kind(metrics)
     kind = _ALIASES.get(kind, kind)
-    return StageFiles(visible(folder.name), kind, metrics, _read_rows(folder / "samples.jsonl"), result)
+    return StageFiles(visible(folder.name), kind, metrics, _read_rows(folder / SAMPLES_FILE), result)
 
 
 def _guess_kind(metrics: Sequence[Mapping[str, Any]]) -> str:

@@ -20,6 +20,7 @@ from prl_jax.artifacts.models import model_tokenizer
 from prl_jax.data.lines import Limits
 from prl_jax.data.sources import Records, SourceSpec, load_records
 from prl_jax.errors import UserError, naming
+from prl_jax.file_names import DATA_DIR, TOKENIZER_DIR
 from prl_jax.measuring.records import valid_records
 from prl_jax.models import Decoder, LoraConfig, with_adapters, with_param_dtype
 from prl_jax.processes import is_leader
@@ -105,7 +106,7 @@ class StageContext:
             builder_args=gold_arguments(self.config) if source.kind == "gold" else {},
             limits=Limits(**self.config.limits),
         )
-        records = load_records(spec, what, data_dir=self.workdir.path / "data")
+        records = load_records(spec, what, data_dir=self.workdir.path / DATA_DIR)
         if records.fingerprint is not None:
             name = f"{source.path}/{source.split}" if source.kind == "tfds" else source.path
             self.workdir.recognise(name.replace("{split}", source.split), records.fingerprint)
@@ -181,7 +182,7 @@ def run_tokenizer(context: StageContext) -> Tokenizer:
 
     A trained one is read from the workdir where it is kept, and trained where it is not.
     """
-    section, directory = context.config.tokenizer, context.workdir.path / "tokenizer"
+    section, directory = context.config.tokenizer, context.workdir.path / TOKENIZER_DIR
     if section.kind == "byte":
         return ByteTokenizer()
     if section.kind == "huggingface":
@@ -211,7 +212,7 @@ def root_of(config: ConfigDict, name: str) -> str:
 
 def keep_tokenizer(context: StageContext, tokenizer: Tokenizer) -> None:
     """Keeps a trained tokenizer for the later stages, before any model depends on it."""
-    directory = context.workdir.path / "tokenizer"
+    directory = context.workdir.path / TOKENIZER_DIR
     if context.config.tokenizer.kind == "bpe" and not (directory / FILE_NAME).is_file():
         tokenizer.save(directory)
 

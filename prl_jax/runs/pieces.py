@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prl_jax.errors import Stopped
+from prl_jax.file_names import PIECES_DIR
 from prl_jax.files import parse_json, write_json
 from prl_jax.processes import agreed, is_leader
 from prl_jax.progress import Progress
 from prl_jax.runs.context import StageContext
 
 Item = TypeVar("Item")
-
-PIECES_DIR = "pieces"
 
 
 class Pieces:

@@ -13,14 +13,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from prl_jax.artifacts.models import SAMPLES_FILE
 from prl_jax.errors import UserError
+from prl_jax.file_names import PROFILE_DIR, SAMPLES_FILE, TIMINGS_FILE
 from prl_jax.metrics import JsonlLog, MetricsWriter
 from prl_jax.processes import is_leader
 from prl_jax.progress import Progress
 from prl_jax.runs.context import StageContext
-
-TIMINGS_FILE, PROFILE_DIR = "timings.jsonl", "profile"
 
 Step = Callable[[Any, int], tuple[Any, Any]]
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from prl_jax.artifacts.cards import ModelCard
-from prl_jax.artifacts.models import CHECKPOINTS_DIR, save_card
+from prl_jax.artifacts.models import save_card
 from prl_jax.checkpoint import Checkpoints
+from prl_jax.file_names import CHECKPOINTS_DIR
 from prl_jax.metrics import JsonlLog
 from prl_jax.processes import is_leader
 from prl_jax.runs.best import BestSoFar

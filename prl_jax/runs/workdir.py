@@ -17,10 +17,10 @@ import prl_jax
 from prl_jax.artifacts.fingerprints import difference
 from prl_jax.data.sources import Fingerprint
 from prl_jax.errors import UserError
+from prl_jax.file_names import CONFIG_FILE, DATA_DIR, RESULT_FILE
 from prl_jax.files import is_leftover, local_path, parse_json, write_json
-from prl_jax.metrics import RESULT_FILE, read_result
+from prl_jax.metrics import read_result
 
-CONFIG_FILE = "config.json"
 # Sections that may differ between the runs that share a workdir: where and how it runs, not what it computes.
 _FREE = ("mesh.", "profile.", "logging.", "limits.")
 
@@ -94,7 +94,7 @@ class Workdir:
             raise UserError(f"{self.path}: is a file, expected a folder for --workdir")
         if not path.exists():
             # A run that was stopped before it wrote its config leaves these at most.
-            if self.path.is_dir() and any(p.name != "data" and not is_leftover(p) for p in self.path.iterdir()):
+            if self.path.is_dir() and any(p.name != DATA_DIR and not is_leftover(p) for p in self.path.iterdir()):
                 raise UserError(f"{self.path}: is not empty and holds no {CONFIG_FILE}; give an empty --workdir")
             return None, {}, {}
         try:

@@ -21,6 +21,7 @@ from prl_jax.costs.work import Call, Estimate
 from prl_jax.data.jsonl import JsonLines, write_jsonl
 from prl_jax.data.records import PromptRecord
 from prl_jax.errors import UserError
+from prl_jax.file_names import ANCHORS_FILE
 from prl_jax.judges import Judge, ScalarJudge, judge_pairs
 from prl_jax.processes import is_leader
 from prl_jax.runs.context import StageContext
@@ -31,8 +32,6 @@ from prl_jax.stages.judging import check_finite
 from prl_jax.stages.kind import Checking, Costs, Kind, Reads, check_temperature
 from prl_jax.streams import candidate_key
 from prl_jax.text.chat import Prompt, Turn
-
-ANCHORS_FILE = "anchors.jsonl"
 
 
 def declare(**values: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from prl_jax.artifacts.models import SAMPLES_FILE
 from prl_jax.config.conform import conform
 from prl_jax.config.declare import filled, source
 from prl_jax.config.rules import GOLD, NONE, Rules
@@ -17,6 +16,7 @@ from prl_jax.data.jsonl import write_jsonl
 from prl_jax.data.records import PreferenceRecord
 from prl_jax.errors import UserError
 from prl_jax.evaluation import reliability_bins
+from prl_jax.file_names import SAMPLES_FILE, SUMMARY_FILE, WINS_FILE
 from prl_jax.files import write_json
 from prl_jax.judges import Judged
 from prl_jax.processes import is_leader
@@ -30,7 +30,6 @@ from prl_jax.stages.kind import Checking, Kind, Reads, check_temperature
 from prl_jax.stages.win_rate import finite
 from prl_jax.text.chat import prompt_text
 
-SUMMARY_FILE, WINS_FILE = "summary.json", "wins.jsonl"
 _SHOWN_PROMPTS = 40
 
 

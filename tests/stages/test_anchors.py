@@ -7,7 +7,8 @@ import pytest
 from prl_jax.data.jsonl import write_jsonl
 from prl_jax.data.records import PromptRecord
 from prl_jax.errors import UserError
-from prl_jax.stages.anchors import ANCHORS_FILE, read_anchors
+from prl_jax.file_names import ANCHORS_FILE
+from prl_jax.stages.anchors import read_anchors
 from prl_jax.text.chat import Turn
 
 

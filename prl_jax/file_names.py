@@ -1,0 +1,22 @@
+"""The names of the files and folders of a workdir; each stands here alone. Reports read them without JAX."""
+
+# In the workdir itself.
+CONFIG_FILE = "config.json"  # the config, and what the run was made with
+SUMMARY_FILE = "summary.json"  # what an evaluation came to
+LOCK_FILE = ".lock"
+DATA_DIR = "data"  # built-in data, and measurements of others
+MEASURED_DIR = "measured"
+
+# In the folder of a stage.
+RESULT_FILE = "result.json"  # of a finished stage
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+TIMINGS_FILE = "timings.jsonl"
+ANCHORS_FILE = "anchors.jsonl"
+WINS_FILE = "wins.jsonl"
+MODEL_FILE = "model.json"  # the card of its model
+CHECKPOINTS_DIR = "checkpoints"
+PIECES_DIR = "pieces"  # what a stage without steps has done so far
+PROFILE_DIR = "profile"
+
+TOKENIZER_DIR = "tokenizer"  # of the run, and of each model

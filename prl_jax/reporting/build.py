@@ -18,7 +18,7 @@ from prl_jax.reporting import tables
 from prl_jax.reporting.caveats import caveats
 from prl_jax.reporting.figures import write_figures
 from prl_jax.reporting.headline import headline
-from prl_jax.reporting.inputs import RunFiles, number, read_runs
+from prl_jax.reporting.inputs import EVALUATION, REWARDED, RunFiles, number, read_runs
 from prl_jax.reporting.names import arm_name, baseline_of, kl_caption
 from prl_jax.reporting.pooling import obstacles
 
@@ -82,7 +82,7 @@ def _context(runs: Sequence[RunFiles]) -> dict[str, Any]:
         "paired": tables.paired_table(runs, pooled=pooled),
         "baseline": baseline_of(first) or "the baseline",
         "kl_caption": kl_caption(first),
-        "policies": bool(first.of_kind("ppo") or tables.arms_of(first.summary)),
+        "policies": bool(first.of_role(REWARDED) or tables.arms_of(first.summary)),
         "attributes": tables.attributes_table(first.summary),
         "judges": tables.judges_table(first.summary),
         "position": tables.position_table(first),
@@ -110,13 +110,13 @@ def _curve_of(run: RunFiles, stage: str) -> str:
 
 def _samples(run: RunFiles) -> dict[str, Any]:
     """Responses side by side: of the evaluation where there is one, else the last ones of each PPO stage."""
-    for stage in run.of_kind("evaluation"):
+    for stage in run.of_role(EVALUATION):
         rows = [row for row in stage.samples if isinstance(row.get("responses"), Mapping)][:_SAMPLES]
         if rows:
             names = list(dict.fromkeys(name for row in rows for name in row["responses"]))
             return {"names": ["anchor", *names], "rows": [_side_by_side(row, names) for row in rows]}
     by_prompt: dict[str, dict[str, Any]] = {}
-    stages = run.of_kind("ppo")
+    stages = run.of_role(REWARDED)
     for stage in stages:
         for row in stage.samples[-_SAMPLES:]:
             entry = by_prompt.setdefault(str(row.get("prompt")), {"anchor": row.get("anchor"), "responses": {}})

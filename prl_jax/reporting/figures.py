@@ -16,7 +16,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from prl_jax.files import replacing  # noqa: E402
-from prl_jax.reporting.inputs import RunFiles, StageFiles, number  # noqa: E402
+from prl_jax.reporting.inputs import JUDGE, REWARDED, SUPERVISED, RunFiles, StageFiles, number  # noqa: E402
 from prl_jax.reporting.names import arm_name, baseline_of, start_of  # noqa: E402
 from prl_jax.reporting.tables import DASH, arms_of, decimal, interval, is_trained, judges_of  # noqa: E402
 
@@ -50,11 +50,11 @@ _SMOOTHED_FROM = 60  # points from which on a curve is drawn as a moving average
 
 Panel = tuple[str, str, Mapping[str, str]]  # title, y label, metric -> legend label
 _PANELS: Mapping[str, Sequence[Panel]] = {
-    "sft": (
+    SUPERVISED: (
         ("Loss", "nats per token", {"loss": "train", "validation_loss": "validation"}),
         ("Token accuracy", "share", {"accuracy": "train", "validation_accuracy": "validation"}),
     ),
-    "reward_model": (
+    JUDGE: (
         ("Loss", "nats per pair", {"loss": "train", "validation_loss": "validation"}),
         ("Accuracy", "share of pairs", {"accuracy": "train", "validation_accuracy": "validation"}),
         (
@@ -64,7 +64,7 @@ _PANELS: Mapping[str, Sequence[Panel]] = {
         ),
         ("Margin", "chosen over rejected", {"margin": "train", "validation_margin": "validation"}),
     ),
-    "ppo": (
+    REWARDED: (
         ("Reward", "mean per response", {"reward": "reward"}),
         ("Win rate against anchors", "learned judge", {"win_rate_anchor": "all", "win_rate_pool": "drawn"}),
         ("Win rate against its start", "win-rate judge, 95 %", {"win_rate": "win rate"}),
@@ -122,7 +122,7 @@ def learning_figure(stages: Sequence[StageFiles], *, against: str = "") -> Figur
     """Learning curves of a stage; further stages (the same one in other runs) are drawn faintly. `against`: what its
     win rate is measured against."""
     rows = stages[0].metrics
-    panels = [panel for panel in _PANELS.get(stages[0].kind, ()) if any(_has(rows, key) for key in panel[2])]
+    panels = [panel for panel in _PANELS.get(stages[0].role, ()) if any(_has(rows, key) for key in panel[2])]
     if not panels:
         return None
     columns = min(len(panels), 4)
@@ -148,7 +148,7 @@ def learning_figure(stages: Sequence[StageFiles], *, against: str = "") -> Figur
 
 def win_rate_against_kl_figure(runs: Sequence[RunFiles], *, pooled: bool = True) -> Figure | None:
     """Win rate over KL to the reference, measured during training from step 0 on; one colour a policy."""
-    found = [(run, stage) for run in runs for stage in run.of_kind("ppo")]
+    found = [(run, stage) for run in runs for stage in run.of_role(REWARDED)]
     names = {(run.label, stage.name): _policy(run, arm_name(run, stage.name), pooled) for run, stage in found}
     colors = dict(zip(dict.fromkeys(names.values()), COLORS * len(names), strict=False))
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")

@@ -8,7 +8,7 @@ from typing import Any
 from prl_jax.reporting import trust
 from prl_jax.reporting.inputs import RunFiles, number
 from prl_jax.reporting.means import across_seeds
-from prl_jax.reporting.names import evaluation_of, kinds
+from prl_jax.reporting.names import evaluation_of, improves_a_policy, sections
 from prl_jax.reporting.pooling import obstacles
 from prl_jax.reporting.tables import arms_of, is_trained, judges_of, pairs_of
 
@@ -51,15 +51,16 @@ def _sentences(runs: Sequence[RunFiles]) -> list[str]:
 
 def _without_win_rates(run: RunFiles) -> list[str]:
     """The sentences on a run that compares no policies, or does not yet."""
-    stages, evaluated = kinds(run), judges_of(run.summary)
+    stages, evaluated = sections(run), judges_of(run.summary)
     if any(number(arm, "prompts_left_out") for arm in arms_of(run.summary)):
         return ["No win rate could be measured: the judge that tells them gave no finite number."]
     if evaluated:
         none = trust.no_judges(run)
         weak = [name for name in none if name in {str(judge["stage"]) for judge in evaluated}]
         return [*trust.sentences(weak, none, run.summary), *(_accuracy(judge) for judge in evaluated)]
-    if stages and "evaluation" not in stages.values():
-        judges_alone = "no policy was compared with another" if "ppo" not in stages.values() else "no final win rate"
+    if stages and not evaluation_of(run):
+        improved = any(map(improves_a_policy, stages))
+        judges_alone = "no final win rate" if improved else "no policy was compared with another"
         return [f"This run has no evaluation stage: {judges_alone}. The curves show how its stages trained."]
     if stages and not evaluation_of(run).get("baseline"):
         return ["There is no result yet: the run has not reached its evaluation, which is of judges alone."]

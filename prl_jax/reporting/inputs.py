@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,33 @@ from prl_jax.file_names import CONFIG_FILE, METRICS_FILE, RESULT_FILE, SAMPLES_F
 from prl_jax.files import local_path, parse_json
 from prl_jax.metrics import read_metrics, read_result
 
-_ALIASES = {"bradley_terry": "reward_model", "generative": "reward_model"}
-KINDS = ("sft", "reward_model", "anchors", "ppo", "evaluation")  # in the order of a pipeline
+# What a report has to say of a stage follows from the family of its result and from what it measured, in the order of a
+# pipeline: a policy is trained on demonstrations or on rewards.
+SUPERVISED, JUDGE, ANCHORS, REWARDED, EVALUATION = ROLES = ("supervised", "judge", "anchors", "rewarded", "evaluation")
+# Kinds of stages of workdirs from before `result.json` said the family.
+_FAMILIES = {"bradley_terry": JUDGE, "generative": JUDGE, "reward_model": JUDGE, "sft": "policy", "ppo": "policy"}
 # Controls except newline and tab; what turns or hides text around it; halves of surrogate pairs.
 _HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
 @dataclasses.dataclass(frozen=True)
 class StageFiles:
-    """One stage directory. `kind` is one of `KINDS`, or "" where it cannot be told."""
+    """One stage directory.
+
+    Attributes:
+      name: of the stage.
+      role: one of `ROLES`, another family of a result, or "" where it cannot be told.
+      metrics, samples: rows of these files.
+      result: of a finished stage.
+      kind: as the config has it, for the reader; "" where nothing tells.
+    """
 
     name: str
-    kind: str
+    role: str
     metrics: Sequence[Mapping[str, Any]]
     samples: Sequence[Mapping[str, Any]]
     result: Mapping[str, Any]
+    kind: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +59,9 @@ class RunFiles:
         inner = self.config.get("config")
         return inner if isinstance(inner, Mapping) else self.config
 
-    def of_kind(self, kind: str) -> list[StageFiles]:
-        return [stage for stage in self.stages if stage.kind == kind]
+    def of_role(self, role: str) -> list[StageFiles]:
+        """The stages with a role, in their order."""
+        return [stage for stage in self.stages if stage.role == role]
 
 
 def read_runs(workdirs: Sequence[Path]) -> list[RunFiles]:
@@ -74,14 +87,14 @@ def read_run(path: Path, *, label: str) -> RunFiles:
             f"{path}: holds no {CONFIG_FILE}, {SUMMARY_FILE} or stage directory; expected a workdir of `prl run`"
         )
     order = _stage_order(config)
-    stages.sort(key=lambda stage: (order.get(stage.name, len(order)), _kind_rank(stage.kind), stage.name))
+    stages.sort(key=lambda stage: (order.get(stage.name, len(order)), _rank(stage.role), stage.name))
     missing = [f"{name} is missing" for name in (CONFIG_FILE, SUMMARY_FILE) if not (path / name).exists()]
     for stage in stages:
         if not stage.result:
             missing.append(f"{stage.name}/{RESULT_FILE} is missing: the stage is not finished")
-        if stage.kind in ("sft", "reward_model", "ppo") and not stage.metrics:
+        if stage.role in (SUPERVISED, JUDGE, REWARDED) and not stage.metrics:
             missing.append(f"{stage.name}/{METRICS_FILE} is missing or empty")
-        if stage.kind == "evaluation" and stage.result and summary.get("arms"):
+        if stage.role == EVALUATION and stage.result and summary.get("arms"):
             missing += _faults_of_wins(path / stage.name / WINS_FILE, summary)
     if not stages:
         missing.append("no stage directory was found")
@@ -149,23 +162,29 @@ def _read_stage(folder: Path) -> StageFiles:
     result = clean(read_result(folder / RESULT_FILE)) if (folder / RESULT_FILE).exists() else {}
     # Not cleaned: the report shows numbers of names that it knows, never a name from here.
     metrics = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
-    kind = str(result.get("kind", "")) or _guess_kind(metrics)
-    kind = _ALIASES.get(kind, kind)
-    return StageFiles(visible(folder.name), kind, metrics, _read_rows(folder / SAMPLES_FILE), result)
+    samples, kind = _read_rows(folder / SAMPLES_FILE), str(result.get("kind", ""))
+    family = str(result.get("family", "")) or _FAMILIES.get(kind, kind)
+    own = result.get("metrics")
+    measured = {name for row in (*metrics, *samples, own if isinstance(own, Mapping) else {}) for name in row}
+    return StageFiles(visible(folder.name), _role(family, measured), metrics, samples, result, kind)
 
 
-def _guess_kind(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """The kind of a stage that has not finished, from what it measures."""
-    names = {name for row in metrics for name in row}
-    if "clip_fraction" in names or "reward" in names:
-        return "ppo"
-    if "margin" in names or "order_consistency" in names:
-        return "reward_model"
-    return "sft" if "loss" in names else ""
+def _role(family: str, measured: Collection[str]) -> str:
+    """The role of a stage. One that has not finished has no family: what it measures tells."""
+    rewarded = "clip_fraction" in measured or "reward" in measured
+    if family == "policy":
+        return REWARDED if rewarded else SUPERVISED
+    if family:
+        return family
+    if rewarded:
+        return REWARDED
+    if "margin" in measured or "order_consistency" in measured:
+        return JUDGE
+    return SUPERVISED if "loss" in measured else ""
 
 
-def _kind_rank(kind: str) -> int:
-    return KINDS.index(kind) if kind in KINDS else len(KINDS)
+def _rank(role: str) -> int:
+    return ROLES.index(role) if role in ROLES else len(ROLES)
 
 
 def _stage_order(config: Mapping[str, Any]) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from prl_jax.reporting.inputs import RunFiles
+from prl_jax.reporting.inputs import REWARDED, RunFiles
 
 
 def section_of(run: RunFiles, stage: str) -> Mapping[str, Any]:
@@ -15,17 +15,22 @@ def section_of(run: RunFiles, stage: str) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
-def kinds(run: RunFiles) -> dict[str, str]:
-    """Stage -> kind, of all stages that the config lists."""
+def sections(run: RunFiles) -> list[Mapping[str, Any]]:
+    """The sections of all stages that the config lists."""
     listed = run.settings.get("stages")
     names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list | tuple) else []
-    return {name: str(section_of(run, name).get("kind", "")) for name in names}
+    return [section_of(run, name) for name in names]
+
+
+def improves_a_policy(section: Mapping[str, Any]) -> bool:
+    """Whether a section is that of a stage which trains a policy further."""
+    return {"policy", "duration"} <= set(section)
 
 
 def evaluation_of(run: RunFiles) -> Mapping[str, Any]:
-    """The section of the last evaluation, which is the one that the summary is of."""
-    found = [name for name, kind in kinds(run).items() if kind == "evaluation"]
-    return section_of(run, found[-1]) if found else {}
+    """The section of the last stage that compares arms, which is the one that the summary is of."""
+    found = [section for section in sections(run) if {"arms", "baseline"} & set(section)]
+    return found[-1] if found else {}
 
 
 def called(model: str) -> str:
@@ -56,7 +61,7 @@ def kl_caption(run: RunFiles) -> str:
     text = "How much each policy won for how far it moved, from step 0 on; KL is that of the responses of the step. "
     text += "All policies that start from the same one meet the same samples of it."
     final = evaluation_of(run)
-    measured = {_measurement(section_of(run, stage.name).get("evaluation")) for stage in run.of_kind("ppo")} - {""}
+    measured = {_measurement(section_of(run, stage.name).get("evaluation")) for stage in run.of_role(REWARDED)} - {""}
     if not measured:
         return text
     text += f" Measured while training with one sample a prompt on {' or '.join(sorted(measured))}."

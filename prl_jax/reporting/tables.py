@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prl_jax.progress import format_seconds
-from prl_jax.reporting.inputs import RunFiles, clean, number
+from prl_jax.reporting.inputs import JUDGE, REWARDED, RunFiles, StageFiles, clean, number
 from prl_jax.reporting.means import across_seeds
 from prl_jax.reporting.names import arm_name
 from prl_jax.reporting.trust import no_judges_of_summary, sample_orders, sentences
@@ -177,7 +177,7 @@ def judges_table(summary: Mapping[str, Any]) -> Table:
 
 def position_table(run: RunFiles) -> Table:
     """Position bias of the judges as reinforcement learning met them: over the samples of each PPO stage."""
-    found = [(stage, sample_orders(stage)) for stage in run.of_kind("ppo")]
+    found = [(stage, sample_orders(stage)) for stage in run.of_role(REWARDED)]
     rows = [{"stage": arm_name(run, stage.name), **orders} for stage, orders in found if orders]
     columns = [
         Column("arm", text("stage"), numeric=False),
@@ -186,6 +186,11 @@ def position_table(run: RunFiles) -> Table:
         Column("order consistency", decimal("order_consistency")),
     ]
     return _table(columns, rows)
+
+
+def _what(stage: StageFiles) -> str:
+    """What a stage is called in the table of stages."""
+    return "reward model" if stage.role == JUDGE else (stage.kind or stage.role).replace("_", " ")
 
 
 def stages_table(run: RunFiles) -> Table:
@@ -198,7 +203,7 @@ def stages_table(run: RunFiles) -> Table:
         rows.append(
             [
                 stage.name,
-                stage.kind.replace("_", " ") or DASH,
+                _what(stage) or DASH,
                 DASH if steps is None else str(steps),
                 "not finished" if seconds is None else format_seconds(seconds),
                 DASH if seconds is None or not total else f"{100 * seconds / total:.0f} %",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from prl_jax.evaluation import judge_faults, order_consistency, position_bias
-from prl_jax.reporting.inputs import RunFiles, StageFiles, number
+from prl_jax.reporting.inputs import JUDGE, REWARDED, RunFiles, StageFiles, number
 from prl_jax.reporting.names import section_of
 
 _METRICS = ("accuracy", "accuracy_low", "accuracy_high", "longer_wins", "order_consistency", "position_bias")
@@ -17,13 +17,13 @@ _METRICS = ("accuracy", "accuracy_low", "accuracy_high", "longer_wins", "order_c
 def no_judges(run: RunFiles) -> dict[str, str]:
     """Judge -> what shows that it is none, from all that the run has measured of it."""
     evidence = _of_summary(run.summary)
-    for stage in run.of_kind("reward_model"):
+    for stage in run.of_role(JUDGE):
         if stage.name not in evidence:  # not on held-out pairs, but as it trained
             metrics = stage.result.get("metrics")
             metrics = metrics if isinstance(metrics, Mapping) else {}
             values = {key: number(metrics, f"validation_{key}") for key in _METRICS}
             evidence.setdefault(stage.name, []).append(("on its validation pairs", values))
-    for stage in run.of_kind("ppo"):
+    for stage in run.of_role(REWARDED):
         judge = str(section_of(run, stage.name).get("judge") or "")
         evidence.setdefault(judge, []).append((f"as {stage.name} met it", sample_orders(stage) or {}))
     return _faulty(evidence)

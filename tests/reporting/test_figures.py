@@ -8,8 +8,8 @@ from prl_jax.reporting import figures
 from prl_jax.reporting.inputs import RunFiles, StageFiles
 
 
-def stage(name, kind, rows):
-    return StageFiles(name, kind, [{"step": step, **row} for step, row in enumerate(rows, start=1)], [], {})
+def stage(name, role, rows):
+    return StageFiles(name, role, [{"step": step, **row} for step, row in enumerate(rows, start=1)], [], {})
 
 
 def run(stages=(), arms=(), judges=None):
@@ -25,33 +25,35 @@ def test_names_are_shown_as_they_are():
 
 def test_nothing_to_draw_draws_nothing(tmp_path):
     assert (
-        figures.write_figures([run([stage("sft", "sft", [{"loss": None}]), stage("x", "", [{"y": 1.0}])])], tmp_path)
+        figures.write_figures(
+            [run([stage("sft", "supervised", [{"loss": None}]), stage("x", "", [{"y": 1.0}])])], tmp_path
+        )
         == {}
     )
     assert not list(tmp_path.iterdir())
 
 
 def test_panels_are_those_with_data():
-    figure = figures.learning_figure([stage("ppo", "ppo", [{"kl": 0.1, "reward": None, "entropy": 1.0}])])
+    figure = figures.learning_figure([stage("ppo", "rewarded", [{"kl": 0.1, "reward": None, "entropy": 1.0}])])
     assert figure is not None
     assert [axes.get_title() for axes in figure.axes] == ["KL to the reference", "Entropy"]
 
 
 def test_steps_are_whole_numbers():
-    axes = figures.learning_figure([stage("sft", "sft", [{"loss": 2.0}, {"loss": 1.0}])]).axes[0]
+    axes = figures.learning_figure([stage("sft", "supervised", [{"loss": 2.0}, {"loss": 1.0}])]).axes[0]
     assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
 def test_curves_hold_the_measured_values_and_gaps_are_left_out():
     rows = [{"loss": 3.0}, {"loss": None}, {"loss": 1.0, "validation_loss": 2.0}]
-    axes = figures.learning_figure([stage("sft", "sft", rows)]).axes[0]
+    axes = figures.learning_figure([stage("sft", "supervised", rows)]).axes[0]
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert lines == {"train": [[1, 3], [3, 1]], "validation": [[3, 2]]}
     assert axes.get_legend() is not None
 
 
 def test_other_runs_are_drawn_beside_the_first():
-    first, second = stage("sft", "sft", [{"loss": 3.0}]), stage("sft", "sft", [{"loss": 2.0}])
+    first, second = stage("sft", "supervised", [{"loss": 3.0}]), stage("sft", "supervised", [{"loss": 2.0}])
     lines = figures.learning_figure([first, second]).axes[0].lines
     assert sorted((line.get_ydata()[0], line.get_alpha()) for line in lines) == [(2.0, 0.3), (3.0, None)]
     arms = [{"name": "P", "judge": "j", "win_rate": value} for value in (0.6, 0.7)]
@@ -62,7 +64,7 @@ def test_other_runs_are_drawn_beside_the_first():
 
 def test_the_moving_average_looks_back_only():
     values = np.random.default_rng(0).normal(size=120)
-    axes = figures.learning_figure([stage("sft", "sft", [{"loss": float(v)} for v in values])]).axes[0]
+    axes = figures.learning_figure([stage("sft", "supervised", [{"loss": float(v)} for v in values])]).axes[0]
     raw, smooth = (line.get_ydata() for line in axes.lines)
     np.testing.assert_allclose(raw, values)
     np.testing.assert_allclose(smooth, [values[max(0, i - 3) : i + 1].mean() for i in range(120)])
@@ -74,16 +76,16 @@ def test_win_rate_against_kl_joins_points_that_have_both():
         {"kl": 0.2, "win_rate": 0.5, "win_rate_low": 0.4, "win_rate_high": 0.6},
         {"kl": 0.3, "win_rate": 0.6},
     ]
-    figure = figures.win_rate_against_kl_figure([run([stage("ppo_bt", "ppo", rows)])])
+    figure = figures.win_rate_against_kl_figure([run([stage("ppo_bt", "rewarded", rows)])])
     line = next(line for line in figure.axes[0].lines if line.get_label() == "ppo_bt")
     assert line.get_xydata().tolist() == [[0.2, 0.5], [0.3, 0.6]]
-    assert figures.win_rate_against_kl_figure([run([stage("ppo_bt", "ppo", rows[:1])])]) is None
+    assert figures.win_rate_against_kl_figure([run([stage("ppo_bt", "rewarded", rows[:1])])]) is None
 
 
 def titled(label, result=None):
     """A run whose policy has a title, with a curve that begins at step 0."""
     rows = [{"kl": 0.0, "win_rate": 0.5}, {"kl": 0.2, "win_rate": 0.7}, {"kl": 0.4, "win_rate": 0.6}]
-    stages = [StageFiles("ppo", "ppo", [{"step": n, **row} for n, row in enumerate(rows)], [], result or {})]
+    stages = [StageFiles("ppo", "rewarded", [{"step": n, **row} for n, row in enumerate(rows)], [], result or {})]
     evaluation = {"kind": "evaluation", "arms": {"ppo": {"title": "Mine"}}}
     config = {"stages": ["ppo", "e"], "ppo": {"kind": "ppo", "policy": "./models/small"}, "e": evaluation}
     arms = [{"name": "Mine", "judge": "j", "win_rate": 0.6}]

@@ -178,11 +178,11 @@ def test_a_judge_that_was_not_evaluated_is_known_by_what_it_did():
     arms = [arm("P", 0.51, 0.55, 0.60, "genrm")]
     orders = {"n": 99, "order_consistency": 0.01, "position_bias": 0.1}
     assert "genrm, which tells" in headline([run(arms, win_rate_judge="genrm", win_rate_judge_orders=orders)])[0]
-    trained = StageFiles("genrm", "reward_model", [], [], {"metrics": {"validation_order_consistency": 0.0}})
+    trained = StageFiles("genrm", "judge", [], [], {"metrics": {"validation_order_consistency": 0.0}})
     assert "no judge" in headline([run(arms, win_rate_judge="gold", stages=[trained])])[0]
     samples = [{"p_12": 0.9, "p_21": 0.8}] * 5
     config = {"stages": ["ppo"], "ppo": {"kind": "ppo", "judge": "genrm"}}
-    met = run(arms, win_rate_judge="gold", config=config, stages=[StageFiles("ppo", "ppo", [], samples, {})])
+    met = run(arms, win_rate_judge="gold", config=config, stages=[StageFiles("ppo", "rewarded", [], samples, {})])
     assert "no judge" in headline([met])[0]
     unknown = caveats([run(arms, win_rate_judge="other")])
     assert any("Nothing here shows how often other is right" in note for note in unknown)

@@ -43,16 +43,16 @@ def test_stages_come_in_the_order_of_the_config(tmp_path):
     assert [item.name for item in run.stages] == ["c", "a", "b"]
 
 
-def test_without_a_config_stages_come_in_the_order_of_a_pipeline_and_kinds_are_guessed(tmp_path):
+def test_without_a_config_stages_come_in_the_order_of_a_pipeline_and_roles_are_guessed(tmp_path):
     stage(tmp_path, "a", row={"reward": 1.0})
     stage(tmp_path, "b", row={"margin": 1.0})
     stage(tmp_path, "c", row={"loss": 1.0})
     stage(tmp_path, "d", row={"other": 1.0})
     run = inputs.read_run(tmp_path, label="x")
-    assert [(item.name, item.kind) for item in run.stages] == [
-        ("c", "sft"),
-        ("b", "reward_model"),
-        ("a", "ppo"),
+    assert [(item.name, item.role) for item in run.stages] == [
+        ("c", "supervised"),
+        ("b", "judge"),
+        ("a", "rewarded"),
         ("d", ""),
     ]
     assert "a/result.json is missing: the stage is not finished" in run.missing
@@ -61,7 +61,27 @@ def test_without_a_config_stages_come_in_the_order_of_a_pipeline_and_kinds_are_g
 def test_both_kinds_of_reward_model_are_reward_models(tmp_path):
     stage(tmp_path, "a", "bradley_terry")
     stage(tmp_path, "b", "generative")
-    assert [item.kind for item in inputs.read_run(tmp_path, label="x").stages] == ["reward_model"] * 2
+    assert [item.role for item in inputs.read_run(tmp_path, label="x").stages] == ["judge"] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "row", "role"),
+    [
+        ("sft", None, {"loss": 1.0}, "supervised"),  # a workdir from before results said their family
+        ("ppo", None, {"reward": 1.0}, "rewarded"),
+        ("sft", "policy", {"loss": 1.0}, "supervised"),
+        ("new", "policy", {"reward": 1.0}, "rewarded"),
+        ("new", "judge", {"loss": 1.0}, "judge"),
+        ("new", "pairs", {"loss": 1.0}, "pairs"),
+    ],
+)
+def test_what_a_stage_is_to_a_report_follows_from_its_family_and_what_it_measured(tmp_path, kind, family, row, role):
+    stage(tmp_path, "a", kind, row)
+    if family:
+        result = {"kind": kind, "family": family, "metrics": {}, "seconds": 1}
+        (tmp_path / "a" / "result.json").write_text(json.dumps(result))
+    (found,) = inputs.read_run(tmp_path, label="x").stages
+    assert (found.role, found.kind) == (role, kind)
 
 
 def test_labels_are_folder_names_unless_they_repeat(tmp_path):

@@ -86,14 +86,14 @@ def test_one_arm_missing_in_a_run_is_no_reason_to_stop():
 
 def test_position_bias_over_the_samples_of_training():
     samples = [{"p_12": 0.9, "p_21": 0.3}, {"p_12": 0.8, "p_21": 0.6}, {"p_12": None, "p_21": 0.5}, {}]
-    table = tables.position_table(run(stages=[StageFiles("ppo", "ppo", [], samples, {})]))
+    table = tables.position_table(run(stages=[StageFiles("ppo", "rewarded", [], samples, {})]))
     assert table.rows == [["ppo", "2", "+0.300", "0.500"]]
 
 
 def test_times_of_stages_and_their_share():
     stages = [
-        StageFiles("sft", "sft", [{"step": 300}], [], {"seconds": 30.0}),
-        StageFiles("ppo", "ppo", [], [], {"seconds": 90.0}),
+        StageFiles("sft", "supervised", [{"step": 300}], [], {"seconds": 30.0}, "sft"),
+        StageFiles("ppo", "rewarded", [], [], {"seconds": 90.0}, "ppo"),
         StageFiles("evaluation", "evaluation", [], [], {}),
     ]
     rows = tables.stages_table(run(stages=stages)).rows

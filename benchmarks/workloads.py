@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from workload_shapes import NORM_EPS, OPTIMIZER, PPO, ROPE_THETA, Inputs, Size, Step, Words
 
 from prl_jax.artifacts.cards import ModelCard
@@ -23,17 +22,25 @@ from prl_jax.data.records import PromptRecord, SFTRecord
 from prl_jax.data.rows import encode_sft
 from prl_jax.judges import GenerativeJudge, ScalarJudge
 from prl_jax.losses import chunked_logprobs
+from prl_jax.methods import Anchors, Critic, Method, NoOpponent, RewardKL, Score, TokenClip, WinProbability
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel
 from prl_jax.optim import make_optimizer
 from prl_jax.processes import fetch, put_batch
 from prl_jax.sampling import SamplingConfig, generate, row_keys
 from prl_jax.sharding import make_mesh, replicated, tree_shardings
-from prl_jax.stages import config as sections
-from prl_jax.stages.ppo_step import Setup, iteration
+from prl_jax.stages.online_step import Setup, iteration
 from prl_jax.text.chat import Turn
 from prl_jax.text.judging import JudgeTemplate
 from prl_jax.training.loop import LoopConfig, run_loop
-from prl_jax.training.ppo import CriticContext, PPOConfig, initial_state, make_update, prepare, run_update
+from prl_jax.training.policy import (
+    CriticContext,
+    Schedule,
+    Updates,
+    initial_state,
+    make_updates,
+    prepare,
+    run_updates,
+)
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.sft import SFT
 from prl_jax.training.state import create_state
@@ -185,36 +192,39 @@ def log_probabilities(world: World) -> Step:
 
 
 class PolicyUpdate(NamedTuple):
-    """What updates a policy from judged rollouts: its configuration, its first state and the jitted function."""
+    """What updates a policy from judged rollouts: pieces and schedule, the first state, and the jitted functions."""
 
-    config: PPOConfig
+    pieces: dict[str, Any]
     state: Any
-    update: Callable[..., Any]
+    updates: Updates
 
 
-def policy_update(world: World, *, minibatches: int) -> PolicyUpdate:
+def policy_update(world: World, *, minibatches: int, pairwise: bool = False) -> PolicyUpdate:
     """PPO with a critic of its own, of the policy's size."""
-    config, optimizers, update = _ppo(minibatches)
+    pieces, optimizers, updates = _ppo(minibatches, pairwise)
     models = (world.decoder(0), world.scalar_model(1, bias=0.0))
     states = (create_state(m, o, world.mesh, LOGICAL_AXES) for m, o in zip(models, optimizers, strict=True))
-    state = initial_state(*states, config)
+    state = initial_state(*states, pieces["method"])
     # As the stage does: elsewhere, the second call would compile once more.
     state = state._replace(kl_coef=jax.device_put(state.kl_coef, replicated(world.mesh)))
-    return PolicyUpdate(config, state, update)
+    return PolicyUpdate(pieces, state, updates)
 
 
 @functools.cache
-def _ppo(minibatches: int) -> tuple[PPOConfig, tuple[Any, Any], Callable[..., Any]]:
-    """Configuration, optimizers and the jitted update, which workloads of one process share."""
-    config = PPOConfig(minibatches=minibatches, **PPO)
+def _ppo(minibatches: int, pairwise: bool) -> tuple[dict[str, Any], tuple[Any, Any], Updates]:
+    """Pieces, optimizers and the jitted updates, which workloads of one process share."""
+    compared = (Anchors(), WinProbability()) if pairwise else (NoOpponent(), Score())
+    critic = Critic(lam_actor=PPO["lam_actor"], lam_critic=PPO["lam_critic"], weight=PPO["value_weight"])
+    method = Method(*compared, critic, TokenClip(), RewardKL(coefficient=PPO["kl_coef"]))
+    pieces = dict(method=method, schedule=Schedule(epochs=PPO["epochs"], minibatches=minibatches))
     optimizers = (make_optimizer(**OPTIMIZER), make_optimizer(**OPTIMIZER))
-    return config, optimizers, make_update(config, *optimizers)
+    return pieces, optimizers, make_updates(*pieces.values(), *optimizers)
 
 
 def policy_step(world: World) -> Step:
     """W4: one update on given rollouts and scores, their log-probabilities and values included."""
     size, calls = world.size, _counter()
-    config, state, update = policy_update(world, minibatches=1)
+    pieces, state, updates = policy_update(world, minibatches=1)
     rows, room = size.update_rows, (size.update_rows, size.response)
     rollout = Rollout(
         prompt=world.inputs.tokens(rows, size.prompt),
@@ -230,9 +240,9 @@ def policy_step(world: World) -> Step:
 
     def step() -> dict[str, float]:
         nonlocal state
-        experience, before = prepare(state, reference, rollout, context, score, config=config)
+        experience, before = prepare(state, reference, rollout, context, score, **pieces)
         key = jax.random.key(calls())
-        state, metrics = run_update(update, state, experience, key, config, train_policy=True)
+        state, metrics = run_updates(updates, state, experience, key, **pieces, train_policy=True)
         return _numbers({**metrics, **before})
 
     return step
@@ -241,7 +251,7 @@ def policy_step(world: World) -> Step:
 def policy_iteration(world: World, *, pairwise: bool) -> Step:
     """W5, W5p: one whole iteration: sample, judge (by scores, or against an anchor), freeze, update."""
     size, calls = world.size, _counter()
-    config, state, update = policy_update(world, minibatches=size.batch // size.update_rows)
+    pieces, state, updates = policy_update(world, minibatches=size.batch // size.update_rows, pairwise=pairwise)
     reference, judge_model = world.decoder(2), world.decoder(3) if pairwise else world.scalar_model(3)
     records = [PromptRecord(id=str(i), prompt=world.user_prompt()) for i in range(RECORDS)]
     anchors = [[world.inputs.text(size.response)] if pairwise else () for _ in records]
@@ -250,20 +260,11 @@ def policy_iteration(world: World, *, pairwise: bool) -> Step:
         judge = GenerativeJudge(judge_model, world.tokenizer, JudgeTemplate(), **room)
     else:
         judge = ScalarJudge(judge_model, world.tokenizer, max_length=size.prompt + size.response, mesh=world.mesh)
-    section = sections.ppo(
-        reward="pairwise" if pairwise else "score",
-        opponents="anchor",
-        anchors="anchors" if pairwise else "",
-        group_size=1,
-        prompts_per_step=size.batch,
-    )
-    context = types.SimpleNamespace(
-        name="benchmark", section=ConfigDict(section), mesh=world.mesh, key=jax.random.key(0)
-    )
+    context = types.SimpleNamespace(name="benchmark", mesh=world.mesh, key=jax.random.key(0))
     card = ModelCard("policy", dataclasses.asdict(world.config), size.prompt, size.response)
     setup = Setup(
         context=context,
-        config=config,
+        **pieces,
         card=card,
         tokenizer=world.tokenizer,
         sampling=world.sampling,
@@ -278,7 +279,7 @@ def policy_iteration(world: World, *, pairwise: bool) -> Step:
         nonlocal state
         n = calls()
         index = (np.arange(size.batch) + n * size.batch) % len(records)
-        state, metrics, _, _ = iteration(setup, update, state, index, n, train_policy=True)
+        state, metrics, _, _ = iteration(setup, updates, state, index, n, train_policy=True)
         return _numbers(metrics)
 
     return step

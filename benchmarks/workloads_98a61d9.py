@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from prl_jax.stages.cards import ModelCard
+from prl_jax.stages.ppo_step import Setup, iteration
+from prl_jax.training.ppo import CriticContext, PPOConfig, initial_state, make_update, prepare, run_update
 from workload_shapes import NORM_EPS, OPTIMIZER, PPO, ROPE_THETA, Inputs, Size, Step, Words
 
 from prl_jax.data.pipeline import batch_iterator
@@ -29,11 +31,9 @@ from prl_jax.processes import fetch, put_batch
 from prl_jax.sampling import SamplingConfig, generate, row_keys
 from prl_jax.sharding import make_mesh, replicated, tree_shardings
 from prl_jax.stages import config as sections
-from prl_jax.stages.ppo_step import Setup, iteration
 from prl_jax.text.chat import Turn
 from prl_jax.text.judging import JudgeTemplate
 from prl_jax.training.loop import LoopConfig, run_loop
-from prl_jax.training.ppo import CriticContext, PPOConfig, initial_state, make_update, prepare, run_update
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.sft import SFT
 from prl_jax.training.state import create_state

@@ -35,12 +35,12 @@ def get_config() -> ConfigDict:
         optimizer=dict(learning_rate=5e-4, weight_decay=0.1),
     )
     prompts = source(pairs, "train")
-    ppo = dict(
+    policy = dict(
         prompts=prompts,
         prompts_per_step=64,
         duration="30 steps",
-        critic_warmup="3 steps",
-        policy_optimizer=dict(learning_rate=2e-4),
+        critic=dict(warmup="3 steps"),
+        optimizer=dict(learning_rate=2e-4),
         evaluation=dict(every="20%", prompts=source(pairs, "validation", limit=128), judge="referee"),
     )
     stages = dict(
@@ -56,8 +56,8 @@ def get_config() -> ConfigDict:
         genrm=c.generative(data=source(pairs, "train", limit=half), max_length=200, shared_positions=True, **judge),
         referee=c.bradley_terry(data=source(pairs, "train", skip=half), **lengths, **judge),
         anchors=c.anchors(prompts=prompts, batch_size=128),
-        ppo=c.ppo(judge="bt", reward="score", anchors="", **ppo),
-        pairwise_ppo=c.ppo(judge="genrm", value_init=0.5, **ppo),
+        ppo=c.online("ppo", judge="bt", **policy),
+        pairwise_ppo=c.online("pairwise_rl", judge="genrm", **policy),
         evaluation=c.evaluation(
             judges=("bt", "genrm", "referee"),
             pairs=source(pairs, "test"),

@@ -41,15 +41,15 @@ def get_config(arguments: str = "") -> ConfigDict:
             accumulate=8,
             optimizer=dict(learning_rate=1e-4),
         ),
-        ppo=dict(
+        online=dict(
             lora=adapters,
             prompts_per_step=64,
             judge_batch_size=16,
             duration="100 steps",
-            critic_warmup="5 steps",
-            policy_optimizer=dict(learning_rate=3e-5),
-            critic_optimizer=dict(learning_rate=1e-4),
-            algorithm=dict(accumulate=8, kl_coef=0.05),
+            accumulate=8,
+            optimizer=dict(learning_rate=3e-5),
+            critic=dict(warmup="5 steps", optimizer=dict(learning_rate=1e-4)),
+            regulariser=dict(coefficient=0.05),
         ),
         evaluation_batch=32,
     )

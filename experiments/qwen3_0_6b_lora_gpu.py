@@ -35,15 +35,15 @@ def get_config(arguments: str = "") -> ConfigDict:
             accumulate=16,
             optimizer=dict(learning_rate=1e-4),
         ),
-        ppo=dict(
+        online=dict(
             lora=adapters,
             prompts_per_step=64,
             judge_batch_size=32,
             duration="300 steps",
-            critic_warmup="10 steps",
-            policy_optimizer=dict(learning_rate=3e-5),
-            critic_optimizer=dict(learning_rate=1e-4),
-            algorithm=dict(accumulate=8, kl_coef=0.03),
+            accumulate=8,
+            optimizer=dict(learning_rate=3e-5),
+            critic=dict(warmup="10 steps", optimizer=dict(learning_rate=1e-4)),
+            regulariser=dict(coefficient=0.03),
         ),
         evaluation_batch=64,
     )

@@ -117,7 +117,7 @@ def test_metrics_have_what_they_are_read_for(workdir):
         "bt": {"accuracy", "margin", "validation_accuracy", "identical_pairs_skipped", "ties"},
         "genrm": {"accuracy", "order_consistency", "position_bias", "validation_accuracy", "truncated_rows"},
         "ppo": {"reward", "kl", "kl_coef", "entropy", "win_rate", "clip_fraction", "value_loss", "response_length"},
-        "pairwise_ppo": {"win_rate_anchor", "order_disagreement"},
+        "pairwise_ppo": {"win_rate_anchors", "order_disagreement"},
         "peer_ppo": {"win_rate_peer"},
         "group_ppo": {"win_rate_group"},
     }.items():

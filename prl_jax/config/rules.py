@@ -28,6 +28,7 @@ class Rules:
       from_data: lengths that may be 0: as long as the data need.
       models: keys that name models which the stage holds on its devices; the value of a key may be a list of them.
       batches: key of a source that is gone over in batches of one size -> key of that size.
+      unions: sections whose keys depend on what they say themselves; `Kind.checks` hold them against it.
       evaluates: the duration between two evaluations, where the stage may give on the best one (`result`).
       unused: a section -> keys that it does not look at, as it stands.
     """
@@ -43,6 +44,7 @@ class Rules:
     models: Sequence[str] = ()
     batches: Mapping[str, str] = dataclasses.field(default_factory=dict)
     evaluates: str = ""
+    unions: Sequence[str] = ()
     unused: Callable[[ConfigDict], Sequence[str]] = lambda section: ()
 
 

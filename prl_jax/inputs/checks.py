@@ -64,7 +64,7 @@ def check_config(config: ConfigDict) -> None:
 def _check_section(config: ConfigDict, name: str) -> None:
     section, kind, check = config[name], KINDS[config[name].kind], Checking(config, KINDS)
     rules = kind.rules
-    conform(dict(section.items()), kind.declare(), f"{name}.")
+    conform(dict(section.items()), {**kind.declare(), **dict.fromkeys(rules.unions, {})}, f"{name}.")
     unused = rules.unused(section)
     for key, words in rules.choices.items():
         if value_at(section, key) not in words:

@@ -54,6 +54,18 @@ class Judged(NamedTuple):
         return (self.p_12.astype(np.float64) + 1.0 - self.p_21.astype(np.float64)) / 2.0
 
 
+class Scored(NamedTuple):
+    """Scores of `N` responses.
+
+    Attributes:
+      scores: `[N]` float32.
+      cut: `[N]` bool, responses that, or whose prompts, were cut for the judge.
+    """
+
+    scores: Float[np.ndarray, "N"]
+    cut: Bool[np.ndarray, "N"]
+
+
 @runtime_checkable
 class Judge(Protocol):
     """`(prompt, response 1, response 2) -> P(response 1 is better)`, for both orders of `N` pairs at once.
@@ -69,11 +81,13 @@ class Judge(Protocol):
 
 @runtime_checkable
 class ScoringJudge(Protocol):
-    """A judge that can score single responses: `[N]` float32, the larger the better."""
+    """A judge that can score single responses too, the larger the better."""
+
+    merge: str
 
     def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged: ...
 
-    def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Float[np.ndarray, "N"]: ...
+    def scored(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Scored: ...
 
 
 def judge_pairs(judge: Judge, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,24 +11,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from prl_jax.errors import UserError
-from prl_jax.judges.base import Judged, check_lengths, in_batches
+from prl_jax.judges.base import Judged, Scored, check_lengths, in_batches
 from prl_jax.models import ScalarModel
 from prl_jax.text.chat import Prompt, encode_prompt, encode_response, fit_prompt
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.types import TokenRows
-
-
-class Scored(NamedTuple):
-    """Scores of `N` responses.
-
-    Attributes:
-      scores: `[N]` float32.
-      cut: `[N]` bool, responses that, or whose prompts, were cut for the judge.
-    """
-
-    scores: Float[np.ndarray, "N"]
-    cut: Bool[np.ndarray, "N"]
 
 
 class ScalarJudge:

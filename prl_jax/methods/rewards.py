@@ -23,7 +23,7 @@ class Judgements(NamedTuple):
       z_ya, z_ay: `[N, M]` float32 logits of "slot 1 wins", the response in slot 1 and in slot 2.
       scores: `[N]` float32, of a judge that scores single responses.
       opponent_scores: `[N, M]` float32, the same of the opponents.
-      space: how the two orders are merged, see `losses.symmetrise`.
+      merge: how the judge merges the two orders, see `Judged`.
     """
 
     mask: Bool[Array, "N M"]
@@ -31,7 +31,7 @@ class Judgements(NamedTuple):
     z_ay: Float[Array, "N M"] | None = None
     scores: Float[Array, "N"] | None = None
     opponent_scores: Float[Array, "N M"] | None = None
-    space: str = "probability"
+    merge: str = "probability"
 
 
 @runtime_checkable
@@ -85,7 +85,7 @@ class WinProbability:
         return even_reward(self.map)
 
     def __call__(self, judged):
-        return pairwise_rl_reward(judged.z_ya, judged.z_ay, judged.mask, space=judged.space, f=self.map)
+        return pairwise_rl_reward(judged.z_ya, judged.z_ay, judged.mask, space=judged.merge, f=self.map)
 
 
 @dataclasses.dataclass(frozen=True)

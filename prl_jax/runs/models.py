@@ -166,8 +166,15 @@ def origin_of(context: StageContext) -> dict[str, Any]:
     return {**read_card(base, context.defaults).origin, **adapters}
 
 
-def stage_optimizer(section: ConfigDict, total: int, *, key: str) -> Any:
-    """The optimizer of a section, for `total` updates; `key` names it in messages."""
+def stage_optimizer(section: ConfigDict, steps: int, updates: int = 1, *, key: str) -> Any:
+    """The optimizer of a section.
+
+    Args:
+      section: see `config.optimizer`.
+      steps: how many steps the stage takes with it; its warm-up is a duration in these.
+      updates: updates in a step.
+      key: names the section in messages.
+    """
     values = section.to_dict()
-    warmup = to_steps(values.pop("warmup"), key=f"{key}.warmup", total=total)
-    return make_optimizer(**values, warmup_steps=warmup, total_steps=total)
+    warmup = to_steps(values.pop("warmup"), key=f"{key}.warmup", total=steps)
+    return make_optimizer(**values, warmup_steps=warmup * updates, total_steps=steps * updates)

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 
-from prl_jax.stages import anchors, bradley_terry, evaluation, generative, ppo, sft
+from prl_jax.stages import anchors, bradley_terry, evaluation, generative, online, sft
 from prl_jax.stages.kind import Kind
 
 # In the order in which a pipeline has them.
-KINDS: Mapping[str, Kind] = {
-    kind.name: kind for kind in (sft.KIND, bradley_terry.KIND, generative.KIND, anchors.KIND, ppo.KIND, evaluation.KIND)
-}
+_KINDS = (sft.KIND, bradley_terry.KIND, generative.KIND, anchors.KIND, online.KIND, evaluation.KIND)
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in _KINDS}

@@ -5,7 +5,7 @@ from prl_jax.stages.anchors import declare as anchors
 from prl_jax.stages.bradley_terry import declare as bradley_terry
 from prl_jax.stages.evaluation import declare as evaluation
 from prl_jax.stages.generative import declare as generative
-from prl_jax.stages.ppo_section import declare as ppo
+from prl_jax.stages.online_section import declare as online
 from prl_jax.stages.sft import declare as sft
 
 __all__ = [
@@ -15,8 +15,8 @@ __all__ = [
     "evaluation",
     "generative",
     "lora",
+    "online",
     "optimizer",
-    "ppo",
     "sft",
     "source",
 ]

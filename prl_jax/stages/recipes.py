@@ -38,14 +38,15 @@ def full_training(
         sft=dict(**supervised, **lengths, optimizer=dict(learning_rate=1e-5)),
         # A prompt, two responses, and half a response for the words around them.
         generative=dict(**supervised, max_length=length * 7 // 2, optimizer=dict(learning_rate=5e-6)),
-        ppo=dict(
+        online=dict(
             prompts_per_step=step,
             judge_batch_size=step,
             duration="500 steps",
-            critic_warmup="20 steps",
-            policy_optimizer=dict(learning_rate=1e-6, warmup="10 steps"),
-            critic_optimizer=dict(learning_rate=5e-6, warmup="10 steps"),
-            algorithm=dict(accumulate=accumulate, clip_high=0.28, kl_coef=0.03),
+            accumulate=accumulate,
+            optimizer=dict(learning_rate=1e-6, warmup="10 steps"),
+            critic=dict(warmup="20 steps", optimizer=dict(learning_rate=5e-6, warmup="10 steps")),
+            surrogate=dict(high=0.28),
+            regulariser=dict(coefficient=0.03),
         ),
         evaluation_batch=step,
         mesh=mesh,
@@ -58,7 +59,7 @@ def own_pairs(
     *,
     holdout: int,
     generative: dict[str, Any],
-    ppo: dict[str, Any],
+    online: dict[str, Any],
     sft: dict[str, Any] | None = None,
     evaluation_batch: int,
     **root: Any,
@@ -74,7 +75,7 @@ def own_pairs(
     Args:
       arguments: `MODEL,PAIRS`, the part of `--config FILE.py:MODEL,PAIRS`.
       holdout: first rows of PAIRS, for validation and the final table; the others train.
-      generative, ppo: values of these sections.
+      generative, online: values of these sections.
       sft: values of a stage of SFT on the chosen responses, which the policy then starts from; None starts from MODEL.
       evaluation_batch: rows that are generated and judged at once in the evaluation.
       root: values of the config's root.
@@ -106,13 +107,13 @@ def own_pairs(
         stages["referee"] = c.generative(**{"data": for_referee, **judge})
     stages |= dict(
         anchors=c.anchors(prompts=prompts, choice="reference"),
-        pairwise_ppo=c.ppo(
+        pairwise_ppo=c.online(
+            "pairwise_rl",
             policy=policy,
             judge="genrm",
             prompts=prompts,
-            value_init=0.5,
             evaluation=dict(every="10%", prompts=held_out, judge=referee),
-            **ppo,
+            **online,
         ),
         evaluation=c.evaluation(
             judges=("genrm", "referee") if quarter else ("genrm",),

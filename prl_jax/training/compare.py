@@ -16,10 +16,11 @@ from prl_jax.text.chat import Prompt
 
 
 class Rewarded(NamedTuple):
-    """`[N]` float32 rewards, and the judgements behind them."""
+    """`[N]` float32 rewards, the judgements behind them, and how many of these the judge's rows did not hold whole."""
 
     reward: Float[np.ndarray, "N"]
     judged: Judgements
+    cut: int
 
 
 def rewards_of(
@@ -46,12 +47,12 @@ def rewards_of(
     mask, candidates = whom(opponents, responses, group_size=group_size, anchors=anchors, keys=keys)
     if reward.asks == "pairs":
         mirrored = opponents.candidates == "group"
-        z_ya, z_ay = _compared(judge, prompts, responses, mask, candidates, mirrored, group_size)
-        judged = Judgements(jnp.asarray(mask), jnp.asarray(z_ya), jnp.asarray(z_ay), space=judge.merge)
+        z_ya, z_ay, cut = _compared(judge, prompts, responses, mask, candidates, mirrored, group_size)
+        judged = Judgements(jnp.asarray(mask), jnp.asarray(z_ya), jnp.asarray(z_ay), merge=judge.merge)
     else:
-        scores, others = _scored(judge, prompts, responses, mask, candidates)
+        scores, others, cut = _scored(judge, prompts, responses, mask, candidates)
         judged = Judgements(jnp.asarray(mask), scores=jnp.asarray(scores), opponent_scores=jnp.asarray(others))
-    return Rewarded(np.asarray(reward(judged), np.float32), judged)
+    return Rewarded(np.asarray(reward(judged), np.float32), judged, cut)
 
 
 def whom(
@@ -86,8 +87,11 @@ def _compared(
     candidates: Sequence[Sequence[str]],
     mirrored: bool,
     group_size: int,
-) -> tuple[Float[np.ndarray, "N M"], Float[np.ndarray, "N M"]]:
-    """Logits of both orders. Within a group one judgement of a pair, in both orders, serves both of its members."""
+) -> tuple[Float[np.ndarray, "N M"], Float[np.ndarray, "N M"], int]:
+    """Logits of both orders, and how many pairs were cut.
+
+    Within a group one judgement of a pair, in both orders, serves both of its members.
+    """
     count, width = mask.shape
     place = np.arange(count) % group_size
     rows, columns = np.nonzero(mask & (np.arange(width) > place[:, None]) if mirrored else mask)
@@ -99,7 +103,7 @@ def _compared(
     if mirrored:
         partners = rows - place[rows] + columns
         z_ya[partners, place[rows]], z_ay[partners, place[rows]] = judged.z_21, judged.z_12
-    return z_ya, z_ay
+    return z_ya, z_ay, judged.cuts
 
 
 def _scored(
@@ -108,15 +112,19 @@ def _scored(
     responses: Sequence[str],
     mask: Bool[np.ndarray, "N M"],
     candidates: Sequence[Sequence[str]],
-) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N M"]]:
-    """Scores of the responses and of their opponents; the same text after the same prompt is scored once."""
+) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N M"], int]:
+    """Scores of the responses and of their opponents, and how many texts were cut.
+
+    The same text after the same prompt is scored once.
+    """
     if not isinstance(judge, ScoringJudge):
         raise UserError(f"{type(judge).__name__} compares pairs and has no scores; the reward needs a judge that has")
     rows, columns = np.nonzero(mask)
     asked = [*zip(prompts, responses, strict=True)]
     asked += [(prompts[i], candidates[i][j]) for i, j in zip(rows.tolist(), columns.tolist(), strict=True)]
     different = list(dict.fromkeys(asked))
-    found = dict(zip(different, judge.scores(*map(list, zip(*different, strict=True))).tolist(), strict=True))
+    answers = judge.scored(*map(list, zip(*different, strict=True)))
+    found = dict(zip(different, answers.scores.tolist(), strict=True))
     others = np.zeros(mask.shape, np.float32)
     others[rows, columns] = [found[one] for one in asked[len(responses) :]]
-    return np.array([found[one] for one in asked[: len(responses)]], np.float32), others
+    return np.array([found[one] for one in asked[: len(responses)]], np.float32), others, int(answers.cut.sum())

@@ -120,8 +120,13 @@ class Experience(NamedTuple):
 def initial_state(policy: TrainState, critic: TrainState | None, method: Method) -> PolicyState:
     """The state before the first update."""
     number = lambda x: jax.device_put(jnp.float32(x), policy.step.sharding)  # noqa: E731
-    clips = isinstance(method.baseline, Critic) and method.baseline.clip > 0
-    return PolicyState(policy, critic, number(method.regulariser.coefficient), number(0.0) if clips else None)
+    deviation = number(0.0) if clips_values(method) else None
+    return PolicyState(policy, critic, number(method.regulariser.coefficient), deviation)
+
+
+def clips_values(method: Method) -> bool:
+    """Whether values are clipped by a share of the running deviation of the returns."""
+    return isinstance(method.baseline, Critic) and method.baseline.clip > 0
 
 
 def check_together(method: Method, schedule: Schedule) -> None:

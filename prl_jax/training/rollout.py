@@ -2,44 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from prl_jax.losses import chunked_logprobs
 from prl_jax.models import Decoder, ScalarModel
 from prl_jax.types import TokenRows
-
-
-class Experience(NamedTuple):
-    """Rollouts of `B` rows with everything that stays fixed while the update goes over them.
-
-    `T` is the room of a response; the row of the policy is `P` prompt positions, left-padded, and the response.
-
-    Attributes:
-      rows: `[B, P + T]`, what the policy reads.
-      critic_rows: what the critic reads: the same, or a longer context where it sees the anchor.
-      response: `[B, T]` int32.
-      mask: `[B, T]` bool, response tokens, the stop token included.
-      loss_mask: `[B, T]` bool, those of them that train the policy.
-      logp_old: `[B, T]` log-probs under the policy that sampled, by the trainer's forward pass.
-      logp_ref: `[B, T]` log-probs under the reference.
-      values_old: `[B, T]` values before the update.
-      advantages: `[B, T]`, whitened over all valid tokens of the batch if asked for.
-      returns: `[B, T]`, the critic's targets, taken before whitening.
-    """
-
-    rows: TokenRows
-    critic_rows: TokenRows
-    response: Int[Array, "B T"]
-    mask: Bool[Array, "B T"]
-    loss_mask: Bool[Array, "B T"]
-    logp_old: Float[Array, "B T"]
-    logp_ref: Float[Array, "B T"]
-    values_old: Float[Array, "B T"]
-    advantages: Float[Array, "B T"]
-    returns: Float[Array, "B T"]
 
 
 def join_rows(

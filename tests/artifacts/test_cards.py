@@ -252,17 +252,17 @@ def test_weights_that_are_not_finite_are_refused_through_an_adapter_s_base(tmp_p
         ("sft", dict(max_prompt=400, max_response=113), ("sft.max_prompt=400", "take 513 tokens", "holds 512")),
         ("sft", dict(max_prompt=400, max_response=112), ()),
         ("generative", dict(max_length=600, template="question-v1"), ("generative.max_length=600", "holds 512")),
-        ("ppo", dict(critic_sees_anchor=True), ("critic_sees_anchor", "take 708 tokens", "holds 512")),
-        ("ppo", {}, ()),
-        ("ppo", dict(huggingface=600), ("ppo.policy", "max_prompt=600", "holds 512")),
+        ("online", dict(baseline=dict(sees_opponent=True)), ("sees_opponent", "take 708 tokens", "holds 512")),
+        ("online", {}, ()),
+        ("online", dict(huggingface=600), ("online.policy", "max_prompt=600", "holds 512")),
     ],
 )
 def test_configured_lengths_are_held_against_the_context(tmp_path, stage, values, words):
     model = str(write(tmp_path, max_position_embeddings=512))
     lengths = dict(max_prompt=values.pop("huggingface", 300), max_response=200)
-    start = {"policy": model, "judge": "gold", "anchors": "anchors"} if stage == "ppo" else {"init_from": model}
+    start = {"policy": model, "judge": "gold"} if stage == "online" else {"init_from": model}
     stages = {stage: getattr(c, stage)(**start, **values)}
-    if stage == "ppo":
+    if stage == "online":
         stages = {"anchors": c.anchors(choice="reference"), **stages}
     config = c.build(stages, huggingface=lengths)
     if not words:

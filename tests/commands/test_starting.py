@@ -8,11 +8,12 @@ import pytest
 from fakes import make_decoder, make_scalar_model, on_mesh, one_device
 
 from prl_jax.checkpoint import Restored
+from prl_jax.methods import METHODS
 from prl_jax.models import LOGICAL_AXES, LoraConfig, split, with_adapters
 from prl_jax.optim import make_optimizer
 from prl_jax.runs import training
-from prl_jax.stages import ppo
-from prl_jax.training.ppo import PPOConfig, initial_state
+from prl_jax.stages import online
+from prl_jax.training.policy import initial_state
 from prl_jax.training.state import TrainState, create_state, released
 
 OPTIMIZER = make_optimizer(learning_rate=0.01, total_steps=3)
@@ -85,12 +86,12 @@ def test_supervised_training(step):
 
 @pytest.mark.parametrize("step", [None, 2])
 @pytest.mark.usefixtures("unchecked")  # of fakes
-def test_ppo(step):
+def test_a_policy_that_learns(step):
     mesh, checkpoints = one_device(), Checkpoints(step)
     critic = on_mesh(make_scalar_model(1), mesh)
     models = [create_state(model, OPTIMIZER, mesh, LOGICAL_AXES) for model in (decoder(None), critic)]
-    before = initial_state(*models, PPOConfig())
-    state, first = training.start(starting(before, ppo.parts, ppo.whole, {"iterator": Silent()}), checkpoints)
+    before = initial_state(*models, METHODS["ppo"].method)
+    state, first = training.start(starting(before, online.parts, online.whole, {"iterator": Silent()}), checkpoints)
     assert (first, checkpoints.freed) == ((2, True) if step else (0, None))
     assert all(x.is_deleted() == bool(step) for x in trained(before))
     assert not any(x.is_deleted() for x in trained(state))

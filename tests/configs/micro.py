@@ -18,17 +18,17 @@ def get_config(variant: str = "all") -> ConfigDict:
     lengths = dict(max_prompt=12, max_response=6)
     often = dict(log_every="1 steps", save_every="2 steps", evaluate_every="5 steps", batch_size=16)
     prompts = c.source(limit=24)
-    ppo = dict(
+    policy = dict(
         prompts=prompts,
         prompts_per_step=8,
         duration="4 steps",
-        critic_warmup="1 steps",
         save_every="2 steps",
         evaluation=dict(every="2 steps", prompts=c.source(split="validation", limit=8)),
     )
+    critic = dict(critic=dict(warmup="1 steps"))
     # Of nearly random texts the exact judge thinks all the same. In two batches, larger than those of a step.
     held_out = c.source(split="validation", limit=16)
-    judged = ppo["evaluation"] | dict(judge="bt", prompts=held_out, batch_size=12)
+    judged = policy["evaluation"] | dict(judge="bt", prompts=held_out, batch_size=12)
     stages = dict(
         sft=c.sft(duration=f"{steps} steps", validation=c.source(split="validation", limit=20), **lengths, **often),
         bt=c.bradley_terry(init_from="sft", duration="4 steps", **lengths, **often),
@@ -36,20 +36,24 @@ def get_config(variant: str = "all") -> ConfigDict:
             init_from="sft", duration=f"{steps} steps", max_length=32, soft_labels=True, result="best", **often
         ),
         anchors=c.anchors(prompts=prompts, samples=3, keep=2, batch_size=16),
-        pairwise_ppo=c.ppo(
-            critic_sees_anchor=True,
+        pairwise_ppo=c.online(
+            "pairwise_rl",
             result="best",
-            algorithm=dict(kl_target=0.2, kl_horizon=100.0),
-            **ppo | dict(duration=f"{steps - 2} steps", evaluation=judged),
+            baseline=dict(sees_opponent=True, clip=0.2),
+            regulariser=dict(steer=(0.2, 100.0)),
+            **critic,
+            **policy | dict(duration=f"{steps - 2} steps", evaluation=judged),
         ),
     )
     if variant == "all":
-        peers, group = ppo | dict(prompts_per_step=4, group_size=2), ppo | dict(prompts_per_step=2, group_size=4)
+        peers, group = policy | dict(prompts_per_step=4, group_size=2), policy | dict(prompts_per_step=2, group_size=4)
         stages |= dict(
             references=c.anchors(prompts=prompts, choice="reference"),
-            ppo=c.ppo(judge="bt", reward="score", anchors="", **ppo),
-            peer_ppo=c.ppo(judge="gold", opponents="peer", anchors="references", **peers),
-            group_ppo=c.ppo(opponents="group", reward_form="centred", anchors="", **group),
+            ppo=c.online("ppo", judge="bt", **critic, **policy),
+            peer_ppo=c.online("pairwise_rl", judge="gold", opponents=dict(kind="peer"), **critic, **peers),
+            group_ppo=c.online(
+                "pairwise_rl", opponents=dict(kind="group"), reward=dict(map="centred"), **critic, **group
+            ),
         )
     titles = dict(ppo=dict(title="BT + PPO", judge="bt"), pairwise_ppo=dict(title="Pairwise-RL", judge="genrm"))
     stages["evaluation"] = c.evaluation(

@@ -19,6 +19,8 @@ from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, encode
 from prl_jax.inputs.checks_of_data import check_inputs
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.judges import GenerativeJudge, ScalarJudge, judge_pairs
+from prl_jax.methods import Anchors, WinProbability
+from prl_jax.runs import models as stage_models
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.workdir import Workdir
 from prl_jax.sampling import encode_prompts
@@ -29,7 +31,7 @@ from prl_jax.stages.judging import imitations
 from prl_jax.text.chat import Turn, encode_prompt, encode_response, fit_prompt
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row
 from prl_jax.text.tokenizer import BPETokenizer, ByteTokenizer
-from prl_jax.training.opponents import compare
+from prl_jax.training.compare import rewards_of
 from prl_jax.training.reward_model import bradley_terry_objective
 
 TOKENIZER = LetterTokenizer()
@@ -80,8 +82,9 @@ def test_row_29_what_is_identical_after_the_cut_is_even(judge):
 
 def test_row_29_rewards_count_the_comparisons_that_were_cut(judge):
     anchors = [(text,) for text in SECOND]
-    got = compare(judge, "anchor", PROMPTS, FIRST, group_size=1, anchors=anchors)
-    assert got.cuts == 2 and got.reward[1] == 0.5
+    keys = jax.random.split(jax.random.key(0), len(FIRST))
+    got = rewards_of(judge, Anchors(), WinProbability(), PROMPTS, FIRST, group_size=1, anchors=anchors, keys=keys)
+    assert got.cut == 2 and got.reward[1] == 0.5
 
 
 @unchecked
@@ -92,7 +95,7 @@ def test_row_29_anchors_and_evaluations_count_them_too(judge, monkeypatch):
     orders = [arms._judged(piece(), judge, PROMPTS, 4, "orders", [FIRST], [SECOND])]
     arm = arms.Arm("one", "one", False, None, SimpleNamespace(texts=[FIRST]))
     assert arms._orders(orders, [arm], [SECOND])["cut_judgements"] == 2
-    monkeypatch.setattr(evaluation, "named_judge", lambda *_, **__: judge)
+    monkeypatch.setattr(stage_models, "named_judge", lambda *_, **__: judge)
     context = SimpleNamespace(section=SimpleNamespace(batch_size=4, judges=("one",)))
     records = [PreferenceRecord(str(i), *row) for i, row in enumerate(zip(PROMPTS, FIRST, SECOND, strict=True))]
     assert evaluation.evaluate_judge(context, "one", records, piece())["cut_judgements"] == 2
@@ -104,8 +107,8 @@ def judged_stages(source, *, max_length: int, max_prompt: int = 8) -> dict:
     return {
         "sft": c.sft(data=source, validation=source, batch_size=2, **lengths),
         "genrm": c.generative(data=source, validation=source, batch_size=2, max_length=max_length),
-        "peer": c.ppo(
-            judge="genrm", opponents="peer", group_size=2, anchors="", prompts=source, prompts_per_step=2,
+        "peer": c.online(
+            "pairwise_rl", judge="genrm", opponents=dict(kind="peer"), group_size=2, prompts=source, prompts_per_step=2,
             evaluation=dict(prompts=source, judge="genrm"),
         ),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Rows 8, 10 and 20 of the correctness list: a whole iteration of a PPO stage."""
+"""Rows 8, 10 and 20 of the correctness list: a whole step of a policy that learns."""
 
 import dataclasses
 
@@ -8,8 +8,8 @@ import pytest
 from correctness.world import make_setup
 from fakes import copy
 
-from prl_jax.stages.ppo_step import iteration, roll_out
-from prl_jax.training.ppo import PPOState
+from prl_jax.stages.online_step import iteration, roll_out
+from prl_jax.training.policy import Updates
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,8 @@ def iterated(models, fresh):
     setup = make_setup(models.policy, bias=0.4)
     setup = setup._replace(sampling=dataclasses.replace(setup.sampling, stop_ids=tuple(range(15, 32))))
     no_update = lambda state, *_: (state, {"clip_fraction": jnp.float32(0)})  # noqa: E731
-    _, metrics, done, _ = iteration(setup, no_update, PPOState(*fresh()[:3]), np.arange(4), 15, train_policy=True)
+    updates = Updates(no_update, None)
+    _, metrics, done, _ = iteration(setup, updates, fresh(), np.arange(4), 15, train_policy=True)
     return metrics, done
 
 

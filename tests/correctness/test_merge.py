@@ -21,15 +21,15 @@ from prl_jax.errors import UserError
 from prl_jax.judges import GenerativeJudge, judge_pairs
 from prl_jax.judges.generative import trained_merge
 from prl_jax.methods import Anchors, Peer, WinProbability
+from prl_jax.runs import models as stage_models
 from prl_jax.sharding import make_mesh
 from prl_jax.stages import arms, evaluation, win_rate
 from prl_jax.stages import config as c
 from prl_jax.stages.anchors import Candidates, rank_scores
 from prl_jax.stages.generative import planned_card
-from prl_jax.stages.ppo_step import _judge_metrics
+from prl_jax.stages.online_step import _judge_metrics
 from prl_jax.text.judging import JudgeTemplate, verdict_ids
 from prl_jax.training.compare import rewards_of
-from prl_jax.training.opponents import compare
 from prl_jax.training.reward_model import generative_objective
 
 TOKENIZER, TEMPLATE, LENGTH = LetterTokenizer(), JudgeTemplate(), 16
@@ -87,16 +87,14 @@ def test_row_34_what_antisymmetric_training_fits_is_what_the_judge_answers():
 @pytest.mark.parametrize("merge", MERGES)
 def test_row_34_rewards_and_their_metrics_take_the_judges_own_merge(merge):
     responses, anchors = ["a", "bb", "ccc", "dd"], [("aa",), ("b",), ("cc",), ("dd",)]
-    got = compare(biased(merge), "anchor", PROMPTS, responses, group_size=2, anchors=anchors)
     right = RIGHT[merge]
-    np.testing.assert_allclose(got.reward, [1 - right, right, right, 0.5], rtol=1e-5)
-    np.testing.assert_allclose(_judge_metrics("anchor", got)["win_rate_anchor"], (1.5 + right) / 4, rtol=1e-5)
-    peers = compare(biased(merge), "peer", PROMPTS, responses, group_size=2, anchors=[()] * 4)
-    np.testing.assert_allclose(peers.reward, [1 - right, right, right, 1 - right], rtol=1e-5)
+    expected = [1 - right, right, right, 0.5], [1 - right, right, right, 1 - right]
     options = dict(group_size=2, anchors=anchors, keys=jax.random.split(jax.random.key(0), 2))
-    for opponents, expected in ((Anchors(), got.reward), (Peer(), peers.reward)):
-        rewarded = rewards_of(biased(merge), opponents, WinProbability(), PROMPTS, responses, **options)
-        np.testing.assert_allclose(rewarded.reward, expected, rtol=1e-6)
+    for opponents, rewards in zip((Anchors(), Peer()), expected, strict=True):
+        got = rewards_of(biased(merge), opponents, WinProbability(), PROMPTS, responses, **options)
+        np.testing.assert_allclose(got.reward, rewards, rtol=1e-5)
+        logged = _judge_metrics(opponents.kind, got.judged)[f"win_rate_{opponents.kind}"]
+        np.testing.assert_allclose(logged, np.mean(rewards), rtol=1e-5)
 
 
 @unchecked
@@ -129,7 +127,7 @@ def test_row_34_win_rates_are_those_of_the_judges_own_merge(merge, monkeypatch):
 @unchecked
 @pytest.mark.parametrize("merge", MERGES)
 def test_row_34_a_judge_is_measured_by_its_own_merge(merge, monkeypatch):
-    monkeypatch.setattr(evaluation, "named_judge", lambda *_, **__: biased(merge))
+    monkeypatch.setattr(stage_models, "named_judge", lambda *_, **__: biased(merge))
     context = SimpleNamespace(section=SimpleNamespace(batch_size=4, judges=("genrm",)))
     records = [PreferenceRecord("0", PROMPTS[0], "aa", "a"), PreferenceRecord("1", PROMPTS[1], "bb", "b")]
     metrics = evaluation.evaluate_judge(context, "genrm", records, piece())

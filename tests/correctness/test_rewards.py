@@ -24,7 +24,6 @@ from prl_jax.methods import LossKL, Peer, RewardKL, WinProbability, piece_of
 from prl_jax.stages import config as stage_config
 from prl_jax.training.compare import rewards_of
 from prl_jax.training.policy import check_together
-from prl_jax.training.ppo import PPOConfig
 
 LAST = np.array(LENGTHS) - 1
 # KL in the loss, so that rewards are scores, and other switches the other way.
@@ -113,8 +112,7 @@ def test_row_11_k1_is_refused_in_the_loss_and_the_others_in_the_reward():
 
 
 def test_row_11_a_stage_has_k1_in_the_reward_by_default():
-    config = PPOConfig(**stage_config.ppo()["algorithm"])
-    assert (config.kl_placement, config.kl_estimator) == ("reward", "k1")
+    assert {stage_config.online(name)["regulariser"]["kind"] for name in ("ppo", "pairwise_rl")} == {"reward_kl"}
 
 
 def test_row_12_whitening_runs_over_all_valid_tokens_and_returns_are_taken_before(freeze, truth):

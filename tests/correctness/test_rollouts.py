@@ -15,7 +15,7 @@ from prl_jax.inputs.checks import check_config
 from prl_jax.runs import models as stage_models
 from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, respond, row_keys
 from prl_jax.stages import config as c
-from prl_jax.stages import ppo as ppo_stage
+from prl_jax.stages import online
 from prl_jax.types import Rollout
 
 pytestmark = pytest.mark.slow
@@ -90,25 +90,29 @@ def test_row_06_the_sampler_draws_and_tells_at_the_sampling_temperature(models, 
     assert np.abs(other - logp).max() > 0.1
 
 
-def test_row_06_a_stage_gives_trainer_and_sampler_one_temperature(models, tmp_path, monkeypatch):
-    """A PPO stage's own set-up, but for the files that it would read."""
+def test_row_06_and_row_07_a_stage_gives_trainer_and_sampler_one_distribution(models, tmp_path, monkeypatch):
+    """The stage's own set-up, but for the files that it would read."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a"}\n' * 4)
     source = c.source(kind="jsonl", path=str(prompts))
-    setup = make_setup(models.policy, judge="gold", anchors="", temperature=TEMPERATURE, prompts=source)
+    setup = make_setup(models.policy, judge="gold", prompts=source)
     card = ModelCard("policy", {}, PROMPT, LONG)
     monkeypatch.setattr(stage_models, "load_policy", lambda *_: (card, models.policy, TOKENIZER))
     monkeypatch.setattr(stage_models, "load_decoder", lambda *_: models.policy)
-    made, _, _ = ppo_stage._setup(setup.context)
-    assert made.config.temperature == made.sampling.temperature == TEMPERATURE
+    made, _ = online._setup(setup.context)
+    assert made.schedule.temperature == made.sampling.temperature == TEMPERATURE
+    assert not made.sampling.truncates  # row 7: the ratio is that of the whole distribution
 
 
 @pytest.mark.parametrize("cut", [{"top_k": 5}, {"top_p": 0.9}], ids=str)
-def test_row_07_ppo_on_truncated_sampling_is_refused(cut):
-    ppo = dict(policy="sft", judge="gold", opponents="peer", anchors="", group_size=2)
-    check_config(c.build({"sft": c.sft(), "ppo": c.ppo(**ppo)}))
-    with pytest.raises(UserError, match="PPO's ratio needs the log-probs of the distribution that was sampled"):
-        check_config(c.build({"sft": c.sft(), "ppo": c.ppo(**ppo, **cut)}))
+def test_row_07_a_policy_cannot_learn_from_a_truncated_distribution(cut):
+    """Its ratio needs the log-probs of the distribution that was sampled, so that the stage has no such key."""
+    with pytest.raises(UserError, match=f"no key '{next(iter(cut))}'"):
+        c.online("ppo", **cut)
+    peers = c.online("pairwise_rl", opponents=dict(kind="peer"), group_size=2, judge="gold")
+    config = c.build({"sft": c.sft(), "policy": {**peers, **cut}})
+    with pytest.raises(UserError, match=f"policy.{next(iter(cut))}: no such key"):
+        check_config(config)
 
 
 def test_row_07_the_sampler_tells_log_probs_of_the_distribution_that_it_sampled(models, sample):

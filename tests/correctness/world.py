@@ -20,9 +20,9 @@ from prl_jax.runs.context import StageContext
 from prl_jax.runs.workdir import Workdir
 from prl_jax.sampling import SamplingConfig
 from prl_jax.stages import config as stage_config
-from prl_jax.stages.ppo_step import Setup
+from prl_jax.stages.online_section import method_in, schedule_in
+from prl_jax.stages.online_step import Setup
 from prl_jax.training.policy import Schedule
-from prl_jax.training.ppo import PPOConfig
 from prl_jax.types import Rollout
 
 PROMPTS, LENGTHS, ROOM = [3, 1, 4, 2], [2, 5, 1, 5], 5
@@ -53,7 +53,6 @@ PLAIN = Setting(
     ),
     Schedule(temperature=TEMPERATURE, missing_eos_penalty=PENALTY),
 )
-OF_THE_STAGE = PPOConfig(temperature=TEMPERATURE)
 
 
 def make_critic(seed: int, **overrides: Any) -> ScalarModel:
@@ -134,19 +133,20 @@ def token_rewards(score: np.ndarray, kl: np.ndarray) -> np.ndarray:
     return out
 
 
-def make_setup(reference: Decoder, *, name: str = "ppo", seed: int = 0, bias: float = 0.0, **section: Any) -> Setup:
-    """What an iteration of a PPO stage needs: two samples for each of four equal prompts, judged against each other.
+def make_setup(reference: Decoder, *, name: str = "policy", seed: int = 0, bias: float = 0.0, **section: Any) -> Setup:
+    """What a step of a policy that learns needs: two samples for each of four equal prompts, judged against each other.
 
     The judge likes long responses, and by `bias` the one it is shown first.
     """
     tokenizer = LetterTokenizer(pad_is_eos=True)
-    values = dict(opponents="peer", group_size=2, prompts_per_step=4) | section
-    stages = {"sft": stage_config.sft(), name: stage_config.ppo(**values)}
+    values = dict(opponents=dict(kind="peer"), group_size=2, prompts_per_step=4, temperature=TEMPERATURE) | section
+    stages = {"sft": stage_config.sft(), name: stage_config.online("pairwise_rl", **values)}
     config = stage_config.build(stages, seed=seed)
     judge = UtilityJudge(lambda prompt, response: 0.3 * len(response), bias)
     return Setup(
         context=StageContext(name, config, Workdir(Path("nowhere"), config), one_device()),
-        config=OF_THE_STAGE,
+        method=method_in(config[name]),
+        schedule=schedule_in(config[name]),
         card=ModelCard("policy", {}, 4, 8),
         tokenizer=tokenizer,
         sampling=SamplingConfig(8, (tokenizer.eos_id,), tokenizer.pad_id, temperature=TEMPERATURE),

@@ -17,7 +17,7 @@ WORDS = chat_families.WORDS[:9]
 UNITS = {"MiB": 2**20, "GiB": 2**30}
 # Two steps; the evaluation needs no more memory than the stages before it.
 SHORT = ("stages=('genrm','anchors','pairwise_ppo')", "pairwise_ppo.duration=2 steps",
-         "pairwise_ppo.critic_warmup=1 steps", "pairwise_ppo.evaluation.every=2 steps")  # fmt: skip
+         "pairwise_ppo.critic.warmup=1 steps", "pairwise_ppo.evaluation.every=2 steps")  # fmt: skip
 PROCESS = 2**30  # what a run on a CPU says that the process and its compiled programs take beside
 
 

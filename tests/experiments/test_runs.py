@@ -30,8 +30,8 @@ class Run(NamedTuple):
 
 
 _JUDGED = ("evaluation.pairs.limit=4", "evaluation.prompts.limit=4", "evaluation.samples=1", "evaluation.bootstrap=20")
-_PPO = ("prompts_per_step=4", "duration=2 steps", "critic_warmup=1 steps", "evaluation.every=2 steps",
-        "evaluation.prompts.limit=4", "algorithm.accumulate=2", "judge_batch_size=8")  # fmt: skip
+_PPO = ("prompts_per_step=4", "duration=2 steps", "critic.warmup=1 steps", "evaluation.every=2 steps",
+        "evaluation.prompts.limit=4", "accumulate=2", "judge_batch_size=8")  # fmt: skip
 _ADAPTERS = (
     "genrm.duration=2 steps",
     "genrm.batch_size=4",

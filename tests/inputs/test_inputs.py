@@ -50,7 +50,7 @@ def stages(monkeypatch):
 
     def reads(context):
         section = context.section
-        sources = {"sft": "sft", "anchors": "prompt", "ppo": "prompt"}.get(section.kind, "preference")
+        sources = {"sft": "sft", "anchors": "prompt", "online": "prompt"}.get(section.kind, "preference")
         key = "prompts" if sources == "prompt" else "pairs" if section.kind == "evaluation" else "data"
         read[context.name] = [record.id for record in context.records(section[key], sources)]
         if hook := hooks.get(context.name):
@@ -70,13 +70,13 @@ def stages(monkeypatch):
 
 
 def own(gemma, pairs, **root):
-    ppo = dict(prompts_per_step=4, judge_batch_size=4, duration="1 steps")
+    online = dict(prompts_per_step=4, judge_batch_size=4, duration="1 steps")
     return own_pairs(
         f"{gemma},{pairs}",
         holdout=10,
         generative=dict(max_length=300, **BATCH),
         sft=dict(**LENGTHS, **BATCH),
-        ppo=ppo,
+        online=online,
         evaluation_batch=4,
         title="",
         huggingface=LENGTHS,
@@ -142,7 +142,7 @@ def test_a_prompt_that_its_anchors_leave_out_is_left_out(gemma, tmp_path, stages
     rows = dict(data=prompts, validation=prompts)
     sections = dict(
         anchors=c.anchors(prompts=prompts, policy=str(gemma), judge="bt"),
-        ppo=c.ppo(prompts=prompts, judge="bt", evaluation=dict(prompts=prompts, judge="bt")),
+        ppo=c.online("pairwise_rl", prompts=prompts, judge="bt", evaluation=dict(prompts=prompts, judge="bt")),
     )
     config = c.build(
         dict(sft=c.sft(**BATCH, **rows), bt=c.bradley_terry(**BATCH, **rows), **sections),

@@ -22,7 +22,7 @@ def config():
     config.bt.update(batch_size=16, max_prompt=12, max_response=8)
     config.genrm.update(batch_size=16, max_length=24)
     config.ppo.update(prompts_per_step=16, group_size=1)
-    config.ppo.algorithm.minibatches = 2
+    config.ppo.minibatches = 2
     return config
 
 

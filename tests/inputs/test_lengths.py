@@ -44,7 +44,7 @@ def model(folder: Path, context: int = 4096) -> Path:
 
 def own(tmp_path: Path, rows: list[dict], context: int = 4096, **more) -> ConfigDict:
     pairs = write_rows(tmp_path / "pairs.jsonl", rows)
-    values = dict(generative={}, ppo={}, holdout=1, evaluation_batch=2)
+    values = dict(generative={}, online={}, holdout=1, evaluation_batch=2)
     return own_pairs(f"{model(tmp_path / 'model', context)},{pairs}", **values | more)
 
 
@@ -94,7 +94,7 @@ def test_sft_policies_and_scalar_judges_count_what_others_ask_of_them(tmp_path):
         bt=c.bradley_terry(**open_, **data),
         genrm=c.generative(max_length=0, **data),
         lone=c.generative(max_length=0, **data),
-        ppo=c.ppo(judge="bt", anchors="", reward="score", prompts=short, evaluation=dict(judge="genrm", prompts=long)),
+        ppo=c.online("ppo", judge="bt", prompts=short, evaluation=dict(judge="genrm", prompts=long)),
         evaluation=c.evaluation(judges=("lone",), pairs=short, prompts=short, arms={}, judge="bt"),
     )
     resolved, _ = found(c.build(stages), tmp_path / "run")

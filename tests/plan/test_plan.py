@@ -26,7 +26,7 @@ def large_model(**overrides):
     lengths = dict(max_prompt=LENGTH // 2, max_response=LENGTH // 2)
     stages = dict(
         sft=c.sft(batch_size=ROWS, duration="10 steps", **lengths),
-        ppo=c.ppo(judge="gold", reward="pairwise", opponents="group", group_size=2, prompts_per_step=8, anchors=""),
+        ppo=c.online("pairwise_rl", judge="gold", opponents=dict(kind="group"), group_size=2, prompts_per_step=8),
     )
     mesh = dict(data=1, fsdp=-1, tensor=1)
     return c.build(stages, model=model, mesh=mesh, **overrides)
@@ -106,9 +106,9 @@ def test_the_knobs_of_an_evaluation_and_of_small_microbatches():
     # As if temporary arrays were all that it needs.
     called = {name: one._replace(held={}, memory=one.memory._replace(temporary=1e12)) for name, one in called.items()}
     assert "ppo.evaluation.batch_size down" in knobs(plan, called["evaluation_decode"], config)
-    up = "ppo.algorithm.accumulate up"
+    up = "ppo.accumulate up"
     assert up in knobs(plan, called["update"], config)
-    config.ppo.algorithm.accumulate = 2  # 16 rows, 2 minibatches, 4 devices: one row
+    config.ppo.accumulate = 2  # 16 rows, 2 minibatches, 4 devices: one row
     assert up not in knobs(plan, called["update"], config)
 
 

@@ -31,6 +31,7 @@ from prl_jax.checkpoint import Checkpoints
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.processes import fetch, is_leader
 from prl_jax.sharding import make_mesh
+from prl_jax.stages.online import parts, whole
 from prl_jax.training.policy import (
     CriticContext,
     PolicyState,
@@ -81,18 +82,7 @@ def trainings(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Training]]:
         state, metrics = run_updates(updates, state, experience, key, **PIECES, train_policy=True)
         return steer_kl(state, before["kl"], ROWS, STEERED), metrics
 
-    yield "policy", Training(policy_state(mesh, STEERED), step, parts_of, whole_of)
-
-
-def parts_of(state: PolicyState) -> tuple[Any, dict[str, Any]]:
-    """The policy's parameters, and all that a step needs beside them."""
-    others = {name: part for name, part in state._asdict().items() if name != "policy"}
-    return state.policy.model, {"opt_state": state.policy.opt_state, "step": state.policy.step, **others}
-
-
-def whole_of(state: PolicyState, model: Any, rest: dict[str, Any]) -> PolicyState:
-    policy = state.policy._replace(model=model, opt_state=rest["opt_state"], step=rest["step"])
-    return PolicyState(policy, **{name: rest[name] for name in PolicyState._fields if name != "policy"})
+    yield "policy", Training(policy_state(mesh, STEERED), step, parts, whole)
 
 
 def train(folder: Path, name: str, mesh: jax.sharding.Mesh, source: str | None) -> Arrays:

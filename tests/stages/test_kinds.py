@@ -77,27 +77,24 @@ OTHER_MEANINGS = {
         "inputs/checks_of_data.py": "a kind of record",
         "stages/anchors.py": "the stage that a section names by default",
         "stages/evaluation.py": "the stage that a section names by default",
-        "stages/ppo_section.py": "the stage that a section names by default",
+        "stages/online_section.py": "the stage that a section names by default",
         "stages/recipes.py": "a stage of the recipe",
         "reporting/inputs.py": "workdirs from before results said their family",
     },
-    "ppo": {
-        "methods/table.py": "a method",
-        "reporting/inputs.py": "workdirs from before results said their family",
-    },
+    "online": {},
     "bradley_terry": {"reporting/inputs.py": "workdirs from before results said their family"},
     "generative": {"reporting/inputs.py": "workdirs from before results said their family"},
     "anchors": {
         "methods/method.py": "a key of a section",
         "methods/opponents.py": "a field of a piece",
         "training/compare.py": "whom a response is compared with",
-        "stages/ppo_section.py": "a key of a section, and a family",
+        "stages/online_section.py": "a kind of opponents, and a family",
         "stages/evaluation.py": "a key of a section",
         "reporting/inputs.py": "a family",
     },
     "evaluation": {
         "commands/shortage.py": "a function",
-        "stages/ppo_costs.py": "the beginning of names of functions",
+        "stages/online_costs.py": "the beginning of names of functions",
         "reporting/inputs.py": "a family",
         "reporting/names.py": "a key of a section",
     },
@@ -175,7 +172,7 @@ def dummy(monkeypatch):
         mine=dummy_section(**small),
         bt=c.bradley_terry(init_from="mine", max_prompt=12, max_response=6, **small),
         copied=c.anchors(prompts=prompts, choice="reference"),
-        better=c.ppo(policy="mine", judge="bt", reward="score", anchors="", prompts=prompts, prompts_per_step=8),
+        better=c.online("ppo", policy="mine", judge="bt", prompts=prompts, prompts_per_step=8),
     )
     shared = {key: value for key, value in micro.get_config().items() if key in ("gold", "model")}
     return c.build(stages, **{key: value.to_dict() for key, value in shared.items()})

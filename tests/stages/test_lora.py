@@ -16,9 +16,9 @@ from prl_jax.models import Decoder, LoraConfig, ScalarModel, split
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.workdir import Workdir
 from prl_jax.sharding import make_mesh
-from prl_jax.stages import ppo
-from prl_jax.stages.ppo_step import iteration
-from prl_jax.training.ppo import make_update
+from prl_jax.stages import online
+from prl_jax.stages.online_step import iteration
+from prl_jax.training.policy import make_updates
 from prl_jax.tree import flatten
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,8 @@ def test_policy_critic_reference_and_judge_hold_one_frozen_decoder(workdir):
     config = json.loads((workdir / "config.json").read_text())["config"]
     assert config["pairwise_ppo"]["lora"]["rank"] == 2
     context = _context(workdir)
-    setup, state, _ = ppo._setup(context)
+    setup, built = online._setup(context)
+    state = built.state
     reference = flatten(setup.reference)
     for decoder in (state.policy.model, state.critic.model.decoder, setup.judge.model):
         assert isinstance(decoder, Decoder) and decoder.config.lora is not None
@@ -77,13 +78,14 @@ def test_policy_critic_reference_and_judge_hold_one_frozen_decoder(workdir):
 
 def test_frozen_arrays_survive_the_updates_and_get_no_optimizer_state(workdir):
     context = _context(workdir)
-    setup, state, optimizers = ppo._setup(context)
+    setup, built = online._setup(context)
+    state = built.state
     moments = {name.split(".mu.")[1] for name in flatten(state.policy.opt_state) if ".mu." in name}
     assert moments and all(".lora." in name for name in moments)
     before, started = jax.device_get(setup.reference), jax.tree.map(jnp.copy, split(state.policy.model)[0])
-    update = make_update(setup.config, *optimizers)
+    updates = make_updates(setup.method, setup.schedule, *built.optimizers)
     for n in (1, 2):
-        state, metrics, _, _ = iteration(setup, update, state, np.arange(8), n, train_policy=True)
+        state, metrics, _, _ = iteration(setup, updates, state, np.arange(8), n, train_policy=True)
     assert metrics["grad_norm"] > 0
     for (name, leaf), was in zip(flatten(setup.reference).items(), jax.tree.leaves(before), strict=True):
         assert flatten(state.policy.model)[name] is leaf and flatten(state.critic.model.decoder)[name] is leaf

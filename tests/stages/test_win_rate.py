@@ -43,7 +43,9 @@ def curve(tmp_path, prompts, stage, judge=None, *, policy="alike", seen=None, **
     """What PPO's evaluation measures of a policy in the stage of that name."""
     batch_size = values.pop("batch_size", 4)
     source = c.source(kind="jsonl", path=prompts, **values)
-    context = make_context(tmp_path, stage, **{stage: c.ppo(evaluation=dict(prompts=source, batch_size=batch_size))})
+    context = make_context(
+        tmp_path, stage, **{stage: c.online("pairwise_rl", evaluation=dict(prompts=source, batch_size=batch_size))}
+    )
     judge = judge or make_judge()
     section = context.section.evaluation
     measure = win_rate.policy_win_rate(

@@ -1,4 +1,4 @@
-"""What a stage of PPO holds and calls, told before it runs."""
+"""What a stage that trains a policy on its own samples holds and calls, told before it runs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from prl_jax.config.durations import to_steps
 from prl_jax.costs.functions import Step, abstract_rollout, generating, judging
 from prl_jax.costs.models import EXAMPLES, AbstractModels, Held, held_judges
 from prl_jax.costs.work import Call, Estimate, flops, passes
+from prl_jax.methods import Critic, Method
+from prl_jax.methods.surrogates import Frozen
 from prl_jax.processes import whole_batch
 from prl_jax.stages.kind import Costs
-from prl_jax.stages.ppo_models import Learner, construct, steps_of
-from prl_jax.training.ppo import CriticContext, make_update, prepare
-from prl_jax.training.rollout import Experience
+from prl_jax.stages.online_models import Learner, construct, steps_of
+from prl_jax.stages.online_section import anchors_stage, method_in
+from prl_jax.training.policy import CriticContext, Critique, Experience, make_updates, prepare
 
 
 def functions(models: AbstractModels, name: str) -> Iterator[Step]:
@@ -24,12 +26,10 @@ def functions(models: AbstractModels, name: str) -> Iterator[Step]:
     held, size = _holding(built), section.prompts_per_step * section.group_size
     # The policy that samples is the one that is trained; it has the lengths of the one that it started from.
     policy = built.reference._replace(model=built.state.policy.model)
-    sampling = models.sampling(
-        section.policy, temperature=section.temperature, top_k=section.top_k, top_p=section.top_p
-    )
+    sampling = models.sampling(section.policy, temperature=section.temperature)
     yield from generating(models, name, policy, size, sampling, held)
-    scored = size if section.reward == "score" else 2 * size * _opponents(models.config, section)
-    yield from judging(models, name, built.judges[section.judge], section.judge_batch_size, scored, held)
+    asked = judged_rows(models.config, section, built.method)
+    yield from judging(models, name, built.judges[section.judge], section.judge_batch_size, asked, held)
     yield from _learning(models, name, built, held)
     # Evaluations, where they ask more than training did, or somebody else.
     limit, prefix = section.evaluation.prompts.limit, "evaluation_"
@@ -37,7 +37,7 @@ def functions(models: AbstractModels, name: str) -> Iterator[Step]:
     asks = models.sampling(section.policy, temperature=section.evaluation.temperature)
     if tested > size or asks != sampling:
         yield from generating(models, name, policy, tested, asks, held, prefix)
-    if section.evaluation.judge != section.judge or not scored >= 2 * limit > 0:
+    if section.evaluation.judge != section.judge or not asked >= 2 * limit > 0:
         judge, pairs = built.judges[section.evaluation.judge], 2 * limit or None
         yield from judging(models, name, judge, section.judge_batch_size, pairs, held, prefix)
 
@@ -46,23 +46,24 @@ def _learning(models: AbstractModels, name: str, built: Learner, held: Held) -> 
     """What follows on a rollout and its rewards."""
     section, rows, token_rows, card = models.config[name], models.rows, models.token_rows, built.reference.card
     size, before, room = section.prompts_per_step * section.group_size, card.max_prompt, card.max_response
-    # A marker and an anchor stand before the prompt that a privileged critic reads.
-    read = before + section.critic_sees_anchor * (1 + room)
-    context = CriticContext(rows(size, read), rows(size, read, dtype=bool))
-    rollout, score = abstract_rollout(models, size, card), models.whole(size, dtype=jnp.float32)
-    frozen = (built.state, built.reference.model, rollout, context, score)
-    yield Step(name, "prepare", prepare.trace(*frozen, config=built.config), frozen, held)
-    experience = Experience(
-        token_rows(size, before + room),
-        token_rows(size, read + room),
-        rows(size, room),
-        rollout.mask,
-        rollout.mask,
-        *(rollout.logp for _ in range(5)),
-    )
-    index = models.whole(size // built.config.minibatches, dtype=jnp.int32)
-    arguments = (built.state, experience, index, models.whole(dtype=bool))
-    yield Step(name, "update", make_update(built.config, *built.optimizers).trace(*arguments), arguments, held)
+    method, pieces = built.method, dict(method=built.method, schedule=built.schedule)
+    rollout, reward = abstract_rollout(models, size, card), models.whole(size, dtype=jnp.float32)
+    number, context, critique = rollout.logp, None, None
+    if isinstance(method.baseline, Critic):
+        # A marker and the opponent stand before the prompt that a privileged critic reads.
+        read = before + method.baseline.sees_opponent * (1 + room)
+        context = CriticContext(rows(size, read), rows(size, read, dtype=bool))
+        critique = Critique(token_rows(size, read + room), number, number)
+    arguments = (built.state, built.reference.model, rollout, context, reward)
+    yield Step(name, "prepare", prepare.trace(*arguments, **pieces), arguments, held)
+    frozen = Frozen(number, number, number, rollout.mask)
+    experience = Experience(token_rows(size, before + room), rows(size, room), rollout.mask, frozen, critique)
+    index = models.whole(size // built.schedule.minibatches, dtype=jnp.int32)
+    updates, state = make_updates(built.method, built.schedule, *built.optimizers), built.state
+    if updates.warm_up is not None:
+        learns = (state.critic, state.deviation, experience, index)
+        yield Step(name, "warm_up", updates.warm_up.trace(*learns), learns, held)
+    yield Step(name, "update", updates.train.trace(state, experience, index), (state, experience, index), held)
 
 
 def held(models: AbstractModels, name: str) -> Iterator[Held]:
@@ -71,12 +72,14 @@ def held(models: AbstractModels, name: str) -> Iterator[Held]:
 
 
 def _holding(built: Learner) -> Held:
-    policy, critic, kl_coef = built.state
+    policy, critic = built.state.policy, built.state.critic
+    values = {}
+    if critic is not None:
+        values = {"critic": critic.model, "critic optimizer": (critic.opt_state, critic.step)}
     return {
         "policy": policy.model,
-        "policy optimizer": (policy.opt_state, policy.step),
-        "critic": critic.model,
-        "critic optimizer": (critic.opt_state, critic.step, kl_coef),
+        "policy optimizer": (policy.opt_state, policy.step, built.state.kl_coef, built.state.deviation),
+        **values,
         "reference": built.reference.model,
         **held_judges(built.judges),
     }
@@ -85,29 +88,30 @@ def _holding(built: Learner) -> Held:
 def calls(estimate: Estimate, name: str) -> Iterator[Call]:
     """What sampling, judging, freezing, the update and evaluations take, about."""
     models, section = estimate.models, estimate.config[name]
-    algorithm, size = section.algorithm, section.prompts_per_step * section.group_size
+    method, size = method_in(section), section.prompts_per_step * section.group_size
     card, steps = models.card(section.policy), steps_of(section, name, estimate.examples(name, "prompts"))
     every = to_steps(section.evaluation.every, key=f"{name}.evaluation.every", total=steps)
     length, room = card.max_prompt + card.max_response, card.max_response
-    decoder = models.trained_config(name)
+    decoder, trained_models = models.trained_config(name), 1 + method.baseline.reads_values
     yield from estimate.generate(section.policy, size, size * steps)
-    judged = size if section.reward == "score" else 2 * size * _opponents(estimate.config, section)
+    judged = judged_rows(estimate.config, section, method)
     yield from estimate.judge(models.judge(section.judge), section.judge_batch_size, judged * steps)
     row, moved = flops(decoder, length, room), estimate.moved(decoder, size, length)
     # Policy, reference and critic read the same rows; where layers are unrolled, two of them are at work at once.
     at_once = 2 if estimate.unrolled(decoder) else 1
     temporary = at_once * estimate.forward(decoder, estimate.shard(size), length, room)
-    yield Call("prepare", temporary, 3 * size * row, steps, moved=3 * moved)
-    micro = estimate.shard(size, algorithm.minibatches * algorithm.accumulate)
-    trained = 2 * estimate.trained(decoder) * (2 if algorithm.accumulate > 1 else 1)
+    read = 1 + trained_models
+    yield Call("prepare", temporary, read * size * row, steps, moved=read * moved)
+    micro = estimate.shard(size, section.minibatches * section.accumulate)
+    trained = trained_models * estimate.trained(decoder) * (2 if section.accumulate > 1 else 1)
     # With remat the policy and the critic come one after the other.
-    together = 1 if decoder.remat and not estimate.unrolled(decoder) else 2
+    together = 1 if decoder.remat and not estimate.unrolled(decoder) else trained_models
     yield Call(
         "update",
         trained + together * estimate.training(decoder, micro, length, room),
-        2 * size / algorithm.minibatches * row * passes(decoder),
-        steps * algorithm.epochs * algorithm.minibatches,
-        moved=2 * moved / algorithm.minibatches * passes(decoder),
+        trained_models * size / section.minibatches * row * passes(decoder),
+        steps * section.epochs * section.minibatches,
+        moved=trained_models * moved / section.minibatches * passes(decoder),
     )
     if every:
         tests, asked = 1 + steps // every, estimate.examples(name, "evaluation.prompts")
@@ -116,12 +120,15 @@ def calls(estimate: Estimate, name: str) -> Iterator[Call]:
         yield from estimate.judge(judge, section.judge_batch_size, 2 * asked * tests)
 
 
-def _opponents(config: ConfigDict, section: ConfigDict) -> int:
-    """Comparisons of a response."""
-    if section.opponents == "anchor":
-        anchors = config[section.anchors]
-        return anchors.keep if anchors.choice == "best_of_n" else 1
-    return {"peer": 1, "group": section.group_size - 1, "pool": section.opponent_draws}[section.opponents]
+def judged_rows(config: ConfigDict, section: ConfigDict, method: Method) -> int:
+    """Rows that the judge reads in a step."""
+    kept = 0
+    if anchors_stage(section):
+        anchors = config[anchors_stage(section)]
+        kept = anchors.keep if anchors.choice == "best_of_n" else 1
+    size = section.prompts_per_step * section.group_size
+    compared = method.opponents.per_response(section.group_size, kept)
+    return 2 * size * compared if method.reward.asks == "pairs" else size * (1 + compared)
 
 
 def smaller(section: ConfigDict, stage: str, function: str, mesh: Mapping[str, int]) -> list[str]:
@@ -130,9 +137,9 @@ def smaller(section: ConfigDict, stage: str, function: str, mesh: Mapping[str, i
         return [f"{stage}.judge_batch_size down"]
     if function.startswith("evaluation"):
         return [f"{stage}.evaluation.batch_size down"]
-    rows, algorithm = section.prompts_per_step * section.group_size, section.algorithm
-    least = mesh["data"] * mesh["fsdp"] * algorithm.minibatches * algorithm.accumulate
-    more = [f"{stage}.algorithm.accumulate up"] if function == "update" and rows > least else []
+    rows = section.prompts_per_step * section.group_size
+    least = mesh["data"] * mesh["fsdp"] * section.minibatches * section.accumulate
+    more = [f"{stage}.accumulate up"] if function == "update" and rows > least else []
     return [*more, f"{stage}.prompts_per_step or {stage}.group_size down"]
 
 

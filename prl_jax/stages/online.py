@@ -1,4 +1,4 @@
-"""PPO: a policy, a judge and prompts -> a better policy."""
+"""A policy that learns from its own samples: a policy, a judge and prompts -> a better policy, by any method."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.training import Training, train_stage
 from prl_jax.stages.anchors import read_anchors
 from prl_jax.stages.kind import Kind
-from prl_jax.stages.ppo_costs import COSTS
-from prl_jax.stages.ppo_models import construct, steps_of
-from prl_jax.stages.ppo_section import CHECKS, RULES, batch_rows, declare, reads
-from prl_jax.stages.ppo_step import Setup, iteration, sample_rows
+from prl_jax.stages.online_costs import COSTS
+from prl_jax.stages.online_models import Learner, construct, steps_of, warmup_of
+from prl_jax.stages.online_section import CHECKS, RULES, anchors_stage, batch_rows, declare, reads
+from prl_jax.stages.online_step import Setup, iteration, sample_rows
 from prl_jax.stages.win_rate import policy_win_rate
 from prl_jax.training.loop import LoopConfig
-from prl_jax.training.ppo import PPOState, make_update
+from prl_jax.training.policy import PolicyState, make_updates
 
 
 def run(context: StageContext) -> dict[str, float]:
     """Trains and returns the metrics of what it has come to."""
     section, name = context.section, context.name
-    setup, state, optimizers = _setup(context)
+    setup, built = _setup(context)
     total = steps_of(section, name, len(setup.records))
     steps = lambda key: to_steps(value_at(section, key), key=f"{name}.{key}", total=total)  # noqa: E731
-    warmup, log_every = steps("critic_warmup"), steps("log_every")
-    update = make_update(setup.config, *optimizers)
+    warmup, log_every = warmup_of(section, name, total), steps("log_every")
+    updates = make_updates(setup.method, setup.schedule, *built.optimizers)
     iterator = batch_iterator(
         range(len(setup.records)), np.asarray, batch_size=section.prompts_per_step, seed=context.data_seed
     )
@@ -46,14 +46,14 @@ def run(context: StageContext) -> dict[str, float]:
         setup.reference,
         setup.tokenizer,
         # Not as this stage samples to train: the same for every arm, and as in the final table.
-        dataclasses.replace(setup.sampling, temperature=section.evaluation.temperature, top_k=0, top_p=1.0),
+        dataclasses.replace(setup.sampling, temperature=section.evaluation.temperature),
         judge=setup.win_rate_judge,
         max_prompt=setup.card.max_prompt,
         section=section.evaluation,
     )
 
-    def step(state: PPOState, n: int, samples: JsonlLog) -> tuple[PPOState, Mapping[str, jax.Array]]:
-        state, metrics, done, experience = iteration(setup, update, state, next(iterator), n, train_policy=n > warmup)
+    def step(state: PolicyState, n: int, samples: JsonlLog) -> tuple[PolicyState, Mapping[str, jax.Array]]:
+        state, metrics, done, experience = iteration(setup, updates, state, next(iterator), n, train_policy=n > warmup)
         if log_every and n % log_every == 0:
             samples.write(sample_rows(n, done, experience, context.mesh))
         return state, metrics
@@ -61,7 +61,7 @@ def run(context: StageContext) -> dict[str, float]:
     training = Training(
         card=setup.card,
         tokenizer=setup.tokenizer,
-        state=state,
+        state=built.state,
         parts=parts,
         whole=whole,
         loop=LoopConfig(total, log_every, steps("save_every"), steps("evaluation.every")),
@@ -75,53 +75,54 @@ def run(context: StageContext) -> dict[str, float]:
     return train_stage(context, training)
 
 
-def _setup(context: StageContext) -> tuple[Setup, PPOState, tuple[Any, Any]]:
+def _setup(context: StageContext) -> tuple[Setup, Learner]:
     """Loads everything that the stage reads and makes its first state."""
     section = context.section
-    records = context.records(section.prompts, "prompt")
-    anchors = read_anchors(context.stage(section.anchors), records) if section.anchors else [()] * len(records)
+    records, stage = context.records(section.prompts, "prompt"), anchors_stage(section)
+    anchors = read_anchors(context.stage(stage), records) if stage else [()] * len(records)
     built = construct(LoadedModels(context, {}), context.name, len(records))
     card, reference, tokenizer = built.reference
     assert tokenizer is not None
     adapters = {"base": base_name(context, context.stage(section.policy))} if section.lora.rank else {}
     setup = Setup(
         context=context,
-        config=built.config,
+        method=built.method,
+        schedule=built.schedule,
         card=dataclasses.replace(card, decoder=dataclasses.asdict(built.state.policy.model.config), **adapters),
         tokenizer=tokenizer,
-        sampling=sampling_config(
-            card, tokenizer, temperature=section.temperature, top_k=section.top_k, top_p=section.top_p
-        ),
+        sampling=sampling_config(card, tokenizer, temperature=section.temperature),
         judge=built.judges[section.judge],
         win_rate_judge=built.judges[section.evaluation.judge],
         records=records,
         anchors=anchors,
         reference=reference,
     )
-    return setup, built.state, built.optimizers
+    return setup, built
 
 
-def parts(state: PPOState) -> tuple[Decoder, dict[str, Any]]:
+def parts(state: PolicyState) -> tuple[Decoder, dict[str, Any]]:
     """The policy's parameters, and what a checkpoint holds beside them."""
-    return state.policy.model, {
-        "policy_opt_state": state.policy.opt_state,
-        "policy_step": state.policy.step,
-        "critic": state.critic.model,
-        "critic_opt_state": state.critic.opt_state,
-        "critic_step": state.critic.step,
-        "kl_coef": state.kl_coef,
-    }
+    policy, critic = state.policy, state.critic
+    rest = {"policy_opt_state": policy.opt_state, "policy_step": policy.step, "kl_coef": state.kl_coef}
+    if critic is not None:
+        rest |= {"critic": critic.model, "critic_opt_state": critic.opt_state, "critic_step": critic.step}
+    if state.deviation is not None:
+        rest["deviation"] = state.deviation
+    return policy.model, rest
 
 
-def whole(state: PPOState, model: Decoder, rest: Mapping[str, Any]) -> PPOState:
+def whole(state: PolicyState, model: Decoder, rest: Mapping[str, Any]) -> PolicyState:
     """The state that a checkpoint holds; what is frozen is that of the state that is given."""
     policy = state.policy._replace(model=model, opt_state=rest["policy_opt_state"], step=rest["policy_step"])
-    critic = state.critic._replace(model=rest["critic"], opt_state=rest["critic_opt_state"], step=rest["critic_step"])
-    return PPOState(policy, critic, rest["kl_coef"])
+    critic = state.critic
+    if critic is not None:
+        saved = {"model": rest["critic"], "opt_state": rest["critic_opt_state"], "step": rest["critic_step"]}
+        critic = critic._replace(**saved)
+    return PolicyState(policy, critic, rest["kl_coef"], rest.get("deviation"))
 
 
 KIND = Kind(
-    name="ppo",
+    name="online",
     family="policy",
     declare=declare,
     rules=RULES,

@@ -1,0 +1,71 @@
+"""All that a stage which trains a policy on its own samples holds, real or abstract, from one construction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import optax
+from ml_collections import ConfigDict
+
+from prl_jax.config.durations import to_steps
+from prl_jax.methods import Method
+from prl_jax.runs.models import Models, Policy, stage_optimizer
+from prl_jax.stages.online_section import method_in, schedule_in
+from prl_jax.streams import Stream
+from prl_jax.training.policy import PolicyState, Schedule, clips_values
+
+
+class Learner(NamedTuple):
+    """The models and states of a policy that learns.
+
+    Attributes:
+      method, schedule: what the update does.
+      state: what is trained, before the first step.
+      optimizers: of the policy and of the critic, which is None where the method has none.
+      reference: what the policy starts from, and the divergence is taken to.
+      judges: by their names: whoever gives the reward, and whoever tells the win rates.
+    """
+
+    method: Method
+    schedule: Schedule
+    state: PolicyState
+    optimizers: tuple[optax.GradientTransformation, optax.GradientTransformation | None]
+    reference: Policy
+    judges: Mapping[str, Any]
+
+
+def steps_of(section: ConfigDict, name: str, examples: int) -> int:
+    """Steps of a stage with so many prompts."""
+    return to_steps(
+        section.duration, key=f"{name}.duration", batch_size=section.prompts_per_step, examples=examples
+    )  # fmt: skip
+
+
+def warmup_of(section: ConfigDict, name: str, total: int) -> int:
+    """The first steps, in which the critic learns alone; 0 without one."""
+    if not section.critic:
+        return 0
+    return to_steps(section.critic.warmup, key=f"{name}.critic.warmup", total=total)
+
+
+def construct(models: Models, name: str, examples: int) -> Learner:
+    """Everything that the stage holds; `examples` are the prompts of its source."""
+    section = models.config[name]
+    method, schedule = method_in(section), schedule_in(section)
+    reference = models.policy(section.policy)
+    named = sorted({section.judge, section.evaluation.judge})
+    judges = {judge: models.judge(judge, batch_size=section.judge_batch_size) for judge in named}
+    total, updates = steps_of(section, name, examples), schedule.epochs * schedule.minibatches
+    # The policy takes no step while the critic warms up.
+    steps = max(total - warmup_of(section, name, total), 1)
+    optimizer = stage_optimizer(section.optimizer, steps, updates, key=f"{name}.optimizer")
+    policy = models.state(models.trainable(name), optimizer)
+    critic = critic_optimizer = None
+    if method.baseline.reads_values:
+        critic_optimizer = stage_optimizer(section.critic.optimizer, total, updates, key=f"{name}.critic.optimizer")
+        trunk = models.trainable(name, stream=Stream.CRITIC_ADAPTERS)
+        critic = models.state(models.scalar(trunk, bias=method.reward.even), critic_optimizer)
+    deviation = models.number(0.0) if clips_values(method) else None
+    state = PolicyState(policy, critic, models.number(method.regulariser.coefficient), deviation)
+    return Learner(method, schedule, state, (optimizer, critic_optimizer), reference, judges)

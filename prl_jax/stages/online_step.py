@@ -1,0 +1,176 @@
+"""One step of a policy that learns from its own samples: sample, judge, freeze, update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from prl_jax.artifacts.cards import ModelCard
+from prl_jax.data.records import PromptRecord
+from prl_jax.judges import Judge
+from prl_jax.losses import pairwise_rl_reward
+from prl_jax.methods import Critic, Judgements, Method
+from prl_jax.models import Decoder
+from prl_jax.processes import fetch, local_rows, put_batch
+from prl_jax.runs.context import StageContext
+from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, row_keys
+from prl_jax.stages.judging import check_finite, imitations
+from prl_jax.streams import Stream, stream_key
+from prl_jax.text.chat import Prompt, fit_prompt, prompt_text
+from prl_jax.text.padding import pad_rows
+from prl_jax.text.tokenizer import Tokenizer
+from prl_jax.training.compare import rewards_of
+from prl_jax.training.policy import (
+    CriticContext,
+    Experience,
+    PolicyState,
+    Schedule,
+    Updates,
+    prepare,
+    run_updates,
+    steer_kl,
+    with_returns,
+)
+from prl_jax.types import Rollout
+
+SAMPLES_A_STEP = 4  # rows of samples.jsonl
+
+
+class Setup(NamedTuple):
+    """What a step needs beside its state."""
+
+    context: StageContext
+    method: Method
+    schedule: Schedule
+    card: ModelCard
+    tokenizer: Tokenizer
+    sampling: SamplingConfig
+    judge: Judge
+    win_rate_judge: Judge
+    records: Sequence[PromptRecord]
+    anchors: Sequence[Sequence[str]]
+    reference: Decoder
+
+
+class Step(NamedTuple):
+    """One batch of rollouts with what was thought of it."""
+
+    prompts: list[Prompt]
+    responses: list[str]
+    anchors: list[Sequence[str]]
+    judged: Judgements
+    reward: np.ndarray
+    rollout: Rollout
+    truncated_prompts: int
+    cut_judgements: int
+
+
+def iteration(
+    setup: Setup, updates: Updates, state: PolicyState, index: np.ndarray, n: int, *, train_policy: bool
+) -> tuple[PolicyState, dict[str, jax.Array], Step, Experience]:
+    """One step: sample, judge, freeze, update."""
+    method, schedule = setup.method, setup.schedule
+    done = roll_out(setup, state.policy.model, index, n)
+    check_finite(done.reward, f"{setup.context.name}: the judge's rewards at step {n}")
+    context, reward = critic_context(setup, done), jnp.asarray(done.reward)
+    pieces = dict(method=method, schedule=schedule)
+    experience, before = prepare(state, setup.reference, done.rollout, context, reward, **pieces)
+    if "return_deviation" in before:
+        state = with_returns(state, before["return_deviation"])
+    key = stream_key(setup.context.key, Stream.SHUFFLING, n)
+    state, metrics = run_updates(
+        updates,
+        state,
+        experience,
+        key,
+        method,
+        schedule,
+        train_policy=train_policy,
+    )
+    if train_policy:
+        state = steer_kl(state, before["kl"], len(done.responses), method)
+    metrics = {**metrics, **before, "kl_coef": state.kl_coef, "reward": jnp.asarray(done.reward.mean())}
+    metrics["truncated_prompts"] = jnp.asarray(done.truncated_prompts)
+    metrics["cut_judgements"] = jnp.asarray(done.cut_judgements)
+    metrics |= {name: jnp.asarray(value) for name, value in imitations(setup.judge, done.responses).items()}
+    if done.judged.z_ya is not None:
+        metrics |= _judge_metrics(method.opponents.kind, done.judged)
+    return state, metrics, done, experience
+
+
+def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
+    """Samples `group_size` responses to each prompt of the step and asks the judge about them."""
+    context, size = setup.context, setup.schedule.group_size
+    asked = [setup.records[i].prompt for i in index]
+    prompts = [prompt for prompt in asked for _ in range(size)]
+    anchors = [setup.anchors[i] for i in np.repeat(index, size)]
+    own = [prompts[i] for i in local_rows(context.mesh, len(prompts))]
+    encoded = put_batch(encode_prompts(setup.tokenizer, own, length=setup.card.max_prompt), context.mesh)
+    keys = row_keys(stream_key(context.key, Stream.RESPONSES, n), 0, len(prompts))
+    rollout = generate(policy, encoded.tokens, encoded.mask, keys, config=setup.sampling)
+    known, cut = fetch((rollout, encoded.truncated), context.mesh)
+    responses = decode_responses(setup.tokenizer, known, setup.sampling.stop_ids)
+    rewarded = rewards_of(
+        setup.judge,
+        setup.method.opponents,
+        setup.method.reward,
+        prompts,
+        responses,
+        group_size=size,
+        anchors=anchors,
+        keys=row_keys(stream_key(context.key, Stream.OPPONENTS, n), 0, len(index)),
+    )
+    return Step(prompts, responses, anchors, rewarded.judged, rewarded.reward, rollout, int(cut.sum()), rewarded.cut)
+
+
+def critic_context(setup: Setup, done: Step) -> CriticContext | None:
+    """What the critic reads before the response: the prompt, and before it the opponent that the response has met."""
+    baseline, mesh = setup.method.baseline, setup.context.mesh
+    if not isinstance(baseline, Critic):
+        return None
+    if not baseline.sees_opponent:
+        return CriticContext(done.rollout.prompt, done.rollout.prompt_mask)
+    tokenizer, card, met = setup.tokenizer, setup.card, np.asarray(done.judged.mask)
+    marker = tokenizer.special("reference")
+    lead = tokenizer.encode("Reference: ") if marker is None else [marker]
+    rows = []
+    for i in local_rows(mesh, len(done.prompts)):
+        question, _ = fit_prompt(tokenizer, done.prompts[i], card.max_prompt)
+        opponent = done.anchors[i][int(met[i].argmax())]
+        rows.append([*lead, *tokenizer.encode(opponent)[: card.max_response], *question])
+    length = len(lead) + card.max_response + card.max_prompt
+    padded = pad_rows(rows, length, pad_id=tokenizer.pad_id, side="left")
+    return CriticContext(*put_batch((padded.tokens, padded.segments > 0), mesh))
+
+
+def _judge_metrics(opponents: str, judged: Judgements) -> dict[str, jax.Array]:
+    """How the judge saw the step: win probability, and how often the two orders name different winners.
+
+    Two even verdicts agree, such as those on identical responses.
+    """
+    assert judged.z_ya is not None and judged.z_ay is not None
+    mask = np.asarray(judged.mask)
+    disagree = (np.sign(judged.z_ya) != -np.sign(judged.z_ay)) & mask
+    wins = pairwise_rl_reward(judged.z_ya, judged.z_ay, judged.mask, space=judged.merge).mean()
+    return {f"win_rate_{opponents}": wins, "order_disagreement": jnp.asarray(disagree.sum() / mask.sum())}
+
+
+def sample_rows(n: int, done: Step, experience: Experience, mesh: Mesh) -> list[dict[str, Any]]:
+    """A few rows of the step as a person reads them."""
+    frozen = experience.frozen
+    logp, logp_ref = fetch((frozen.logp_old.sum(1), frozen.logp_ref.sum(1)), mesh)
+    kl, judged, met, rows = logp - logp_ref, done.judged, np.asarray(done.judged.mask), []
+    for i in range(min(SAMPLES_A_STEP, len(done.responses))):
+        shown = int(met[i].argmax()) if met.shape[1] else 0  # the first opponent; a response itself is none
+        orders = {}
+        for name, z in (("p_12", judged.z_ya), ("p_21", judged.z_ay)):
+            orders[name] = None if z is None else float(jax.nn.sigmoid(z[i, shown]))
+        anchor = done.anchors[i][shown if met.shape[1] == len(done.anchors[i]) else 0] if done.anchors[i] else None
+        row = {"step": n, "prompt": prompt_text(done.prompts[i]), "response": done.responses[i], "anchor": anchor}
+        rows.append({**row, **orders, "reward": float(done.reward[i]), "logp": float(logp[i]), "kl": float(kl[i])})
+    return rows

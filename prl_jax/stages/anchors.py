@@ -15,9 +15,6 @@ from ml_collections import ConfigDict
 from prl_jax.artifacts.cards import sampling_config
 from prl_jax.config.declare import filled, source
 from prl_jax.config.rules import Rules
-from prl_jax.costs.functions import Step, generating, judging
-from prl_jax.costs.models import AbstractModels, Held, held_judges
-from prl_jax.costs.work import Call, Estimate
 from prl_jax.data.jsonl import JsonLines, write_jsonl
 from prl_jax.data.records import PromptRecord
 from prl_jax.errors import UserError
@@ -25,11 +22,12 @@ from prl_jax.file_names import ANCHORS_FILE
 from prl_jax.judges import Judge, ScalarJudge, judge_pairs
 from prl_jax.processes import is_leader
 from prl_jax.runs.context import StageContext
-from prl_jax.runs.models import LoadedModels, Models, Policy
+from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.pieces import Pieces, batches, pieces
 from prl_jax.sampling import respond
+from prl_jax.stages.anchors_costs import COSTS, construct
 from prl_jax.stages.judging import check_finite
-from prl_jax.stages.kind import Checking, Costs, Kind, Reads, check_temperature
+from prl_jax.stages.kind import Checking, Kind, Reads, check_temperature
 from prl_jax.streams import candidate_key
 from prl_jax.text.chat import Prompt, Turn
 
@@ -267,38 +265,6 @@ def rank_scores(
     return wins / np.maximum(counts.sum(axis=0) - counts, 1.0), cuts
 
 
-def construct(models: Models, name: str) -> tuple[Policy, Any]:
-    """The policy that samples and the judge that ranks, real or abstract."""
-    section = models.config[name]
-    return models.policy(section.policy), models.judge(section.judge, batch_size=section.batch_size)
-
-
-def _functions(models: AbstractModels, name: str) -> Iterator[Step]:
-    section = models.config[name]
-    if section.choice == "best_of_n":
-        policy, judge = construct(models, name)
-        held = {"policy": policy.model, **held_judges({"judge": judge})}
-        sampling = models.sampling(section.policy, temperature=section.temperature)
-        yield from generating(models, name, policy, section.batch_size, sampling, held)
-        yield from judging(models, name, judge, section.batch_size, None, held)
-
-
-def _held(models: AbstractModels, name: str) -> Iterator[Held]:
-    if models.config[name].choice == "best_of_n":
-        policy, judge = construct(models, name)
-        yield {"policy": policy.model, **held_judges({"judge": judge})}
-
-
-def _calls(estimate: Estimate, name: str) -> Iterator[Call]:
-    section = estimate.config[name]
-    if section.choice == "best_of_n":
-        count, number = estimate.examples(name, "prompts"), section.samples
-        yield from estimate.generate(section.policy, section.batch_size, number * count)
-        scalar = estimate.models.card(section.judge).kind == "scalar_judge"
-        rows = count * (number if scalar else number * (number - 1))
-        yield from estimate.judge(estimate.models.judge(section.judge), section.batch_size, rows)
-
-
 KIND = Kind(
     name="anchors",
     family="anchors",
@@ -314,5 +280,5 @@ KIND = Kind(
     checks=(check_temperature, check_keep),
     run=run,
     reads=reads,
-    costs=Costs(_functions, _held, _calls),
+    costs=COSTS,
 )

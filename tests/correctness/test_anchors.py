@@ -10,6 +10,7 @@ from fakes import LetterTokenizer, UtilityJudge, make_decoder, user
 from prl_jax.artifacts.cards import ModelCard
 from prl_jax.data.jsonl import JsonLines
 from prl_jax.data.records import PromptRecord
+from prl_jax.runs import models
 from prl_jax.stages import anchors
 from prl_jax.stages import config as c
 from prl_jax.stages.anchors import Candidates, choose, rank_scores
@@ -67,9 +68,9 @@ def test_row_42_the_stage_writes_usable_anchors_and_its_result_has_the_counters(
         return TEXTS[k], SimpleNamespace(logp=np.zeros((5, 2)), truncated=TRUNCATED[k])
 
     monkeypatch.setattr(anchors, "respond", respond)
-    monkeypatch.setattr(anchors, "load_policy", lambda *_, **__: (ModelCard("policy", {}, 8, 8), model, tokenizer))
+    monkeypatch.setattr(models, "load_policy", lambda *_, **__: (ModelCard("policy", {}, 8, 8), model, tokenizer))
     judge = UtilityJudge(lambda prompt, response: float(len(response)))
-    monkeypatch.setattr(anchors, "load_judge", lambda *_, **__: judge)
+    monkeypatch.setattr(models, "load_judge", lambda *_, **__: judge)
     context = make_setup(model).context
     fake = SimpleNamespace(
         section=section,
@@ -77,6 +78,7 @@ def test_row_42_the_stage_writes_usable_anchors_and_its_result_has_the_counters(
         stage=lambda name: tmp_path,
         directory=tmp_path,
         name="anchors",
+        config={"anchors": section},
         key=context.key,
         mesh=context.mesh,
         defaults=context.defaults,

@@ -152,7 +152,9 @@ def test_a_part_of_a_stage_draws_as_its_rows_of_the_whole(tmp_path, monkeypatch)
     def respond(model, tokenizer, prompts, *, first_row, key, **_):
         seen.append((str(jax.random.key_data(key)), first_row, [prompt[0].content for prompt in prompts]))
         return ["text"] * len(prompts), SimpleNamespace(
-            mask=np.ones((len(prompts), 4), bool), logp=np.zeros((len(prompts), 4))
+            mask=np.ones((len(prompts), 4), bool),
+            logp=np.zeros((len(prompts), 4)),
+            truncated=np.zeros(len(prompts), bool),
         )
 
     card, tokenizer = ModelCard("policy", {}, 5, 4), LetterTokenizer()
@@ -187,5 +189,6 @@ def test_scores_that_are_not_finite_end_the_ranking(tmp_path):
     stage, judge = Stage(tmp_path), UtilityJudge(lambda prompt, text: float("nan") if text == "b" else 0.0)
     prompts = [user("x"), user("y")]
     with pytest.raises(UserError, match="1 of 2 are not finite"), pieces(stage.context, 9) as piece:
-        anchors.rank_scores(judge, prompts, [["a", "b"], ["c", "d"]], 2, piece)
+        candidates = anchors.Candidates([["a", "b"], ["c", "d"]], np.zeros((2, 2), bool))
+        anchors.rank_scores(judge, prompts, candidates, 2, piece)
     assert kept(tmp_path) == []

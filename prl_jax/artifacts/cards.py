@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from prl_jax.errors import UserError
+from prl_jax.errors import UserError, quoted
 from prl_jax.file_names import MODEL_FILE
 from prl_jax.files import local_path, read_object
 from prl_jax.models import DecoderConfig
@@ -16,7 +16,7 @@ from prl_jax.models.hf.generation import end_tokens, read_generation
 from prl_jax.models.hf.peft import adapter_base
 from prl_jax.sampling import SamplingConfig
 from prl_jax.text.judging import JudgeTemplate
-from prl_jax.text.tokenizer import Tokenizer
+from prl_jax.text.tokenizer import HFTokenizer, Tokenizer
 
 _EXPECTED = "a stage of a workdir, such as WORKDIR/sft, or a Hugging Face checkpoint"
 EXPORT_FILE = "prl_model.json"  # beside an exported checkpoint: what its config.json cannot say of a judge
@@ -42,6 +42,7 @@ class ModelCard:
       context: tokens that the model can read, the scaling of RoPE counted; 0 for a model made from scratch, which has
         no other limit than what it was trained for.
       stop_ids: tokens beside the tokenizer's that end a response.
+      stop_tokens: further ones, by their text in the vocabulary.
       template_args: what the tokenizer's chat template is given beside the conversation.
     """
 
@@ -56,6 +57,7 @@ class ModelCard:
     generation: dict[str, Any] | None = None
     context: int = 0
     stop_ids: tuple[int, ...] = ()
+    stop_tokens: tuple[str, ...] = ()
     template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -85,7 +87,7 @@ class ModelCard:
     @property
     def origin(self) -> dict[str, Any]:
         """The fields that a model which is trained from this one takes over."""
-        names = ("source", "generation", "context", "stop_ids", "template_args")
+        names = ("source", "generation", "context", "stop_ids", "stop_tokens", "template_args")
         return {name: getattr(self, name) for name in names}
 
 
@@ -97,6 +99,7 @@ class Defaults:
       max_prompt, max_response: tokens to use it with; 0 for what its context leaves.
       dtype: of its activations; "" for that of its parameters.
       remat: see `DecoderConfig`.
+      stop_tokens: tokens that end a response beside those that it names; for stages that descend from one too.
       template_args: what chat templates are given beside the conversation, in place of what a card says; empty leaves
         that.
     """
@@ -105,6 +108,7 @@ class Defaults:
     max_response: int = 0
     dtype: str = ""
     remat: bool = False
+    stop_tokens: tuple[str, ...] = ()
     template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -112,8 +116,19 @@ NO_DEFAULTS = Defaults()
 
 
 def stop_ids(card: ModelCard, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """All tokens that end a response: the one that the chat template writes, and those that the directory names."""
-    return tuple(dict.fromkeys([tokenizer.eos_id, *card.stop_ids]))
+    """All tokens that end a response: the one that the chat template writes, those that the directory names, and those
+    of the config. The first of them that is sampled ends it.
+
+    Raises:
+      UserError: one of the config's is no token.
+    """
+    further = []
+    for token in card.stop_tokens:
+        found = tokenizer.token_id(token) if isinstance(tokenizer, HFTokenizer) else None
+        if found is None:
+            raise UserError(f"stop_tokens: {quoted(token)} is no token of the vocabulary; give one by its whole text")
+        further.append(found)
+    return tuple(dict.fromkeys([tokenizer.eos_id, *card.stop_ids, *further]))
 
 
 def sampling_config(card: ModelCard, tokenizer: Tokenizer, *, max_new_tokens: int = 0, **values: Any) -> SamplingConfig:
@@ -187,7 +202,8 @@ def read_card(directory: Path, defaults: Defaults = NO_DEFAULTS) -> ModelCard:
         )
     try:
         values = read_object(path)
-        card = ModelCard(**{**values, "stop_ids": tuple(values.get("stop_ids", ()))})
+        lists = {name: tuple(values.get(name, ())) for name in ("stop_ids", "stop_tokens")}
+        card = ModelCard(**{**values, **lists})
         card.config  # noqa: B018  (checks its values)
     except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
         raise UserError(f"{path}: cannot be read ({error}); train the stage anew") from error
@@ -247,7 +263,10 @@ def _lengths(defaults: Defaults, context: int) -> tuple[int, int]:
 
 
 def _with_arguments(card: ModelCard, defaults: Defaults) -> ModelCard:
-    return dataclasses.replace(card, template_args=defaults.template_args) if defaults.template_args else card
+    said: dict[str, Any] = {"template_args": defaults.template_args} if defaults.template_args else {}
+    if defaults.stop_tokens and card.source is not None:
+        said["stop_tokens"] = tuple(defaults.stop_tokens)
+    return dataclasses.replace(card, **said)
 
 
 def export_card(card: ModelCard) -> dict[str, Any]:

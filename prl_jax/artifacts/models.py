@@ -18,6 +18,7 @@ from prl_jax.artifacts.cards import (
     check_lengths,
     is_huggingface,
     read_card,
+    stop_ids,
     trained_length,
 )
 from prl_jax.checkpoint import Checkpoints
@@ -30,7 +31,7 @@ from prl_jax.models.hf.peft import adapter_base, load_adapters
 from prl_jax.processes import is_leader
 from prl_jax.sharding import tree_shardings
 from prl_jax.text.hf_files import TEMPLATE_FILE, holds_tokenizer
-from prl_jax.text.tokenizer import HFTokenizer, Tokenizer, check_rows, load_tokenizer, unused_ids
+from prl_jax.text.tokenizer import HFTokenizer, Tokenizer, check_rows, load_tokenizer, unsampled_ids, unused_ids
 from prl_jax.tree import flatten, unflatten
 
 SAMPLES_SHOWN = 8  # rows of `SAMPLES_FILE` that are written each time
@@ -151,8 +152,9 @@ def load_decoder(
     key = directory.resolve()
     if trunks is not None and key in trunks:
         return trunks[key]
-    _, model, _ = load_model(directory, mesh, trunks, defaults)
+    card, model, tokenizer = load_model(directory, mesh, trunks, defaults)
     decoder = merge(model.decoder if isinstance(model, ScalarModel) else model)
+    keep_unsampled(decoder, card, tokenizer)
     if trunks is not None:
         trunks[key] = decoder
     return decoder
@@ -169,6 +171,12 @@ def load_policy(
     policy = load_decoder(directory, mesh, trunks, defaults)
     card = dataclasses.replace(card, decoder=dataclasses.asdict(policy.config), base=None)
     return card, policy, model_tokenizer(directory, defaults)
+
+
+def keep_unsampled(decoder: Decoder, card: ModelCard, tokenizer: Tokenizer) -> None:
+    """Tells a decoder which ids it never samples: those that leave no text and end no response."""
+    silent = unsampled_ids(tokenizer, decoder.config.vocab_size, stop_ids(card, tokenizer))
+    decoder.config = dataclasses.replace(decoder.config, unsampled=silent)
 
 
 def load_judge(

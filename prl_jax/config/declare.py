@@ -46,8 +46,9 @@ def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
             },
             # Tokens that Hugging Face models are used with, whose directories do not say (0: as many as the data need),
             # and what their chat templates are given beside the conversation, such as dict(enable_thinking=False);
-            # their activations have the `dtype` of `model`, and its `remat`.
-            huggingface=dict(max_prompt=1024, max_response=1024, template_args={}),
+            # their activations have the `dtype` of `model`, and its `remat`. `stop_tokens` end a response beside those
+            # that config.json, generation_config.json and the chat template name, such as ("<|eom_id|>",).
+            huggingface=dict(max_prompt=1024, max_response=1024, template_args={}, stop_tokens=()),
             # The built-in tasks, for sources of kind "gold" (`GoldArguments`); () and 0 rows keep its defaults.
             gold=dict(
                 seed=0,

@@ -115,6 +115,9 @@ class DecoderConfig:
       lora: adapters, which are then all that is trained.
       unused: ranges of ids, `(first, behind the last)`, that no text has: rows that fill up the embedding. They have no
         probability, in sampling nor in training.
+      unsampled: ranges of ids that no response has, though the model reads them or may be taught to write them:
+        structural and padding tokens. They have no probability where responses are sampled, nor in the log-probs that
+        the policy is trained on. SFT and a judge's verdict keep the whole vocabulary.
     """
 
     vocab_size: int
@@ -147,6 +150,7 @@ class DecoderConfig:
     rope_scaling: RopeScaling | None = None
     lora: LoraConfig | None = None
     unused: tuple[tuple[int, int], ...] = ()
+    unsampled: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self):
         for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width"):
@@ -185,5 +189,6 @@ class DecoderConfig:
             if isinstance(values.get(name), Mapping):
                 values[name] = part(**{k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()})
         values["windowed"] = tuple(values.get("windowed", ()))
-        values["unused"] = tuple((first, end) for first, end in values.get("unused", ()))
+        for name in ("unused", "unsampled"):
+            values[name] = tuple((first, end) for first, end in values.get(name, ()))
         return cls(**values)

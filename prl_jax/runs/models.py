@@ -36,7 +36,7 @@ from prl_jax.runs.context import (
 )
 from prl_jax.sharding import replicated, sharded_init
 from prl_jax.streams import Stream
-from prl_jax.text.tokenizer import Tokenizer
+from prl_jax.text.tokenizer import Tokenizer, unsampled_ids
 from prl_jax.training.state import TrainState, create_state
 
 
@@ -121,7 +121,9 @@ class LoadedModels:
         context = dataclasses.replace(self.context, name=stage)
         section, start = context.section, start_of(context.section)
         if not start:
-            config = DecoderConfig.from_dict(context.config.model.to_dict(), vocab_size=self.tokenizer.vocab_size)
+            silent = unsampled_ids(self.tokenizer, self.tokenizer.vocab_size, (self.tokenizer.eos_id,))
+            values = {"vocab_size": self.tokenizer.vocab_size, "unsampled": silent}
+            config = DecoderConfig.from_dict(context.config.model.to_dict(), **values)
             return sharded_init(lambda: Decoder(config, key=context.key), context.mesh, LOGICAL_AXES)
         # What is only copied is not kept.
         trunks = None if self.trunks is None else dict(self.trunks)

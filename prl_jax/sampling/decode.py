@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from prl_jax.errors import UserError
+from prl_jax.masked import without_ids
 from prl_jax.models import CACHE_AXES, Cache, Decoder, Prefilled
 from prl_jax.sampling.filters import filtered_log_probs, sample_categorical
 from prl_jax.sharding import DECODING, constrain, constrain_tree
@@ -150,6 +151,7 @@ def _draw(
     hidden = constrain(hidden, "batch", "stream", rules=DECODING)
     # Each device draws for its rows.
     logits = constrain(constrain(model.logits(hidden), "batch", "vocab", rules=DECODING), "rows", "vocab")
+    logits = without_ids(logits, model.config.unsampled)  # as in the trainer's log-probs
     if config.temperature == 0:
         log_probs = jax.nn.log_softmax(logits, axis=-1)
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)

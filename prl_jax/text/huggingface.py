@@ -29,6 +29,7 @@ DEFAULT_CHAT_TEMPLATE = (
 _THINKING = ("<think>", "</think>")
 # Stand-ins for contents in rendered templates: a number between two private-use characters.
 _HELD = re.compile("\ue0f0([0-9]+)\ue0f1")
+_RARE = "\U0001f9ff\u16a0"  # what few vocabularies have a token for
 _HOLD_MARKS = re.compile("[\ue0f0\ue0f1]")
 
 
@@ -238,6 +239,17 @@ class HFTokenizer:
         while size - 1 in idle:
             size -= 1
         return size
+
+    def silent_ids(self) -> frozenset[int]:
+        """The ids that leave no text: control tokens, and the unknown token unless some text has it."""
+        unknown = self._hf.unk_token_id
+        if unknown is None or unknown in self._encode_plain(_RARE):
+            return self._control
+        return self._control | {unknown}
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its text in the vocabulary; None where that has none."""
+        return self._hf.get_vocab().get(token)
 
     def unused_ids(self, rows: int) -> tuple[tuple[int, int], ...]:
         """The ids below `rows` that are of no token, as ranges `(first, behind the last)`."""

@@ -5,7 +5,7 @@ only templates write those.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -182,9 +182,29 @@ def unused_ids(tokenizer: Tokenizer, rows: int) -> tuple[tuple[int, int], ...]:
     """The rows of an embedding that are of no token, as ranges `(first, behind the last)`: no text has them.
 
     The few that fill up the vocabularies of this package's own tokenizers are left as they are: a model that is made
-    for one learns not to give them any probability.
+    for one learns not to give them any probability, and they are not sampled (`unsampled_ids`).
     """
     return tokenizer.unused_ids(rows) if isinstance(tokenizer, HFTokenizer) else ()
+
+
+def unsampled_ids(tokenizer: Tokenizer, rows: int, stop_ids: Collection[int]) -> tuple[tuple[int, int], ...]:
+    """The ids that no response may have, as ranges `(first, behind the last)`: those that leave no text.
+
+    Nobody who reads a response would see them, a judge neither, and the policy would be trained on them all the same.
+
+    Args:
+      tokenizer: of the model.
+      rows: of its embedding.
+      stop_ids: tokens that end a response; they leave no text either, and have to be sampled.
+    """
+    if isinstance(tokenizer, HFTokenizer):
+        silent = tokenizer.silent_ids()
+    else:
+        silent = {i for i in range(rows) if not tokenizer.decode([i])}
+    ids = sorted(i for i in silent - set(stop_ids) if i < rows)
+    starts = [i for i in ids if i - 1 not in silent or i - 1 in stop_ids]
+    ends = [i + 1 for i in ids if i + 1 not in silent or i + 1 in stop_ids or i + 1 >= rows]
+    return tuple(zip(starts, ends, strict=True))
 
 
 def _round_up(size: int) -> int:

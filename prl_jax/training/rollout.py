@@ -24,10 +24,12 @@ def response_logprobs(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-probs of the response tokens and the entropy where they were chosen, `[B, T]` float32, 0 off the mask.
 
-    `temperature` is that of sampling, so that the ratio compares the distributions that acted.
+    `temperature` is that of sampling, so that the ratio compares the distributions that acted; what cannot be sampled
+    has no probability here either.
     """
     hidden = model.hidden(*rows)[:, -response.shape[1] - 1 : -1]
-    options = dict(temperature=temperature, softcap=model.logit_softcap, unused=model.config.unused)
+    absent = model.config.unused + model.config.unsampled
+    options = dict(temperature=temperature, softcap=model.logit_softcap, unused=absent)
     return chunked_logprobs(hidden, model.output_embedding(), response, mask, **options)
 
 

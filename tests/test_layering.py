@@ -23,7 +23,7 @@ LAYERS = {
 }  # fmt: skip
 SIDEWAYS = {
     # User-facing messages exist in every room.
-    ("types", "errors"), ("masked", "errors"), ("files", "errors"), ("process_setup", "errors"),
+    ("files", "errors"), ("process_setup", "errors"),
     ("models", "sharding"), ("processes", "sharding"),  # arrays are born on the mesh
     ("losses", "sharding"),  # chunks of the vocabulary are cut like it
 }  # fmt: skip
@@ -129,7 +129,7 @@ def _broken(**sources: str) -> list[str]:
 
 
 def test_allowed_imports_pass():
-    assert _broken(errors="", types="from prl_jax.errors import UserError\nimport jax") == []
+    assert _broken(errors="", files="from prl_jax.errors import UserError\nimport jax") == []
     assert _broken(training__loop="from prl_jax.losses.ppo import x\nfrom prl_jax import metrics", metrics="") == []
     assert _broken(training__loop="from . import step\nfrom .step import f", training__step="", training="") == []
     assert _broken(cli="from prl_jax.stages.sft import run\nfrom prl_jax import __version__, reporting") == []

@@ -1,0 +1,25 @@
+"""Pages of documentation as data: their sections, and the code in them."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def sections(page: str) -> dict[str, str]:
+    """The text below each heading of a Markdown file, up to the next heading of any level."""
+    parts = re.split(r"^#+ (.+)$", (ROOT / page).read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def code(text: str, language: str = "python") -> list[str]:
+    """The blocks of one language in a text."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def run(text: str, **names: object) -> dict[str, object]:
+    """Runs the Python blocks of a text, one after the other, and returns the names that they have bound."""
+    namespace = {"__name__": "example", **names}
+    for block in code(text):
+        exec(compile(block, "a block of a page", "exec"), namespace)
+    return namespace

@@ -164,7 +164,9 @@ def test_samples_of_ppo_add_up(workdir):
 
 def test_anchors_are_one_list_a_prompt(workdir):
     best, given = (read_rows(workdir / name / "anchors.jsonl") for name in ("anchors", "references"))
-    assert len(best) == len(given) == 24 and {len(row["anchors"]) for row in best} == {2}
+    assert len(best) == len(given) == 24
+    # Two each, but where a prompt's samples are too few that are whole and different.
+    assert all(1 <= len(row["anchors"]) == len(set(row["anchors"])) <= 2 for row in best)
     assert {len(row["anchors"]) for row in given} == {1}
     assert [row["id"] for row in best] == [row["id"] for row in given] and len({row["id"] for row in best}) == 24
 

@@ -66,18 +66,19 @@ class Baseline(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Critic:
-    """A value model and generalised advantage estimation (methods 4.1).
+    """A value model and generalised advantage estimation (arXiv 1506.02438, equation 16).
 
     Attributes:
-      gamma: discount.
-      lam_actor, lam_critic: lambda of the advantages and of the critic's targets.
+      gamma: the discount of later rewards.
+      lam_actor: lambda of the advantages.
+      lam_critic: lambda of the critic's targets.
       whiten: whether advantages are whitened over all tokens of the batch that train the policy. A divergence in the
         reward is whitened with them; one in the loss is then weighed against advantages of deviation 1, whatever the
         size of the rewards.
       bootstrap_truncated: whether a truncated response is worth V behind its last token, in place of its score.
       clip: how far a value may move from its old one at once, as a share of the running deviation of the returns; 0 for
         any distance.
-      weight: factor of the value loss.
+      weight: the factor of the value loss.
       sees_opponent: whether the critic reads the opponent that the response is compared with.
     """
 
@@ -171,7 +172,7 @@ class Standardised(_OfResponses):
 
     Attributes:
       ddof: 1 for the deviation of the sample, 0 for that of the population.
-      eps: added to the deviation.
+      eps: what is added to the deviation.
     """
 
     kind: ClassVar[str] = "standardised"

@@ -22,10 +22,10 @@ class Regulariser(Protocol):
     Attributes:
       kind: its name in configs.
       inside: whether the surrogate itself holds the divergence.
-      coefficient: of the divergence, at the start.
+      coefficient: the factor of the divergence, at the start.
       steer: `(target, horizon)`: the coefficient is steered so that a response's divergence comes to the target, in
         nats, over about so many responses; () keeps the coefficient.
-      entropy: factor of the entropy bonus.
+      entropy: the factor of the entropy bonus.
     """
 
     kind: ClassVar[str]
@@ -91,7 +91,7 @@ class _KL:
 
 @dataclasses.dataclass(frozen=True)
 class RewardKL(_KL):
-    """The divergence as a reward: each token pays its own log-ratio (k1), and so for that of those behind it."""
+    """The divergence as a reward: each token pays its own log-ratio (k1), and, by its advantage, later ones."""
 
     kind: ClassVar[str] = "reward_kl"
 
@@ -101,11 +101,11 @@ class RewardKL(_KL):
 
 @dataclasses.dataclass(frozen=True)
 class LossKL(_KL):
-    """The divergence as a term of the loss, token by token: none pays for those behind it.
+    """The divergence as a term of the loss, token by token: no token pays for later ones.
 
     Attributes:
-      estimator: "k2", whose gradient is that of the divergence of a token, or "k3", see `losses.kl_estimate`. (The
-        gradient of k1 is 0 in expectation.)
+      estimator: how a token's divergence is estimated: "k2", whose gradient is that of the divergence, or "k3", see
+        `losses.kl_estimate`. (The gradient of k1 is 0 in expectation.)
     """
 
     kind: ClassVar[str] = "loss_kl"

@@ -69,7 +69,7 @@ class TokenClip:
       low, high: the ratio is clipped to `[1 - low, 1 + high]`.
       dual: losses of negative advantages are at most so many advantages (dual clip, arXiv 1912.09729); 0 for none.
       reduce: how token losses become one number: "token_mean", "seq_mean_token_sum" or "seq_mean_token_mean".
-      ratio: of each "token", or one of the whole "sequence" (GSPO, arXiv 2507.18071).
+      ratio: whether each "token" has a ratio, or the whole "sequence" has one (GSPO, arXiv 2507.18071).
     """
 
     kind: ClassVar[str] = "token_clip"
@@ -146,7 +146,7 @@ class PairClip(_OfPairs):
 
     Attributes:
       clip: how far the gap may move from that of the policy that sampled.
-      importance: bound of the importance weight.
+      importance: the bound of the importance weight.
     """
 
     kind: ClassVar[str] = "pair_clip"
@@ -174,7 +174,7 @@ class PairRegression(_OfPairs):
     """The gap of two log-ratios as a prediction of who wins, see `losses.pair_regression_loss`.
 
     Attributes:
-      link: "logistic" (DPO, arXiv 2305.18290) or "squared" (IPO, arXiv 2310.12036).
+      link: how the gap becomes a prediction, "logistic" (DPO, arXiv 2305.18290) or "squared" (IPO, arXiv 2310.12036).
     """
 
     kind: ClassVar[str] = "pair_regression"

@@ -21,7 +21,7 @@ def _denominators(batch: PreferenceBatch) -> dict[str, Float[Array, ""]]:
 
 
 def bradley_terry_objective(*, label_smoothing: float = 0.0, center: float = 0.0) -> Objective:
-    """`-log sigmoid(r_1 - r_2)` on the scores at the last valid tokens (methods 3.1)."""
+    """`-log sigmoid(r_1 - r_2)` on the scores at the last valid tokens (arXiv 2203.02155, equation 1)."""
 
     def terms(model: ScalarModel, batch: PreferenceBatch) -> dict[str, LossOutput]:
         first, second = jnp.split(model.score(_both(batch)), 2)
@@ -36,7 +36,7 @@ def bradley_terry_objective(*, label_smoothing: float = 0.0, center: float = 0.0
 def generative_objective(
     verdicts: tuple[int, int], *, form: str = "antisymmetric", w_ce: float = 0.05, w_cons: float = 0.0
 ) -> Objective:
-    """Cross-entropy of the verdict token over the whole vocabulary, both orders of every pair (methods 1.2).
+    """Cross-entropy of the verdict token over the whole vocabulary, both orders of every pair (arXiv 2504.04950).
 
     Args:
       verdicts: the tokens that say that slot 1, or slot 2, holds the better response.

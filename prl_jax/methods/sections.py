@@ -59,7 +59,7 @@ def piece_of(slot: str, section: Mapping[str, Any]) -> Any:
         if name not in fields:
             known = ", ".join(fields) or "it has none"
             raise UserError(f"{slot}.{name}: {kind!r} has no such key; known: {known}")
-        values[name] = _typed(f"{slot}.{name}", value, fields[name].default)
+        values[name] = _typed(f"{slot}.{name}", value, fields[name])
     try:
         return kinds[kind](**values)
     except UserError as error:  # it begins with the field
@@ -71,10 +71,14 @@ def method_of(sections: Mapping[str, Mapping[str, Any]]) -> Method:
     return Method(**{slot: piece_of(slot, sections[slot]) for slot in SLOTS})
 
 
-def _typed(key: str, value: Any, default: Any) -> Any:
+def _typed(key: str, value: Any, field: dataclasses.Field[Any]) -> Any:
     """The value as the type of the field, which that of the default is."""
-    kind = type(default)
+    default, kind = field.default, type(field.default)
     accepted = {float: (float, int), tuple: (tuple, list)}.get(kind, (kind,))
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{key}={value!r}: expected {kind.__name__}, such as {default!r}")
+    if field.type == "tuple[float, ...]":
+        if not all(isinstance(x, float | int) and not isinstance(x, bool) for x in value):
+            raise UserError(f"{key}={value!r}: expected numbers")
+        return tuple(map(float, value))
     return kind(value)

@@ -14,7 +14,7 @@ from prl_jax.errors import UserError
 from prl_jax.losses import pair_regression_loss, pairwise_policy_loss, ppo_policy_loss, reduce_tokens
 from prl_jax.losses.pairwise_ppo import LINKS
 from prl_jax.losses.ppo import RATIO_LEVELS, REDUCTIONS
-from prl_jax.masked import masked_count, masked_mean, masked_sum
+from prl_jax.masked import check_shapes, masked_count, masked_mean, masked_sum
 from prl_jax.methods.checks import check_range, check_word
 from prl_jax.types import LossOutput
 
@@ -130,6 +130,7 @@ def _whole(mask: Bool[Array, "N T"]) -> Bool[Array, "P"]:
 
 def _log_ratios(logp: Float[Array, "N T"], frozen: Frozen) -> tuple[Float[Array, "P"], Float[Array, "P"]]:
     """Log-ratios to the reference of the first and the second response of each pair."""
+    check_shapes(2, logp=logp, logp_old=frozen.logp_old, logp_ref=frozen.logp_ref, mask=frozen.mask)
     first, second = masked_sum(logp - frozen.logp_ref, frozen.mask, -1).reshape(-1, 2).T
     return first, second
 

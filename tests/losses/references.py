@@ -66,12 +66,21 @@ def pairwise_policy_loss(l1, l2, l1_old, l2_old, win, weight, *, beta, eps, c):
     return weighted_mean(losses, weight)
 
 
+def pair_regression_loss(l1, l2, win, weight, *, beta, link):
+    losses = []
+    for a, b, p in zip(l1, l2, win, strict=True):
+        z = beta * (a - b)
+        losses.append(cross_entropy(z, p) if link == "logistic" else (z - (p - 0.5)) ** 2)
+    return weighted_mean(losses, weight)
+
+
 def pairwise_rl_reward(z_ya, z_ay, mask, *, f, floor=1e-4):
     maps = {
         "id": lambda p: p,
         "centred": lambda p: p - 0.5,
         "logit": lambda p: math.log(min(max(p, floor), 1 - floor) / (1 - min(max(p, floor), 1 - floor))),
         "log": lambda p: math.log(min(max(p, floor), 1 - floor)),
+        "hard": lambda p: 0.5 if p == 0.5 else float(p > 0.5),
     }
     out = []
     for ya, ay, keep in zip(z_ya, z_ay, mask, strict=True):

@@ -80,6 +80,18 @@ CASES = {
         masked_by="weight",
     ),
     **{
+        f"pair_regression {link}": Case(
+            losses.pair_regression_loss,
+            references.pair_regression_loss,
+            dict(l1="real", l2="real", win="prob"),
+            dict(beta=0.4, link=link),
+            axes="B",
+            masked_by="weight",
+            differentiable=("l1", "l2"),
+        )
+        for link in ("logistic", "squared")
+    },
+    **{
         f"policy {level} {reduce}": Case(
             losses.ppo_policy_loss,
             references.ppo_policy_loss,
@@ -143,7 +155,7 @@ CASES = {
         f"reward {f}": Case(
             losses.pairwise_rl_reward, references.pairwise_rl_reward, dict(z_ya="real", z_ay="real"), dict(f=f)
         )
-        for f in ("id", "centred", "logit", "log")
+        for f in ("id", "centred", "logit", "log", "hard")
     },
     "win_rate": Case(losses.win_rate, references.win_rate, dict(P="prob"), axes="BTT"),
 }

@@ -1,0 +1,186 @@
+"""Which pieces work together, and how a method stands in a config."""
+
+import ast
+import dataclasses
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+import prl_jax
+from prl_jax.errors import UserError
+from prl_jax.methods import (
+    METHODS,
+    PIECES,
+    SLOTS,
+    Critic,
+    Method,
+    PairClip,
+    Pool,
+    Preset,
+    RewardKL,
+    WinProbability,
+    method_of,
+    piece_of,
+    section_of,
+    sections_of,
+)
+
+PACKAGE = Path(prl_jax.__file__).parent
+PAIRS = ("pair_clip", "pair_regression")
+
+
+def accepted(opponents: str, reward: str, baseline: str, surrogate: str, regulariser: str) -> bool:
+    """The rules, for pieces with their defaults."""
+    return (
+        (opponents == "none") == (reward == "score")
+        and (regulariser == "inside_kl") == (surrogate in PAIRS)
+        and not (baseline == "critic" and surrogate in PAIRS)
+        and (surrogate != "pair_regression" or opponents == "peer")
+    )
+
+
+def test_every_combination_of_kinds_works_or_is_refused_by_a_slots_name():
+    kinds = {slot: tuple(PIECES[slot]) for slot in SLOTS}
+    counts = {True: 0, False: 0}
+    for names in itertools.product(*kinds.values()):
+        sections = {slot: {"kind": kind} for slot, kind in zip(SLOTS, names, strict=True)}
+        try:
+            method_of(sections)
+        except UserError as error:
+            assert not accepted(*names), f"{names} refused: {error}"
+            slot, kind = re.match(r"(\w+)='(\w+)'", str(error)).groups()
+            assert kind == sections[slot]["kind"]
+            counts[False] += 1
+        else:
+            assert accepted(*names), f"{names} accepted"
+            counts[True] += 1
+    assert sum(counts.values()) == 5 * 3 * 5 * 3 * 3 and min(counts.values()) > 50
+
+
+@pytest.mark.parametrize(
+    ("name", "slots", "message"),
+    [
+        ("online_dpo", {"reward": WinProbability(map="logit")}, "surrogate='pair_regression'.*a reward that is a prob"),
+        ("ppo", {"baseline": Critic(sees_opponent=True)}, "baseline.sees_opponent: with opponents='none' no anchor"),
+        ("ppo", {"surrogate": PairClip()}, "regulariser='reward_kl'.*'inside_kl'"),
+        ("p3o", {"regulariser": RewardKL()}, "regulariser='reward_kl'.*'inside_kl'"),
+    ],
+)
+def test_fields_that_cannot_work_with_another_piece_are_named(name, slots, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(METHODS[name].method, **slots)
+
+
+def test_a_critic_may_see_an_anchor():
+    method = METHODS["pairwise_rl"].method
+    for opponents in (method.opponents, Pool()):
+        assert dataclasses.replace(method, opponents=opponents, baseline=Critic(sees_opponent=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "works", "refused", "message"),
+    [
+        ("ppo", (1, 2, 3), (0,), "need at least 1 responses"),
+        ("pairwise_rl", (1, 5), (0,), "need at least 1 responses"),
+        ("grpo", (2, 3), (1,), "'none', 'standardised', 'token_clip' need at least 2 responses"),
+        ("spo", (2, 3), (1,), "need at least 2 responses"),
+        ("p3o", (2, 4), (1, 3), "'peer', 'constant', 'pair_clip' need at least 2 responses to a prompt, and an even"),
+    ],
+)
+def test_a_group_has_as_many_responses_as_the_pieces_need(name, works, refused, message):
+    method = METHODS[name].method
+    for size in works:
+        method.check_group(size)
+    for size in refused:
+        with pytest.raises(UserError, match=f"group_size={size}: .*{message}"):
+            method.check_group(size)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_of_the_table_is_complete(name):
+    preset = METHODS[name]
+    assert isinstance(preset, Preset) and isinstance(preset.method, Method)
+    preset.method.check_group(preset.group_size)
+    assert preset.title and preset.source.startswith("arXiv ") and preset.remark.endswith(".")
+    assert preset.evidence in ("confirmed", "reconstructed")
+    assert method_of(sections_of(preset.method)) == preset.method
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_every_kind_is_a_section_and_back(slot):
+    for kind, cls in PIECES[slot].items():
+        names = [field.name for field in dataclasses.fields(cls)]
+        assert "kind" not in names and cls.kind == kind
+        section = section_of(cls())
+        assert list(section) == ["kind", *names] and piece_of(slot, section) == cls() == piece_of(slot, {"kind": kind})
+        assert hash(cls()) == hash(piece_of(slot, section))
+
+
+def test_a_section_gives_lists_and_whole_numbers_the_type_of_the_field():
+    piece = piece_of("regulariser", {"kind": "reward_kl", "coefficient": 1, "steer": [6, 1000]})
+    assert piece == RewardKL(coefficient=1.0, steer=(6.0, 1000.0)) and isinstance(piece.coefficient, float)
+
+
+@pytest.mark.parametrize(
+    ("slot", "section", "message"),
+    [
+        ("reward", {"kind": "fame"}, "reward.kind='fame', expected one of 'score', 'win_probability', 'par'"),
+        ("opponents", {}, "opponents.kind=None, expected one of 'none', 'anchors', 'pool', 'peer', 'group'"),
+        ("baseline", {"kind": "critic", "lam": 0.9}, "baseline.lam: 'critic' has no such key; known: gamma, lam_actor"),
+        ("opponents", {"kind": "peer", "draws": 2}, "opponents.draws: 'peer' has no such key; known: it has none"),
+        ("surrogate", {"kind": "token_clip", "low": "0.2"}, "surrogate.low='0.2': expected float, such as 0.2"),
+        ("opponents", {"kind": "pool", "draws": 1.5}, "opponents.draws=1.5: expected int, such as 1"),
+        ("opponents", {"kind": "pool", "draws": True}, "opponents.draws=True: expected int"),
+        ("baseline", {"kind": "critic", "whiten": 1}, "baseline.whiten=1: expected bool"),
+        ("baseline", {"kind": "critic", "gamma": 1.5}, "baseline.gamma=1.5, expected at least 0 and at most 1"),
+        (
+            "surrogate",
+            {"kind": "token_clip", "reduce": "mean"},
+            "surrogate.reduce='mean', expected one of 'token",
+        ),
+        ("regulariser", {"kind": "reward_kl", "steer": (6.0,)}, r"regulariser.steer=\(6.0,\), expected \(\) or"),
+        (
+            "regulariser",
+            {"kind": "reward_kl", "steer": ("6", "9")},
+            r"regulariser.steer=\('6', '9'\): expected numbers",
+        ),
+    ],
+)
+def test_what_a_section_cannot_say_is_named_with_its_key(slot, section, message):
+    with pytest.raises(UserError, match=message):
+        piece_of(slot, section)
+
+
+# Names of methods that files of older runs have for kinds of stages.
+EXCEPTIONS = {("reporting/inputs.py", "ppo")}
+
+
+def chosen(tree: ast.AST) -> set[ast.AST]:
+    """Constants that choose a row of the table: the default of an argument, and what makes a section of a config."""
+    found: list[ast.AST | None] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arguments):
+            found += [*node.defaults, *node.kw_defaults]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "online":
+            found += node.args[:1]
+    return {node for node in found if isinstance(node, ast.Constant)}
+
+
+def test_no_code_asks_for_the_name_of_a_method():
+    """Whoever wants to know something of a method asks its pieces: outside the table no name of a row decides."""
+    kinds = {cls.kind for classes in PIECES.values() for cls in classes.values()}
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        name, tree = path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text())
+        if name == "methods/table.py":
+            continue
+        words = {
+            node.value
+            for node in set(ast.walk(tree)) - chosen(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        words -= kinds if name.startswith("methods/") else set()  # a piece may have the name of a method
+        found |= {(name, word) for word in words & METHODS.keys()}
+    assert found == EXCEPTIONS

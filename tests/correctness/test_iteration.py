@@ -1,4 +1,4 @@
-"""Rows 8, 10 and 20 of the correctness list: a whole step of a policy that learns."""
+"""Rows 8, 10, 20 and 25 of the correctness list: a whole step of a policy that learns."""
 
 import dataclasses
 
@@ -14,13 +14,15 @@ from prl_jax.training.policy import Updates
 
 @pytest.fixture(scope="module")
 def iterated(models, fresh):
-    """What one iteration logs, and what it sampled; the update itself is left out."""
-    setup = make_setup(models.policy, bias=0.4)
+    """What one iteration logs, and what it sampled, and the coefficient after a step of warm-up; the update itself is
+    left out."""
+    setup = make_setup(models.policy, bias=0.4, regulariser=dict(steer=(50.0, 8.0)))
     setup = setup._replace(sampling=dataclasses.replace(setup.sampling, stop_ids=tuple(range(15, 32))))
     no_update = lambda state, *_: (state, {"clip_fraction": jnp.float32(0)})  # noqa: E731
-    updates = Updates(no_update, None)
-    _, metrics, done, _ = iteration(setup, updates, fresh(), np.arange(4), 15, train_policy=True)
-    return metrics, done
+    updates = Updates(no_update, lambda critic, *_: (critic, {}))
+    run = lambda train_policy: iteration(setup, updates, fresh(), np.arange(4), 15, train_policy=train_policy)  # noqa: E731
+    _, metrics, done, _ = run(True)
+    return metrics, done, run(False)[0].kl_coef
 
 
 def test_row_08_noise_is_fresh_in_every_row_step_stage_and_token(models):
@@ -47,8 +49,15 @@ def test_row_10_an_iteration_logs_the_gap_between_sampler_and_trainer(iterated):
 def test_row_20_an_iteration_logs_how_often_the_orders_disagree(iterated):
     """The judge's preference for slot 1 outweighs a difference of one letter and not that of two; pairs of identical
     responses are even in both orders."""
-    metrics, done = iterated
+    metrics, done, _ = iterated
     pairs = np.array(done.responses).reshape(4, 2)
     agreed = [one == other or 0.3 * abs(len(one) - len(other)) > 0.4 for one, other in pairs]
     assert any(one == other for one, other in pairs) and 1 < sum(agreed) < 4
     np.testing.assert_allclose(metrics.get("order_disagreement", -1), 1 - np.mean(agreed), atol=1e-6)
+
+
+def test_row_25_the_coefficient_stands_still_while_the_policy_does(iterated, fresh):
+    """The divergence is far below its target: a step that trains the policy makes it cheaper."""
+    metrics, _, warm = iterated
+    assert float(warm) == float(fresh().kl_coef)
+    np.testing.assert_allclose(metrics["kl_coef"], warm * np.exp(-0.2), rtol=1e-5)

@@ -60,7 +60,7 @@ def bench():
         return prepare(state, reference, rollout, context, score, method=METHOD, schedule=SCHEDULE)
 
     reference = on_mesh(policy, mesh)
-    return SimpleNamespace(fresh=fresh, sample=sample, freeze=freeze, updates=updates)
+    return SimpleNamespace(fresh=fresh, sample=sample, freeze=freeze, updates=updates, optimizer=optimizer)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,47 @@ def test_run_updates_goes_over_all_rows_and_logs_the_first_clip_fraction(bench, 
     assert {name: float(value) for name, value in metrics.items()} == {
         "clip_fraction": 2.5, "loss": 7.5, "clip_fraction_first": 1.0
     }  # fmt: skip
+
+
+PAIRED = METHODS["p3o"].method
+PAIRED_SCHEDULE = Schedule(group_size=2, epochs=3, minibatches=4)
+
+
+def test_run_updates_keeps_pairs_together(bench, experience):
+    """Each minibatch has whole pairs, and other ones in each epoch."""
+    calls = []
+
+    def train(state, batch, index):
+        calls.append(np.asarray(index).reshape(-1, 2))
+        return state, {"loss": jnp.float32(0)}
+
+    key = jax.random.key(2)
+    run_updates(Updates(train, None), bench.fresh(), experience[0], key, PAIRED, PAIRED_SCHEDULE, train_policy=True)
+    assert len(calls) == 12 and all(index.shape == (ROWS // 8, 2) for index in calls)
+    for index in calls:
+        assert (index[:, 0] % 2 == 0).all() and (index[:, 1] == index[:, 0] + 1).all()
+    for start in range(0, 12, 4):
+        assert sorted(np.concatenate(calls[start : start + 4]).ravel()) == list(range(ROWS))
+    assert (calls[0] != calls[4]).any()
+
+
+def test_without_values_there_is_no_critic(bench):
+    """None in the state, in what is frozen, or in what the update is compiled for; nor an optimizer, nor a warm-up."""
+    both = bench.fresh()
+    state = initial_state(both.policy, None, PAIRED)
+    updates = make_updates(PAIRED, PAIRED_SCHEDULE, bench.optimizer)
+    rollout = jax.eval_shape(lambda: bench.sample(both, 0))
+    reward = jax.ShapeDtypeStruct((ROWS,), jnp.float32)
+    freeze = lambda rollout, reward: prepare(  # noqa: E731
+        state, both.policy.model, rollout, None, reward, method=PAIRED, schedule=PAIRED_SCHEDULE
+    )
+    frozen, metrics = jax.eval_shape(freeze, rollout, reward)
+    assert state.critic is state.deviation is frozen.critique is updates.warm_up is None
+    assert not {"value_mean", "explained_variance", "return_deviation"} & metrics.keys()
+    traced = updates.train.trace(state, frozen, jax.ShapeDtypeStruct((ROWS // 4,), jnp.int32))
+    policy = jax.tree.leaves((both.policy, state.kl_coef))
+    assert len(traced.jaxpr.in_avals) == len(policy) + len(jax.tree.leaves(frozen)) + 1
+    assert len(jax.tree.leaves(traced.out_info[0])) == len(policy)
 
 
 def test_the_critic_warms_up_while_the_policy_stays_bitwise(bench, experience):

@@ -73,7 +73,8 @@ def method_of(sections: Mapping[str, Mapping[str, Any]]) -> Method:
 
 def _typed(key: str, value: Any, field: dataclasses.Field[Any]) -> Any:
     """The value as the type of the field, which that of the default is."""
-    default, kind = field.default, type(field.default)
+    default: Any = field.default
+    kind = type(default)
     accepted = {float: (float, int), tuple: (tuple, list)}.get(kind, (kind,))
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{key}={value!r}: expected {kind.__name__}, such as {default!r}")

@@ -48,7 +48,11 @@ def judge_flags(_: Sequence[str]) -> flags.FlagValues:
     """Flags of `prl judge`."""
     values = flags.FlagValues()
     flags.DEFINE_string(
-        "model", None, "Directory of a judge: a stage's, or a Hugging Face checkpoint.", flag_values=values
+        "judge", "", "A judge: its directory as of --model, a function of yours as FILE.py:FUNCTION, or gold.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "model", "", "Directory of a judge: a stage's, or a Hugging Face checkpoint.", flag_values=values
     )
     flags.DEFINE_string("data", None, "Preference pairs, .jsonl or .jsonl.gz.", flag_values=values)
     flags.DEFINE_string("out", None, "Where the judgements go, .jsonl.", flag_values=values)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import ModelCard, command_length
 from prl_jax.artifacts.models import load_judge
@@ -15,6 +20,7 @@ from prl_jax.commands.outputs import check_file, rows_file
 from prl_jax.commands.rows import (
     DEFAULT_OPTIONS,
     RowOptions,
+    Selected,
     check_finite,
     command_card,
     directories,
@@ -24,26 +30,90 @@ from prl_jax.commands.rows import (
     selected_rows,
     work,
 )
+from prl_jax.config.declare import build
 from prl_jax.data.records import PreferenceRecord
-from prl_jax.judges import Judged
+from prl_jax.files import local_path
+from prl_jax.judges import Judge, Judged
 from prl_jax.measuring.records import Measured
+from prl_jax.runs.judges import JUDGES
+from prl_jax.runs.judges.kind import Surroundings
 from prl_jax.runs.stopping import StopSignal
 from prl_jax.sharding import make_mesh
 from prl_jax.stages.judging import judge_records, pair_metrics
 from prl_jax.text.judging import JudgeTemplate
 
 
+class Asked(NamedTuple):
+    """Whom a command asks about which rows.
+
+    Attributes:
+      load: makes the judge.
+      rows: the rows that it is asked about.
+      origin: what the output depends on.
+    """
+
+    load: Callable[[], Judge]
+    rows: Selected
+    origin: dict[str, Any]
+
+
 def judge_file(
-    model: Path, data: Path, out: Path, *, options: RowOptions = DEFAULT_OPTIONS, stop: StopSignal | None = None
+    judge: str, data: Path, out: Path, *, options: RowOptions = DEFAULT_OPTIONS, stop: StopSignal | None = None
 ) -> dict[str, Any]:
     """Judges every pair of a file, writes `id, p_12, p_21, p_chosen` rows and returns the metrics.
+
+    Args:
+      judge: the directory of a judge, "gold", or a function as `FILE.py:FUNCTION`.
+      data: preference pairs.
+      out: where the judgements go.
+      options: how rows are treated.
+      stop: tells whether to end early.
 
     Raises:
       UserError: for whatever the user can mend, before anything is computed; and where judgements are not finite, once
         all are written.
       Stopped: `stop` said so; the rows that were judged are kept, and the same command continues.
     """
-    mesh, stop = make_mesh(), StopSignal() if stop is None else stop
+    stop = StopSignal() if stop is None else stop
+    kind = "gold" if judge == "gold" else "python" if re.search(r"\.py:\w+$", judge) else "model"
+    asked = (_model if kind == "model" else functools.partial(_rule, kind))(judge, data, out, options)
+
+    def ask(_: int, part: Sequence[PreferenceRecord]) -> list[dict[str, Any]]:
+        return _judgements(part, judge_records(loaded, part))
+
+    loaded = asked.load()
+    with rows_file(out, asked.origin, overwrite=options.overwrite) as file:
+        work("judge", asked.rows.records, options.batch_size, ask, file, stop)
+        file.finish()
+    failed = sum(row["p_chosen"] is None for row in file.rows)
+    check_finite(failed, len(file.rows), "judgements", Path(judge), out)
+    columns = (np.array([row[key] for row in file.rows], np.float64) for key in ("p_12", "p_21", "p_chosen"))
+    return pair_metrics(*columns, list(asked.rows.records)) | dict(asked.rows.counts)
+
+
+def _rule(kind: str, judge: str, data: Path, out: Path, options: RowOptions) -> Asked:
+    """A judge without a model, which reads rows of any length."""
+    check_file(out, inputs=[data], models=[], overwrite=options.overwrite)
+    section = ConfigDict(JUDGES[kind].declare(**({} if kind == "gold" else {"path": judge})))
+    JUDGES[kind].check(section)
+    records = read_rows(data, "preference", options)
+    measured = measured_rows("judge", records, None, options, gold=JUDGES[kind].built_in_tasks)
+    rows = selected_rows(records, measured, np.zeros(len(records), np.int64), 0, options)
+    config = build({})
+    assert records.fingerprint is not None
+    source = Path(judge.rpartition(":")[0])
+    known = hashlib.sha256(source.read_bytes()).hexdigest() if kind == "python" else ""
+    origin = {"command": "judge", "judge": judge, "sha256": known, "data": dataclasses.asdict(records.fingerprint)}
+    return Asked(lambda: JUDGES[kind].load(section, Surroundings(config, _no_model)), rows, origin)
+
+
+def _no_model(name: str) -> Judge:
+    raise AssertionError(f"{name}: a judge without a model asks for one")
+
+
+def _model(judge: str, data: Path, out: Path, options: RowOptions) -> Asked:
+    """A trained judge."""
+    model, mesh = local_path(judge), make_mesh()
     card = command_card(model, options, "judge")
     check_file(out, inputs=[data], models=directories(model, card), overwrite=options.overwrite)
     records = read_rows(data, "preference", options)
@@ -54,19 +124,9 @@ def judge_file(
     limit = command_length(card, options.max_length)
     needed = measured.judged if template else _scored_tokens(card, measured, limit)
     chosen = selected_rows(records, measured, needed, limit, options)
-    judge = load_judge(model, mesh, batch_size=options.batch_size, max_length=chosen.length, defaults=options.defaults)
-
-    def ask(_: int, part: Sequence[PreferenceRecord]) -> list[dict[str, Any]]:
-        return _judgements(part, judge_records(judge, part))
-
-    made_from = origin_of("judge", model, card, records, options)
-    with rows_file(out, made_from, overwrite=options.overwrite) as file:
-        work("judge", chosen.records, options.batch_size, ask, file, stop)
-        file.finish()
-    failed = sum(row["p_chosen"] is None for row in file.rows)
-    check_finite(failed, len(file.rows), "judgements", model, out)
-    columns = (np.array([row[key] for row in file.rows], np.float64) for key in ("p_12", "p_21", "p_chosen"))
-    return pair_metrics(*columns, list(chosen.records)) | dict(chosen.counts)
+    length = dict(batch_size=options.batch_size, max_length=chosen.length, defaults=options.defaults)
+    origin = origin_of("judge", model, card, records, options)
+    return Asked(lambda: load_judge(model, mesh, **length), chosen, origin)
 
 
 def _scored_tokens(card: ModelCard, measured: Measured, limit: int) -> Int[np.ndarray, "N"]:

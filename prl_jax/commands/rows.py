@@ -108,13 +108,22 @@ def read_rows(path: Path, what: str, options: RowOptions) -> Records:
 
 
 def measured_rows(
-    command: str, records: Records, model: Path, options: RowOptions, template: JudgeTemplate | None = None
+    command: str,
+    records: Records,
+    model: Path | None,
+    options: RowOptions,
+    template: JudgeTemplate | None = None,
+    *,
+    gold: bool = False,
 ) -> Measured:
-    """Reads and measures all rows; too many that cannot be read are an error."""
-    tokenizer = model_tokenizer(model, options.defaults)
+    """Reads all rows, and measures them for a model; too many that cannot be read are an error.
+
+    With `gold`, prompts that are none of the built-in tasks cannot be read.
+    """
+    tokenizer = None if model is None else model_tokenizer(model, options.defaults)
     with Progress(f"{command}: reading", len(records), stream=sys.stderr, unit="row") as shown:
         update = shown.update if len(records) >= _SHOWN_ROWS else lambda done: None
-        measured = measure(records, tokenizer, template=template, shown=update)
+        measured = measure(records, tokenizer, template=template, gold=gold, shown=update)
     invalid_rows([measured], options.skip_invalid, "--skip_invalid")
     unused = unused_line(unused_keys(records, measured), len(records))
     if unused:

@@ -22,6 +22,7 @@ def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
     Raises:
       UserError: a value has no such key.
     """
+    judges = {"gold": {"kind": "gold"}, **values.pop("judges", {})}
     root = filled(
         dict(
             title="",
@@ -49,6 +50,8 @@ def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
             # their activations have the `dtype` of `model`, and its `remat`. `stop_tokens` end a response beside those
             # that config.json, generation_config.json and the chat template name, such as ("<|eom_id|>",).
             huggingface=dict(max_prompt=1024, max_response=1024, template_args={}, stop_tokens=()),
+            # Whom stages may ask beside the judges that they train, by name: sections of `judge`.
+            judges=judges,
             # The built-in tasks, for sources of kind "gold" (`GoldArguments`); () and 0 rows keep its defaults.
             gold=dict(
                 seed=0,

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 RESULTS = ("last", "best")  # which parameters of a stage are its result
-NONE, GOLD = "none", "gold"  # beside families of stages: the empty name, and the exact judge
+NONE = "none"  # beside families of stages: the empty name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Rules:
 
     Attributes:
       stages: key -> what it may name: families of earlier stages, or what these write (`Kind.family`, `Kind.writes`),
-        `GOLD`, `NONE`.
+        `NONE`.
       sources: key of a data source -> the kind of record that is read from it.
       choices: key -> the words that it may be.
       lengths: durations that count the data, so that epochs and examples mean something.

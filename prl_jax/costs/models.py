@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import ModelCard, trained_length
 from prl_jax.artifacts.models import abstract_model
-from prl_jax.config.rules import GOLD
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel, split
 from prl_jax.runs.context import is_directory, lora_config, root_of, start_of
+from prl_jax.runs.judges import JUDGES
 from prl_jax.runs.models import Policy
 from prl_jax.sampling import SamplingConfig
 from prl_jax.sharding import batch_sharding, replicated, tree_shardings
@@ -138,12 +138,22 @@ class AbstractModels:
 
     def judge(self, name: str, *, batch_size: int = 0) -> AbstractJudge | None:
         """As of `Models`; None for a judge without arrays."""
-        if name == GOLD:
-            return None
+        section = self.config.judges.get(name, None)
+        if section is not None:
+            behind = JUDGES[section.kind].model(section)
+            return self.judge(behind) if behind else None
         card, verdicts = self.card(name), self.tokens(name).verdicts
         decoder = self.decoder(name) if is_directory(name) else self.trainable(name)
         model = self.scalar(decoder) if card.kind == "scalar_judge" else decoder
         return AbstractJudge(model, trained_length(card), verdicts)
+
+    def scores(self, name: str) -> bool:
+        """Whether a judge scores single responses."""
+        section = self.config.judges.get(name, None)
+        if section is None:
+            return self.card(name).kind == "scalar_judge"
+        behind = JUDGES[section.kind].model(section)
+        return self.scores(behind) if behind else JUDGES[section.kind].scores(section)
 
     def state(self, model: Decoder | ScalarModel, optimizer: Any) -> TrainState:
         """As of `Models`; sharded as `create_state` shards a real one."""

@@ -19,6 +19,7 @@ from prl_jax.file_names import DATA_DIR, TOKENIZER_DIR
 from prl_jax.models import DecoderConfig
 from prl_jax.optim import make_optimizer
 from prl_jax.runs.context import gold_arguments
+from prl_jax.runs.judges import JUDGES
 from prl_jax.runs.telemetry import profile_steps
 from prl_jax.stages import KINDS
 from prl_jax.stages.kind import Checking
@@ -33,7 +34,8 @@ def check_config(config: ConfigDict) -> None:
     for name, value in config.items():
         if name not in declared and not (isinstance(value, ConfigDict) and "kind" in value):
             raise UserError(f"config: {name!r} is neither a declared key nor a stage (a section with a kind)")
-    conform({k: v for k, v in config.items() if k in declared}, declared, "")
+    conform({k: v for k, v in config.items() if k in declared}, {**declared, "judges": {}}, "")
+    _check_judges(config)
     DecoderConfig.from_dict(config.model.to_dict(), vocab_size=1)
     make_arguments(gold_arguments(config))
     profile_steps(config.profile.steps)
@@ -59,6 +61,21 @@ def check_config(config: ConfigDict) -> None:
         if config[name].kind not in KINDS:
             raise UserError(f"{name}.kind={config[name].kind!r}, expected one of {', '.join(KINDS)}")
         _check_section(config, name)
+
+
+def _check_judges(config: ConfigDict) -> None:
+    for name, section in config.judges.items():
+        key = f"judges.{name}"
+        if name in config.stages or not _NAME.fullmatch(name):
+            raise UserError(f"{key}: a judge has a name of its own, of letters, digits and _; this one cannot be used")
+        kind = JUDGES.get(section.get("kind", "")) if isinstance(section, ConfigDict) else None
+        if kind is None:
+            raise UserError(f"{key}: is no judge; make it with c.judge(kind, ...), of kind {' or '.join(JUDGES)}")
+        conform(dict(section.items()), kind.declare(), f"{key}.")
+        try:
+            kind.check(section)
+        except UserError as error:  # it begins with the key
+            raise UserError(f"{key}.{error}") from error
 
 
 def _check_section(config: ConfigDict, name: str) -> None:

@@ -14,6 +14,7 @@ from prl_jax.errors import UserError
 from prl_jax.models import DecoderConfig
 from prl_jax.runs.context import is_directory
 from prl_jax.stages import KINDS
+from prl_jax.stages.kind import Checking
 
 
 def check_layout(config: ConfigDict, name: str, mesh: Mesh | AbstractMesh) -> None:
@@ -50,7 +51,8 @@ def _lengths(config: ConfigDict, name: str) -> Iterator[tuple[str, int]]:
 def _models(config: ConfigDict, name: str) -> Iterator[tuple[str, DecoderConfig]]:
     """The models that a stage holds. Those of other stages may have been trained on another mesh."""
     section = config[name]
-    for value in (value for key in KINDS[section.kind].rules.models for value in names_at(section, key)):
+    known, rules = Checking(config, KINDS), KINDS[section.kind].rules
+    for value in (known.behind(value) for key in rules.models for value in names_at(section, key)):
         if value in config.stages:
             yield from _models(config, value)
         elif is_directory(value):

@@ -17,7 +17,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import read_card
-from prl_jax.config.rules import GOLD
 from prl_jax.errors import UserError, naming
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.inputs.readings import Reader
@@ -61,8 +60,9 @@ def uses(config: ConfigDict) -> Iterator[Use]:
         unused = kind.rules.unused(section)
         for key, what in kind.rules.sources.items():
             for reads in kind.reads(name, section, key) if key not in unused else ():
-                if reads.model not in ("", GOLD) and known.makes_model(reads.model):
-                    yield Use(name, key, what, reads.model, reads.policy)
+                model = known.behind(reads.model)
+                if model and known.makes_model(model):
+                    yield Use(name, key, what, model, reads.policy)
 
 
 def with_lengths(

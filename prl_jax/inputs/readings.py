@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from prl_jax.artifacts.cards import trained_length
-from prl_jax.config.rules import GOLD
 from prl_jax.measuring.records import Measured
 from prl_jax.runs.context import StageContext, root_of
+from prl_jax.runs.judges import JUDGES
 from prl_jax.stages import KINDS
 from prl_jax.stages.kind import Checking, Reads
 from prl_jax.text.judging import JudgeTemplate
@@ -84,9 +84,11 @@ def _readings(context: StageContext, key: str) -> Iterator[Reading]:
 
 def _reading(context: StageContext, key: str, reads: Reads) -> Iterator[Reading]:
     """One of them, with the room that it has."""
-    model, known = reads.model, Checking(context.config, KINDS)
-    if model in ("", GOLD):
-        yield Reading(Reader(gold=model == GOLD, answered=reads.answered))
+    known = Checking(context.config, KINDS)
+    model, judge = known.behind(reads.model), context.config.judges.get(reads.model, None)
+    if not model:
+        built_in = judge is not None and JUDGES[judge.kind].built_in_tasks
+        yield Reading(Reader(gold=built_in, answered=reads.answered))
     elif not known.makes_model(model):  # a stage whose rows are read: it has them where its own readers can read
         yield from _readings(dataclasses.replace(context, name=model), key)
     else:

@@ -167,17 +167,18 @@ def measure(
     *,
     template: JudgeTemplate | None = None,
     train_on: str = "last",
+    gold: bool = False,
     shown: Callable[[int], None] = lambda done: None,
 ) -> Measured:
     """Reads all records of a source and measures them.
 
     Args:
       records: of one source; a malformed one raises `UserError` when it is asked for.
-      tokenizer, template, train_on: see `Measurer`.
+      tokenizer, template, train_on, gold: see `Measurer`.
       shown: told how many records are done.
     """
     lengths = None if tokenizer is None else Lengths(tokenizer)
-    return measure_with(records, Measurer(lengths, template, train_on), shown)
+    return measure_with(records, Measurer(lengths, template, train_on, gold=gold), shown)
 
 
 def measure_with(records: Records, measurer: Measurer, shown: Callable[[int], None] = lambda done: None) -> Measured:

@@ -18,22 +18,21 @@ from ml_collections import ConfigDict
 from prl_jax.artifacts.cards import ModelCard, read_card
 from prl_jax.artifacts.models import Trunks, load_decoder, load_judge, load_policy
 from prl_jax.config.durations import to_steps
-from prl_jax.config.rules import GOLD
-from prl_jax.data.gold import make_arguments, preference
-from prl_jax.judges import GoldJudge, Judge
+from prl_jax.judges import Judge
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel
 from prl_jax.optim import make_optimizer
 from prl_jax.runs.context import (
     StageContext,
     adapted,
     base_name,
-    gold_arguments,
     stage_tokenizer,
     start_of,
     trainable,
     trains_from_text,
     with_structure,
 )
+from prl_jax.runs.judges import JUDGES
+from prl_jax.runs.judges.kind import Surroundings
 from prl_jax.sharding import replicated, sharded_init
 from prl_jax.streams import Stream
 from prl_jax.text.tokenizer import Tokenizer, unsampled_ids
@@ -150,12 +149,21 @@ class LoadedModels:
 
 
 def named_judge(context: StageContext, name: str, *, batch_size: int, trunks: Trunks | None = None) -> Judge:
-    """The judge of a stage, or "gold", the exact judge of the built-in tasks; `trunks` as of `load_model`."""
-    if name != GOLD:
-        directory = context.stage(name)
+    """The judge of that name in the config's `judges`, else that of a stage or model directory.
+
+    Args:
+      context: of the stage that asks.
+      name: of the judge.
+      batch_size: rows that it is asked about at once.
+      trunks: as of `load_model`.
+    """
+
+    def load(model: str) -> Judge:
+        directory = context.stage(model)
         return load_judge(directory, context.mesh, batch_size=batch_size, trunks=trunks, defaults=context.defaults)
-    strength = make_arguments(gold_arguments(context.config)).intransitivity
-    return GoldJudge(lambda prompt, first, second: preference(prompt, first, second, intransitivity=strength))
+
+    section = context.config.judges.get(name, None)
+    return load(name) if section is None else JUDGES[section.kind].load(section, Surroundings(context.config, load))
 
 
 def origin_of(context: StageContext) -> dict[str, Any]:

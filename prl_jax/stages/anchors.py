@@ -19,7 +19,7 @@ from prl_jax.data.jsonl import JsonLines, write_jsonl
 from prl_jax.data.records import PromptRecord
 from prl_jax.errors import UserError
 from prl_jax.file_names import ANCHORS_FILE
-from prl_jax.judges import Judge, ScalarJudge, judge_pairs
+from prl_jax.judges import Judge, ScoringJudge, judge_pairs
 from prl_jax.processes import is_leader
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.models import LoadedModels
@@ -221,7 +221,7 @@ def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> tuple[
 
 def rankings(judge: Judge, count: int) -> int:
     """How often `rank_scores` asks for all prompts."""
-    return count if isinstance(judge, ScalarJudge) else count * (count - 1) // 2
+    return count if isinstance(judge, ScoringJudge) else count * (count - 1) // 2
 
 
 def rank_scores(
@@ -234,7 +234,7 @@ def rank_scores(
     """
     columns = candidates.texts
     rows = list(zip(prompts, *columns, strict=True))
-    if isinstance(judge, ScalarJudge):
+    if isinstance(judge, ScoringJudge):
 
         def score(i: int, _: int, part: Sequence[tuple]) -> list[tuple[float, bool]]:
             scores, cut = judge.scored([row[0] for row in part], [row[1 + i] for row in part])

@@ -39,7 +39,7 @@ def _calls(estimate: Estimate, name: str) -> Iterator[Call]:
     if section.choice == "best_of_n":
         count, number = estimate.examples(name, "prompts"), section.samples
         yield from estimate.generate(section.policy, section.batch_size, number * count)
-        scalar = estimate.models.card(section.judge).kind == "scalar_judge"
+        scalar = estimate.models.scores(section.judge)
         rows = count * (number if scalar else number * (number - 1))
         yield from estimate.judge(estimate.models.judge(section.judge), section.batch_size, rows)
 

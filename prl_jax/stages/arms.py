@@ -22,6 +22,7 @@ from prl_jax.evaluation import (
 )
 from prl_jax.judges import Judge, judge_pairs
 from prl_jax.runs.context import StageContext
+from prl_jax.runs.judges import JUDGES
 from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.pieces import Pieces, batches
 from prl_jax.stages.win_rate import Sampled, finite, sample_policy
@@ -105,7 +106,8 @@ def compare_arms(
     if has_anchors(section, records):
         anchors = [[record.reference for record in records]] * section.samples
         anchored = [_wins(ask(f"anchor_orders_{i}", arm.sampled.texts, anchors)) for i, arm in enumerate(arms)]
-    gold = section.judge == "gold"
+    teller = context.config.judges.get(section.judge, None)
+    gold = teller is not None and JUDGES[teller.kind].built_in_tasks
     table = [_row(*row, records, judges, section.bootstrap, gold) for row in zip(arms, wins, anchored, strict=True)]
     pairs = [
         {"arm": arms[i].name, "other": arms[j].name, **paired_interval(wins[i], wins[j], samples=section.bootstrap)}

@@ -1,6 +1,10 @@
 """What a config file imports: `build`, the sections that stages share, and the section of each kind of stage."""
 
+from typing import Any
+
 from prl_jax.config.declare import build, lora, optimizer, source
+from prl_jax.errors import UserError
+from prl_jax.runs.judges import JUDGES
 from prl_jax.stages.anchors import declare as anchors
 from prl_jax.stages.bradley_terry import declare as bradley_terry
 from prl_jax.stages.evaluation import declare as evaluation
@@ -14,9 +18,21 @@ __all__ = [
     "build",
     "evaluation",
     "generative",
+    "judge",
     "lora",
     "online",
     "optimizer",
     "sft",
     "source",
 ]
+
+
+def judge(kind: str, **values: Any) -> dict[str, Any]:
+    """A section of `judges`, such as `judge("python", path="my_rules.py:shorter")`.
+
+    Raises:
+      UserError: there is no such kind of judge, or it has no such key.
+    """
+    if kind not in JUDGES:
+        raise UserError(f"judge: kind={kind!r}, expected one of {', '.join(map(repr, JUDGES))}")
+    return JUDGES[kind].declare(**values)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from prl_jax.config.conform import conform
 from prl_jax.config.declare import filled, source
-from prl_jax.config.rules import GOLD, NONE, Rules
+from prl_jax.config.rules import NONE, Rules
 from prl_jax.data.gold import bayes_accuracy, make_arguments
 from prl_jax.data.jsonl import write_jsonl
 from prl_jax.data.records import PreferenceRecord
@@ -76,8 +76,8 @@ def check_arms(check: Checking, name: str) -> None:
     for stage, arm in section.arms.items():
         check.reference(name, "arms", stage, ("policy",))
         conform(dict(arm.items()), {"title": "", "judge": ""}, f"{name}.arms.{stage}.")
-        if arm.judge not in ("", GOLD, *section.judges):
-            raise UserError(f"{name}.arms.{stage}.judge={arm.judge!r}, expected one of {name}.judges, 'gold' or ''")
+        if arm.judge not in ("", *section.judges, *check.config.judges):
+            raise UserError(f"{name}.arms.{stage}.judge={arm.judge!r}, expected one of {name}.judges, of judges, or ''")
     if section.arms and not section.baseline:
         raise UserError(f"{name}.baseline: empty, expected the policy that the arms are compared with")
     if section.baseline:
@@ -153,7 +153,7 @@ KIND = Kind(
     family="evaluation",
     declare=declare,
     rules=Rules(
-        stages={"baseline": ("policy", NONE), "judge": ("judge", GOLD)},
+        stages={"baseline": ("policy", NONE), "judge": ("judge",)},
         sources={"pairs": "preference", "prompts": "prompt"},
         choices={"anchors": ("reference", "")},
         at_least={"samples": 1, "temperature": 0, "batch_size": 1, "bootstrap": 1},

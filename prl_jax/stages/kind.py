@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import Defaults, ModelCard, check_lengths, is_huggingface, read_card
-from prl_jax.config.rules import GOLD, NONE, Rules
+from prl_jax.config.rules import NONE, Rules
 from prl_jax.costs.functions import Step
 from prl_jax.costs.models import AbstractModels, Held
 from prl_jax.costs.work import Call, Estimate
@@ -18,6 +18,7 @@ from prl_jax.errors import UserError, naming
 from prl_jax.models.hf.load import check_weights
 from prl_jax.models.hf.peft import adapter_base
 from prl_jax.runs.context import StageContext, is_directory, lora_config, model_defaults, root_of, start_of
+from prl_jax.runs.judges import JUDGES
 from prl_jax.sampling import SamplingConfig
 from prl_jax.text.tokenizer import Tokenizer
 
@@ -26,8 +27,8 @@ class Reads(NamedTuple):
     """Somebody who reads the records of a source.
 
     Attributes:
-      model: a stage (that of the source itself where it trains on the records), a model directory, or `GOLD`; "" where
-        the records are only looked at.
+      model: a stage (that of the source itself where it trains on the records), a model directory, or one of the
+        config's judges; "" where the records are only looked at.
       policy: whose responses to the prompts are read too; "" where the records hold all responses.
       train_on, answered: see `Measurer`.
     """
@@ -118,6 +119,19 @@ class Checking:
     def kind(self, stage: str) -> Kind:
         return self.kinds[self.config[stage].kind]
 
+    def behind(self, name: str) -> str:
+        """The stage or model directory behind the name of a judge: itself where the config has no judge of that name;
+        "" where the judge has no model."""
+        section = self.config.judges.get(name, None)
+        return name if section is None else JUDGES[section.kind].model(section)
+
+    def suits(self, name: str, families: Sequence[str]) -> bool:
+        """Whether a name is that of a judge without a model which belongs to one of the families."""
+        section = self.config.judges.get(name, None)
+        if section is None or self.behind(name):
+            return False
+        return "judge" in families or ("scalar_judge" in families and JUDGES[section.kind].scores(section))
+
     def makes_model(self, name: str) -> bool:
         """Whether a model directory stands behind a name, now or when its stage has run."""
         return is_directory(name) or bool(self.kind(name).writes)
@@ -134,7 +148,12 @@ class Checking:
     def reference(self, name: str, key: str, value: str, families: Sequence[str]) -> None:
         """Raises `UserError` unless `value`, which stands at a key of stage `name`, names an earlier stage of one of
         the families, or what stands for one (see `Rules.stages`)."""
-        if (value == "" and NONE in families) or (value == GOLD and GOLD in families):
+        if value == "" and NONE in families:
+            return
+        if value in self.config.judges and (behind := self.behind(value)):
+            self.reference(name, f"{key}={value!r}: judges.{value}.model", behind, families)
+            return
+        if self.suits(value, families):
             return
         kinds = [kind for family in families for kind in self.kinds.values() if family in (kind.family, kind.writes)]
         named = " or ".join(kind.name for kind in kinds)
@@ -144,9 +163,12 @@ class Checking:
                 raise UserError(f"{name}.{key}={value!r} holds a {card.kind}, expected the model of a {named}")
             return
         before = self.config.stages[: self.config.stages.index(name)]
-        fit = [n for n in before if self.kind(n) in kinds] + [repr(w) for w in (GOLD,) if w in families]
+        fit = [n for n in before if self.kind(n) in kinds]
+        fit += [repr(judge) for judge in self.config.judges if self.suits(judge, families)]
         fit += ["'' for none"] if NONE in families else []
         expected = f"expected one of: {', '.join(fit)}" if fit else f"no stage before {name} is of kind {named}"
+        if value in self.config.judges and "scalar_judge" in families:
+            raise UserError(f"{name}.{key}={value!r} compares, and does not score single responses; {expected}")
         if value not in self.config.stages:
             raise UserError(f"{name}.{key}={value!r} is not among the stages; {expected}")
         if value not in before:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from prl_jax.config.conform import conform
 from prl_jax.config.declare import filled, lora, optimizer, source
 from prl_jax.config.durations import to_steps
-from prl_jax.config.rules import GOLD, RESULTS, Rules
+from prl_jax.config.rules import RESULTS, Rules
 from prl_jax.errors import UserError, naming
 from prl_jax.methods import METHODS, SLOTS, Critic, Method, method_of, piece_of, section_of
 from prl_jax.optim import make_optimizer
@@ -52,7 +52,7 @@ def declare(method: str = "pairwise_rl", **values: Any) -> dict[str, Any]:
     defaults = dict(
         kind="online",
         policy="sft",  # where policy and critic start, and the reference of the divergence
-        judge="genrm",  # a stage, a model directory, or "gold"
+        judge="genrm",  # a stage, a model directory, or one of `judges`
         judge_batch_size=256,  # rows that a judge reads at once
         prompts=source(),
         prompts_per_step=256,
@@ -92,7 +92,7 @@ def _piece(slot: str, piece: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 RULES = Rules(
-    stages={"policy": ("policy",), "judge": ("judge", GOLD), "evaluation.judge": ("judge", GOLD)},
+    stages={"policy": ("policy",), "judge": ("judge",), "evaluation.judge": ("judge",)},
     sources={"prompts": "prompt", "evaluation.prompts": "prompt"},
     choices={"result": RESULTS},
     lengths=("duration",),

@@ -162,7 +162,7 @@ def test_row_34_a_stage_writes_the_merge_of_its_form_and_whoever_loads_the_judge
     assert read_card(directory).merge == "logit"
     assert load_judge(directory, make_mesh(devices=jax.devices()[:1])).merge == "logit"
     out = tmp_path / "judged.jsonl"
-    judge_file(directory, data, out)
+    judge_file(str(directory), data, out)
     judged = [json.loads(line) for line in out.read_text().splitlines()]
     logit = lambda p: np.log(p) - np.log1p(-p)  # noqa: E731
     for row in judged:

@@ -1,0 +1,8 @@
+"""Kinds of judges that a config can name in its section `judges`. `JUDGES` is the one table of them."""
+
+from collections.abc import Mapping
+
+from prl_jax.runs.judges import gold, model, python
+from prl_jax.runs.judges.kind import JudgeKind
+
+JUDGES: Mapping[str, JudgeKind] = {kind.name: kind for kind in (model.KIND, gold.KIND, python.KIND)}

@@ -1,0 +1,46 @@
+"""A kind of judge is one object. Whoever looks at the judges of a config asks the kind of each, and knows no names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from prl_jax.judges import Judge
+
+
+class Surroundings(NamedTuple):
+    """What a judge is loaded with.
+
+    Attributes:
+      config: the whole config.
+      model: loads the judge of a stage or of a model directory.
+    """
+
+    config: ConfigDict
+    model: Callable[[str], Judge]
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeKind:
+    """All that the package knows of a kind of judge.
+
+    Attributes:
+      name: `kind` of a section of `judges`.
+      declare: makes a section: its keys with their defaults, some of them replaced.
+      load: makes the judge.
+      check: raises `UserError`, which begins with a key of the section, for one that cannot be loaded.
+      model: section -> the stage or model directory behind the judge; "" where none is.
+      scores: section -> whether it scores single responses too, where no model behind it tells.
+      built_in_tasks: whether it knows no other prompts than those of the built-in tasks.
+    """
+
+    name: str
+    declare: Callable[..., dict[str, Any]]
+    load: Callable[[ConfigDict, Surroundings], Judge]
+    check: Callable[[ConfigDict], None] = lambda section: None
+    model: Callable[[ConfigDict], str] = lambda section: ""
+    scores: Callable[[ConfigDict], bool] = lambda section: False
+    built_in_tasks: bool = False

@@ -1,0 +1,137 @@
+"""Judges by name: a section of the config, any kind, wherever a stage asks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import user
+from ml_collections import ConfigDict
+from running import prl
+
+from prl_jax.data.jsonl import write_jsonl
+from prl_jax.errors import UserError
+from prl_jax.inputs.checks import check_config
+from prl_jax.inputs.lengths import uses
+from prl_jax.judges import GoldJudge
+from prl_jax.runs.context import StageContext
+from prl_jax.runs.judges import JUDGES
+from prl_jax.runs.judges.kind import JudgeKind
+from prl_jax.runs.models import LoadedModels
+from prl_jax.runs.workdir import Workdir
+from prl_jax.sharding import make_mesh
+from prl_jax.stages import config as c
+
+RULES = """
+def shorter(prompts, first, second):
+    return [0.9 if len(a) < len(b) else 0.1 if len(a) > len(b) else 0.5 for a, b in zip(first, second)]
+
+def brevity(prompts, responses):
+    return [-len(text) for text in responses]
+
+def broken(prompts, first, second):
+    return [float("nan") if i == 1 else 0.5 for i, _ in enumerate(first)]
+"""
+
+
+@pytest.fixture
+def rules(tmp_path) -> Path:
+    path = tmp_path / "my_rules.py"
+    path.write_text(RULES)
+    return path
+
+
+def config_with(judges, **section):
+    prompts = c.source(limit=8)
+    stages = dict(
+        sft=c.sft(max_prompt=12, max_response=6),
+        policy=c.online("pairwise_rl", opponents=dict(kind="peer"), group_size=2, prompts=prompts, **section),
+        evaluation=c.evaluation(judges=tuple(judges), prompts=prompts, arms=dict(policy=dict(title="P", judge=""))),
+    )
+    return c.build(stages, judges=judges)
+
+
+def judge_in(config, name: str, tmp_path):
+    context = StageContext("policy", config, Workdir(tmp_path / "run", config), make_mesh())
+    return LoadedModels(context).judge(name, batch_size=4)
+
+
+def test_a_function_and_the_exact_judge_are_asked_by_their_names(rules, tmp_path):
+    judges = {"house": c.judge("python", path=f"{rules}:shorter"), "exact": c.judge("gold")}
+    config = config_with(judges, judge="house", evaluation=dict(judge="exact"))
+    check_config(config)
+    asked = judge_in(config, "house", tmp_path)([user("a"), user("b")], ["x", "xxx"], ["xx", "x"])
+    np.testing.assert_allclose(asked.p_first, [0.9, 0.1], rtol=1e-6)
+    assert isinstance(judge_in(config, "exact", tmp_path), GoldJudge)
+    assert isinstance(judge_in(config, "gold", tmp_path), GoldJudge)  # every config has it
+
+
+def test_a_trained_judge_by_another_name_is_the_model_behind_it():
+    stages = dict(
+        sft=c.sft(max_prompt=12, max_response=6),
+        bt=c.bradley_terry(init_from="sft"),
+        policy=c.online("ppo", judge="taste", prompts=c.source(limit=8)),
+    )
+    config = c.build(stages, judges={"taste": c.judge("model", model="bt")})
+    check_config(config)
+    assert {use.model for use in uses(config) if use.stage == "policy"} == {"sft", "bt"}
+    config = ConfigDict(config.to_dict())
+    config.judges.taste.model = "sft"
+    with pytest.raises(UserError, match=r"policy.judge='taste': judges.taste.model='sft' is a sft stage"):
+        check_config(config)
+
+
+def test_scores_are_asked_of_who_has_them(rules):
+    scoring = {"house": c.judge("python", path=f"{rules}:brevity", gives="scores")}
+    stages = lambda judge: dict(sft=c.sft(), policy=c.online("rloo", judge=judge, prompts=c.source(limit=8)))  # noqa: E731
+    check_config(c.build(stages("house"), judges=scoring))
+    with pytest.raises(UserError, match="policy.judge='gold' compares, and does not score .* expected one of: 'house'"):
+        check_config(c.build(stages("gold"), judges=scoring))
+
+
+@pytest.mark.parametrize(
+    ("judges", "message"),
+    [
+        ({"house": {"kind": "oracle"}}, "judges.house: is no judge"),
+        ({"house": c.judge("python", path="nowhere.py:f")}, r"judges.house.path: .*nowhere.py"),
+        ({"house": c.judge("python", gives="stars", path="x.py:f")}, "judges.house.gives='stars'"),
+        ({"house": c.judge("model")}, "judges.house.model: empty"),
+        ({"house": {"kind": "gold", "path": ""}}, "judges.house.path: no such key"),
+        ({"sft": c.judge("gold")}, "judges.sft: a judge has a name of its own"),
+        ({"a/b": c.judge("gold")}, "judges.a/b: a judge has a name of its own"),
+    ],
+)
+def test_judges_that_cannot_be_are_refused_by_key(judges, message):
+    with pytest.raises(UserError, match=message):
+        check_config(config_with(judges, judge="gold"))
+
+
+def test_a_kind_is_its_file_and_a_row_of_the_table(tmp_path, monkeypatch):
+    """Nothing else of the package knows of this one: it is checked, measured, planned and asked."""
+
+    class Dummy:
+        merge = "probability"
+
+        def __call__(self, prompts, first, second):
+            return GoldJudge(lambda prompt, a, b: 0.75)(prompts, first, second)
+
+    declare = lambda **values: {"kind": "dummy", "strength": 1.0, **values}  # noqa: E731
+    monkeypatch.setitem(JUDGES, "dummy", JudgeKind("dummy", declare, lambda section, around: Dummy()))
+    config = config_with({"mine": c.judge("dummy", strength=2.0)}, judge="mine", evaluation=dict(judge="mine"))
+    check_config(config)
+    assert judge_in(config, "mine", tmp_path)([user("a")], ["x"], ["y"]).p_first[0] == pytest.approx(0.75)
+    assert "mine" not in {use.model for use in uses(config)}
+    config = config_with({"mine": {"kind": "dummy", "strength": "strong"}}, judge="mine")
+    with pytest.raises(UserError, match="judges.mine.strength='strong': expected a number"):
+        check_config(config)
+
+
+def test_a_function_that_fails_ends_a_command_with_its_name_and_row(rules, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "ccc"}, {"prompt": "d", "chosen": "ee", "rejected": "f"}]
+    write_jsonl(pairs, rows)
+    argv = ("--data", str(pairs), "--out", str(tmp_path / "out.jsonl"))
+    good = prl("judge", "--judge", f"{rules}:shorter", *argv)
+    assert good.code == 0 and json.loads(good.out)["accuracy"] == 0.5
+    bad = prl("judge", "--judge", f"{rules}:broken", *argv, "--overwrite")
+    assert bad.code == 2 and "my_rules.py:broken: row 2 of 2 is nan" in bad.err

@@ -1,0 +1,57 @@
+"""Every method of the table, run by the stage that trains them all."""
+
+import json
+
+import numpy as np
+import pytest
+from running import prl
+
+from prl_jax.methods import METHODS
+from prl_jax.metrics import read_metrics
+
+CONFIG = """
+from prl_jax.methods import METHODS
+from prl_jax.stages import config as c
+
+def get_config():
+    prompts, few = c.source(limit=16), dict(validation=c.source(split="validation", limit=4), batch_size=8)
+    lengths = dict(max_prompt=12, max_response=6)
+    stages = dict(
+        sft=c.sft(duration="1 steps", **lengths, **few),
+        bt=c.bradley_terry(init_from="sft", duration="1 steps", **lengths, **few),
+        genrm=c.generative(init_from="sft", duration="1 steps", max_length=32, **few),
+        anchors=c.anchors(prompts=prompts, choice="reference"),
+    )
+    for name, preset in METHODS.items():
+        method = preset.method
+        critic = dict(critic=dict(warmup="1 steps")) if method.baseline.reads_values else {}
+        stages[f"by_{name}"] = c.online(
+            name, judge="bt" if method.reward.asks == "scores" else "genrm", prompts=prompts,
+            prompts_per_step=8 // preset.group_size, duration="2 steps", save_every="0 steps",
+            evaluation=dict(every="0 steps"), **critic,
+        )
+    return c.build(
+        stages, gold=dict(families=("sort",), train_rows=32, validation_rows=8, test_rows=8),
+        model=dict(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=32),
+    )
+"""
+
+
+@pytest.mark.slow
+def test_every_method_of_the_table_runs(tmp_path):
+    """Two steps each: the second one moves the policy; a critic exists where the method has values."""
+    (tmp_path / "methods.py").write_text(CONFIG)
+    run = tmp_path / "run"
+    done = prl("run", "--config", tmp_path / "methods.py", "--workdir", run, "--compilation_cache_dir=")
+    assert done.code == 0, done.err
+    for name, preset in METHODS.items():
+        folder = run / f"by_{name}"
+        rows = read_metrics(folder / "metrics.jsonl")
+        assert [row["step"] for row in rows] == [1, 2], name
+        last, values = rows[-1], preset.method.baseline.reads_values
+        assert np.isfinite([last[key] for key in ("reward", "kl", "loss", "policy_loss", "grad_norm")]).all(), name
+        assert last["grad_norm"] > 0 or last["reward"] == rows[0]["reward"], name
+        assert ("value_loss" in last) == ("critic_grad_norm" in last) == values, name
+        tree = json.loads(next((folder / "checkpoints").glob("*/train/_METADATA")).read_text())["tree_metadata"]
+        saved = {entry["key_metadata"][0]["key"].split(".")[0] for entry in tree.values()}
+        assert ("critic" in saved) == ("critic_opt_state" in saved) == values, name

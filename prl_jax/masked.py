@@ -24,7 +24,7 @@ _NO_LOGIT = -1e9
 
 def without_ids(logits: Float[Array, "... V"], unused: tuple[tuple[int, int], ...]) -> Float[Array, "... V"]:
     """Logits that leave no probability to the ids in these ranges, `(first, behind the last)`."""
-    ids = jnp.arange(logits.shape[-1])
+    ids = jax.lax.broadcast_to_rank(jnp.arange(logits.shape[-1]), logits.ndim)
     for first, end in unused:
         logits = jnp.where((ids >= first) & (ids < end), _NO_LOGIT, logits)
     return logits

@@ -16,6 +16,9 @@ jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 jax.config.update("jax_enable_compilation_cache", False)
 
+# Arrays of unlike ranks are not lined up in silence: `[N]` against `[N, T]` says which axis it means.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
 # Tests compile hundreds of small programs and run each a few times: less optimised machine code halves their time.
 # XLA reads its flags when the backend starts; processes that tests start get those of the user again.
 _flags = os.environ.get("XLA_FLAGS")

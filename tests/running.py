@@ -12,12 +12,14 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 from absl import logging
 
 import prl_jax
 from prl_jax import cli
+from prl_jax.training.state import JitUpdate
 
 ROOT = Path(__file__).parents[1]
 MICRO = str(ROOT / "tests" / "configs" / "micro.py")
@@ -88,11 +90,25 @@ def prl(*argv: object) -> Done:
     sys.warnoptions = ["error"]
     try:
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-            code = cli.main([str(word) for word in argv])
+            with guarded_steps():
+                code = cli.main([str(word) for word in argv])
     finally:
         sys.warnoptions = options
         logging.set_verbosity(verbosity)
     return Done(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def guarded_steps() -> Iterator[None]:
+    """A jitted step that is handed arrays of the host fails: each would be copied to the devices while they wait."""
+    call = JitUpdate.__call__
+
+    def guarded(self: JitUpdate, *arguments: Any) -> Any:
+        with jax.transfer_guard("disallow"):
+            return call(self, *arguments)
+
+    with mock.patch.object(JitUpdate, "__call__", guarded):
+        yield
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ def token_rewards(
     check_floats(2, kl=kl, mask=mask)
     score = per_row("score", score, kl)
     length = jnp.sum(mask, axis=1)
-    last = jnp.arange(mask.shape[1]) == length[:, None] - 1
+    last = jnp.arange(mask.shape[1])[None] == length[:, None] - 1
     penalty = jnp.where(mask, -beta * kl.astype(jnp.float32), 0.0)
     return penalty + jnp.where(last, score[:, None], 0.0)
 
@@ -116,7 +116,7 @@ def gae(
 
     def step(later: Float[Array, "2 B"], now: tuple[Float[Array, "B"], Bool[Array, "B"]]):
         delta_t, mask_t = now
-        advantage = jnp.where(mask_t, delta_t + decay * later, 0.0)
+        advantage = jnp.where(mask_t[None], delta_t[None] + decay * later, 0.0)
         return advantage, advantage
 
     _, both = jax.lax.scan(step, jnp.zeros_like(decay), (delta.T, mask.T), reverse=True)

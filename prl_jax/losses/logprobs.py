@@ -221,7 +221,9 @@ def _statistics(
     if parts("vocab", SPREAD) == 1:
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     else:  # a look-up along a cut axis would gather it
-        chosen = jnp.sum(jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0.0), axis=-1)
+        chosen = jnp.sum(
+            jnp.where(targets[..., None] == jnp.arange(logits.shape[-1])[None, None], logits, 0.0), axis=-1
+        )
     return chosen - top[..., 0] - log_total, entropy, log_total + top[..., 0], exps / total[..., None]
 
 
@@ -252,7 +254,7 @@ def _logprobs_backward(temperature, softcap, unused, count, residuals, cotangent
         log_probs = logits - log_norm[..., None]
         # d logp_y / d l_j = 1[j = y] - p_j  and  d H / d l_j = -p_j (log p_j + H)
         slope = d_logp[..., None] + d_entropy[..., None] * (log_probs + entropy[..., None])
-        chosen = targets[..., None] == jnp.arange(logits.shape[-1])
+        chosen = targets[..., None] == jnp.arange(logits.shape[-1])[None, None]
         d_logits = jnp.where(chosen, d_logp[..., None], 0.0) - jnp.exp(log_probs) * slope
         d_hidden, d_embed_chunk = _hidden_and_embedding_grads(d_logits, logits, hidden, out_embed, temperature, softcap)
         return d_embed + d_embed_chunk, d_hidden
@@ -277,7 +279,7 @@ def _cross_entropy_forward(hidden, out_embed, targets, mask, temperature, softca
         hidden, targets, mask = xs
         logits = jax.lax.optimization_barrier(_logits(hidden, out_embed, temperature, softcap, unused))
         logp, token_entropy, _, probs = _statistics(logits, targets)
-        chosen = targets[..., None] == jnp.arange(logits.shape[-1])
+        chosen = targets[..., None] == jnp.arange(logits.shape[-1])[None, None]
         d_logits = jnp.where(mask[..., None], probs - jnp.where(chosen, 1.0, 0.0), 0.0)
         d_hidden, d_embed_chunk = _hidden_and_embedding_grads(d_logits, logits, hidden, out_embed, temperature, softcap)
         loss = loss - jnp.sum(jnp.where(mask, logp, 0.0))

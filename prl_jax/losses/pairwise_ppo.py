@@ -46,7 +46,7 @@ def opponents(
     if kind in ("peer", "group"):
         if size != candidates:
             raise ValueError(f"there: expected shape (B, G, G) for {kind!r}, given {tuple(there.shape)}")
-        i, j = jnp.arange(size)[:, None], jnp.arange(size)
+        i, j = jnp.arange(size)[None, :, None], jnp.arange(size)[None, None]
         return there & (i // 2 == j // 2 if kind == "peer" else True) & (i != j)
     if kind == "pool":
         if keys is None or draws < 1:

@@ -131,7 +131,7 @@ class Decoder(nnx.Module):
     def step(self, tokens: Int[Array, "B"], cache: Cache, layers: list[Block]) -> tuple[Float[Array, "B D"], Cache]:
         """Reads one token a row against the cache; `layers` is what `layers()` gave."""
         near, far = self._angles(cache.next_position)
-        slots = jnp.arange(cache.mask.shape[1])
+        slots = jnp.arange(cache.mask.shape[1])[None]
         mask = cache.mask | (slots == cache.slot)
         window = mask & (slots > cache.slot - self.config.window)
         x, keys, values = self._embed(tokens, DECODING), [], []

@@ -63,7 +63,7 @@ class Linear(nnx.Module):
         rows = _flat(x)
         out = rows @ self.weight[...].astype(x.dtype)
         if self.bias is not None:
-            out = out + self.bias[...].astype(x.dtype)
+            out = out + jax.lax.broadcast_to_rank(self.bias[...].astype(x.dtype), out.ndim)
         if self.lora is not None:
             out = out + self.lora(rows)
         return out.reshape(*x.shape[:-1], out.shape[-1])
@@ -94,7 +94,8 @@ class RMSNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         scale = self.scale[...].astype(jnp.float32)
-        return (wide * inverse * (scale + self.offset if self.offset else scale)).astype(x.dtype)
+        scale = jax.lax.broadcast_to_rank(scale + self.offset if self.offset else scale, x.ndim)
+        return (wide * inverse * scale).astype(x.dtype)
 
 
 def norm(config: DecoderConfig, width: int | None = None) -> RMSNorm:
@@ -111,7 +112,7 @@ def attention_mask(segments: Int[Array, "B T"], window: int = 0) -> Bool[Array, 
     """Causal attention within a segment, at most `window` tokens back; padding (segment 0) is never a key."""
     same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
     causal = jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))
-    return same & (causal & ~jnp.tril(causal, -window) if window else causal)
+    return same & (causal & ~jnp.tril(causal, -window) if window else causal)[None]
 
 
 class Attention(nnx.Module):

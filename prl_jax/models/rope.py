@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -27,7 +28,8 @@ def rotation(positions: Int[Array, "..."], head_dim: int, theta: float, scaling:
         stretch = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}[scaling.kind]
         frequencies = stretch(frequencies, head_dim, theta, scaling)
         factor = scaling.attention_factor if scaling.kind == "yarn" else 1.0
-    angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
+    places = positions[..., None].astype(jnp.float32)
+    angles = places * jax.lax.broadcast_to_rank(jnp.asarray(frequencies, jnp.float32), places.ndim)
     return Rotation(jnp.cos(angles) * factor, jnp.sin(angles) * factor)
 
 

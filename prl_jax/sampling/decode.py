@@ -170,7 +170,7 @@ def _write(state: _State, token: Int[Array, "B"], logp: Float[Array, "B"], confi
     return state._replace(
         index=state.index + 1,
         token=token,
-        done=state.done | jnp.any(token[:, None] == jnp.asarray(config.stop_ids), axis=1),
+        done=state.done | jnp.any(token[:, None] == jnp.asarray(config.stop_ids)[None], axis=1),
         response=put(state.response, token),
         mask=put(state.mask, live),
         logp=put(state.logp, jnp.where(live, logp, 0.0)),

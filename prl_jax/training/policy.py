@@ -341,7 +341,7 @@ def run_updates(
     units = experience.mask.shape[0] // unit
     for epoch in range(schedule.epochs):
         order = jax.random.permutation(jax.random.fold_in(key, epoch), units)
-        order = (order[:, None] * unit + jnp.arange(unit)).reshape(schedule.minibatches, -1)
+        order = (order[:, None] * unit + jnp.arange(unit)[None]).reshape(schedule.minibatches, -1)
         for part in range(schedule.minibatches):
             if train_policy:
                 state, metrics = updates.train(state, experience, order[part])

@@ -39,7 +39,7 @@ def run(mesh: jax.sharding.Mesh, accumulate: int) -> dict[str, np.ndarray]:
     frozen, returns = experience.frozen, experience.critique.returns
     out = {"mask": experience.mask, "advantages": frozen.advantages, "returns": returns}
     # Old log-probs of another policy, so that the ratio differs from 1.
-    old = frozen.logp_old + 0.4 * jnp.sin(jnp.arange(ROOM))
+    old = frozen.logp_old + 0.4 * jnp.sin(jnp.arange(ROOM))[None]
     moved = experience._replace(frozen=frozen._replace(logp_old=old))
     updates = make_updates(METHOD, schedule, optimizer, optimizer)
     state, metrics = updates.train(state, moved, jnp.arange(ROWS))

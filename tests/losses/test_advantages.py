@@ -11,7 +11,7 @@ from prl_jax.losses import advantages as adv
 KEYS = jax.random.split(jax.random.key(0), 3)
 REWARDS, VALUES = jax.random.normal(KEYS[0], (3, 5)), jax.random.normal(KEYS[1], (3, 5))
 LENGTHS = jnp.array([5, 2, 0])
-MASK = jnp.arange(5) < LENGTHS[:, None]
+MASK = jnp.arange(5)[None] < LENGTHS[:, None]
 
 
 def plain_gae(rewards, values, lengths, bootstrap, gamma, lam):

@@ -22,7 +22,7 @@ KEYS = jax.random.split(jax.random.key(2), 4)
 HIDDEN = jax.random.normal(KEYS[0], (B, T, D))
 EMBED = jax.random.normal(KEYS[1], (D, V))
 TARGETS = jax.random.randint(KEYS[2], (B, T), 0, V)
-MASK = jnp.arange(T) < jnp.array([[7], [4]])
+MASK = jnp.arange(T)[None] < jnp.array([[7], [4]])
 COTANGENTS = jax.random.normal(KEYS[3], (2, B, T))
 OPTIONS = {
     "plain": {},

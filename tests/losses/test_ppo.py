@@ -11,7 +11,7 @@ KEYS = jax.random.split(jax.random.key(1), 4)
 LOGP = -jnp.abs(jax.random.normal(KEYS[0], (3, 4)))
 OLD = LOGP + 0.3 * jax.random.normal(KEYS[1], (3, 4))
 ADV = jax.random.normal(KEYS[2], (3, 4))
-MASK = jnp.arange(4) < jnp.array([[4], [2], [0]])
+MASK = jnp.arange(4)[None] < jnp.array([[4], [2], [0]])
 REDUCTIONS = ["token_mean", "seq_mean_token_sum", "seq_mean_token_mean"]
 CLIP = {"clip_low": 0.1, "clip_high": 0.3}
 

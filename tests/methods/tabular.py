@@ -34,7 +34,7 @@ def descend(method: Method, group_size: int, logits_judge, scores, anchors):
         logits, values = params
         logp_old, v_old = token_logps(logits)[flat], values[STATES][flat]
         weight = jnp.prod(probabilities(logits)[members], -1)
-        last = jnp.arange(2) == mask.sum(-1, keepdims=True) - 1
+        last = jnp.arange(2)[None] == mask.sum(-1, keepdims=True) - 1
         tokens = method.regulariser.reward(logp_old, logp_ref, beta) + jnp.where(last, reward[:, None], 0.0)
 
         def advantages(tokens, mask, v_old):

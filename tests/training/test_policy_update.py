@@ -40,7 +40,7 @@ def bench():
     policy, critic = make_decoder(0, layers=1), make_scalar_model(1, layers=1)
     policy.embedding[...] = policy.embedding[...] * 0.5
     prompt = jnp.asarray(random_tokens(2, ROWS, PROMPT))
-    prompt_mask = jnp.arange(PROMPT) >= jnp.arange(ROWS)[:, None] % PROMPT
+    prompt_mask = jnp.arange(PROMPT)[None] >= jnp.arange(ROWS)[:, None] % PROMPT
     updates = make_updates(METHOD, SCHEDULE, optimizer, optimizer)
 
     def fresh():

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from fakes import copy, make_decoder, on_mesh, one_device, random_tokens
+from running import guarded_steps
 
 from prl_jax.losses import reduce_tokens
 from prl_jax.models import LOGICAL_AXES, LoraConfig, ScalarModel, combine, split, with_adapters
@@ -147,6 +148,13 @@ def test_a_step_is_the_optimizers_update():
         np.testing.assert_allclose(state.model[name], MODEL[name] - 0.1 * grads[name], rtol=1e-5)
     np.testing.assert_allclose(stepped["loss"], metrics["loss"], rtol=1e-5)
     assert int(state.step) == 4
+
+
+def test_the_guard_notices_a_step_that_is_handed_arrays_of_the_host():
+    optimizer = optax.sgd(0.1)
+    state, step = TrainState(copy(MODEL), optimizer.init(MODEL), jnp.int32(3)), make_train_step(TOY, optimizer)
+    with guarded_steps(), pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        step(state, jax.device_get(toy_batch()))
 
 
 def test_dropout_of_adapters_draws_anew_for_each_key_step_and_row_alone():

@@ -213,4 +213,4 @@ def win_rate(P: Float[Array, "B G G"], mask: Bool[Array, "B G G"]) -> Float[Arra
     check_floats(3, P=P, mask=mask)
     if P.shape[1] != P.shape[2]:
         raise ValueError(f"P: expected shape (B, G, G), given {tuple(P.shape)}")
-    return masked_mean(P, mask & ~jnp.eye(P.shape[1], dtype=bool), -1)
+    return masked_mean(P, mask & ~jnp.eye(P.shape[1], dtype=bool)[None], -1)

@@ -31,7 +31,7 @@ def test_masks_by_hand():
 
 
 def test_a_pool_is_drawn_without_replacement_for_each_prompt():
-    there = (jnp.arange(5) < jnp.array([5, 3, 1])[:, None])[:, None].repeat(2, 1)  # three prompts, groups of two
+    there = (jnp.arange(5)[None] < jnp.array([5, 3, 1])[:, None])[:, None].repeat(2, 1)  # three prompts, groups of two
     met = np.zeros((3, 5))
     for seed in range(200):
         keys = jax.random.split(jax.random.key(seed), 3)
@@ -59,7 +59,7 @@ def test_mistakes_are_named():
 @pytest.mark.parametrize("f", ["id", "centred", "logit", "log"])
 def test_value_targets_of_an_even_match_are_the_even_reward_at_every_token(f):
     """A policy that equals its opponent, judged without KL: the critic's targets are where `even_reward` starts it."""
-    mask = jnp.arange(5) < jnp.array([[5], [2]])
+    mask = jnp.arange(5)[None] < jnp.array([[5], [2]])
     z = jnp.zeros((2, 3))
     reward = pairwise_rl_reward(z, z, jnp.ones((2, 3), bool), f=f)
     start = jnp.full((2, 5), even_reward(f))
@@ -70,7 +70,7 @@ def test_value_targets_of_an_even_match_are_the_even_reward_at_every_token(f):
 
 def test_value_targets_are_the_win_probability_at_every_token():
     """With a critic's lambda of 1 they don't depend on the critic, as `V(x, y_<t) = E[p | x, y_<t]` asks."""
-    mask, z = jnp.arange(5) < jnp.array([[5], [3]]), jnp.array([[1.3], [-0.4]])
+    mask, z = jnp.arange(5)[None] < jnp.array([[5], [3]]), jnp.array([[1.3], [-0.4]])
     reward = pairwise_rl_reward(z, -z, jnp.ones((2, 1), bool))
     values = jax.random.normal(jax.random.key(0), (2, 5))
     _, targets = gae(token_rewards(reward, jnp.zeros((2, 5)), mask, 0.0), values, mask, lam_critic=1.0)
@@ -146,7 +146,7 @@ def test_all_pairs_of_the_joint_surrogate_are_the_policy_gradient_with_a_group_b
     win = 0.5 * (1.0 + rewards[i] - rewards[j])  # `2 win - 1` is the gap of the rewards
 
     def logps(parameters):
-        return jax.nn.log_softmax(logits * parameters, -1)[:, 0]
+        return jax.nn.log_softmax(logits * parameters[None], -1)[:, 0]
 
     def pairs(parameters):
         new, old = logps(parameters), jax.lax.stop_gradient(logps(parameters))

@@ -245,7 +245,7 @@ def test_win_rates_of_a_total_order_a_cycle_and_chance():
 
 def test_win_rates_under_bradley_terry_rank_like_the_scores():
     scores = jnp.array([0.3, -1.0, 2.0, 0.9])
-    rates = pw.win_rate(jax.nn.sigmoid(scores[:, None] - scores)[None], jnp.ones((1, 4, 4), bool))
+    rates = pw.win_rate(jax.nn.sigmoid(scores[:, None] - scores[None])[None], jnp.ones((1, 4, 4), bool))
     np.testing.assert_array_equal(jnp.argsort(rates[0]), jnp.argsort(scores))
 
 
@@ -274,7 +274,7 @@ def test_wrong_shapes_and_options_raise():
             inspect.unwrap(function)(*args)
         with pytest.raises((ValueError, TypeError)):
             function(*args)
-    with pytest.raises(ValueError, match="f: expected one of 'id', 'centred', 'logit', 'log', given 'tanh'"):
+    with pytest.raises(ValueError, match="f: expected one of 'id', 'centred', 'logit', 'log', 'hard', given 'tanh'"):
         pw.pairwise_rl_reward(Z_YA, Z_AY, MASK, f="tanh")
     with pytest.raises(ValueError, match="space: expected one of 'probability', 'logit'"):
         pw.pairwise_rl_reward(Z_YA, Z_AY, MASK, space="log")

@@ -125,12 +125,12 @@ def test_sequence_ratio_is_the_geometric_mean_and_shared():
 def test_value_by_hand():
     """Errors 1 and 1; moving by 0.5 is clipped to 0.2: the first moves towards its return, the second away from it."""
     v, old, ret = row(0.5, 0.5), row(0.0, 0.0), row(1.5, -0.5)
-    out = ppo.ppo_value_loss(v, old, ret, jnp.ones((1, 2), bool))
+    out = ppo.ppo_value_loss(v, old, ret, jnp.ones((1, 2), bool), clip_value=0.2)
     np.testing.assert_allclose(out.value, 0.5 * (1.3**2 + 1.0) / 2, rtol=1e-6)
     assert mean(out, "clip_fraction") == 0.5
     assert (mean(out, "value"), mean(out, "return")) == (0.5, 0.5)
     np.testing.assert_allclose(ppo.ppo_value_loss(v, old, ret, jnp.ones((1, 2), bool), clip_value=None).value, 0.5)
-    grad = jax.grad(lambda v: ppo.ppo_value_loss(v, old, ret, jnp.ones((1, 2), bool)).value)(v)
+    grad = jax.grad(lambda v: ppo.ppo_value_loss(v, old, ret, jnp.ones((1, 2), bool), clip_value=0.2).value)(v)
     np.testing.assert_allclose(grad, [[0.0, 0.5]], rtol=1e-6)
 
 

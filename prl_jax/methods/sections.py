@@ -75,7 +75,7 @@ def _typed(key: str, value: Any, field: dataclasses.Field[Any]) -> Any:
     """The value as the type of the field, which that of the default is."""
     default: Any = field.default
     kind = type(default)
-    accepted = {float: (float, int), tuple: (tuple, list)}.get(kind, (kind,))
+    accepted: tuple[type[Any], ...] = {float: (float, int), tuple: (tuple, list)}.get(kind, (kind,))
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{key}={value!r}: expected {kind.__name__}, such as {default!r}")
     if field.type == "tuple[float, ...]":

@@ -87,7 +87,7 @@ class Kind:
       reads: `(name of the stage, section, key of a source) -> who reads its records`.
       checks: what else a section has to fulfil; each raises `UserError`.
       words: raises `UserError` where a section's words are none to the tokenizer of the model that the stage trains.
-      rows: how the rows of a batch are called, and how many the mesh has to divide.
+      rows: how the rows of a batch are called, and how many the mesh has to divide; 0 of a stage without batches.
       costs: what it takes of the devices.
       writes: kind of the model directory that it writes, as its card has it ("policy", "scalar_judge",
         "generative_judge"); "" where it writes none.

@@ -78,7 +78,7 @@ def _typed(key: str, value: Any, field: dataclasses.Field[Any]) -> Any:
     accepted: tuple[type[Any], ...] = {float: (float, int), tuple: (tuple, list)}.get(kind, (kind,))
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{key}={value!r}: expected {kind.__name__}, such as {default!r}")
-    if field.type == "tuple[float, ...]":
+    if isinstance(value, tuple | list) and field.type == "tuple[float, ...]":
         if not all(isinstance(x, float | int) and not isinstance(x, bool) for x in value):
             raise UserError(f"{key}={value!r}: expected numbers")
         return tuple(map(float, value))

@@ -151,6 +151,8 @@ def test_row_24_a_bootstrapped_response_earns_a_value_or_a_score_and_not_both(fr
     for score in (SCORE, SCORE + 3.0):
         returns = freeze(OTHER, score=score)[0].critique.returns[range(4), LAST]
         np.testing.assert_allclose(returns, np.where(TRUNCATED, GAMMA * truth.after, score), atol=1e-4)
+    plain, more = (freeze(score=score)[0].critique.returns[range(4), LAST] for score in (SCORE, SCORE + 3.0))
+    np.testing.assert_allclose(more - plain, 3.0, atol=1e-4)  # without the switch all earn their scores
 
 
 def test_row_24_a_penalty_beside_the_bootstrap_is_refused():

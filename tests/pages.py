@@ -17,9 +17,16 @@ def code(text: str, language: str = "python") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def run(text: str, **names: object) -> dict[str, object]:
-    """Runs the Python blocks of a text, one after the other, and returns the names that they have bound."""
+def run_block(block: str, **names: object) -> dict[str, object]:
+    """Runs one block, and returns the names that it has bound."""
     namespace = {"__name__": "example", **names}
+    exec(compile(block, "a block of a page", "exec"), namespace)
+    return namespace
+
+
+def run(text: str) -> dict[str, object]:
+    """Runs the Python blocks of a text, one after the other, and returns the names that they have bound."""
+    namespace: dict[str, object] = {}
     for block in code(text):
-        exec(compile(block, "a block of a page", "exec"), namespace)
+        namespace = run_block(block, **namespace)
     return namespace

@@ -1,5 +1,6 @@
 """The examples of docs/adding.md do what the page says."""
 
+from pathlib import Path
 from types import MappingProxyType
 
 import jax
@@ -18,7 +19,6 @@ from prl_jax.data.sources import SourceSpec, load_records
 from prl_jax.errors import UserError
 from prl_jax.file_names import RESULT_FILE
 from prl_jax.inputs.checks import check_config
-from prl_jax.judges import Judge
 from prl_jax.methods import METHODS, PIECES, Method, Reward, method_of, sections
 from prl_jax.metrics import read_result
 from prl_jax.models import LOGICAL_AXES
@@ -26,6 +26,10 @@ from prl_jax.models.hf import config as hf_config
 from prl_jax.models.hf import decoder_config, export_config
 from prl_jax.models.hf.families import FAMILIES
 from prl_jax.optim import make_optimizer
+from prl_jax.runs.context import StageContext
+from prl_jax.runs.judges import JUDGES
+from prl_jax.runs.models import LoadedModels
+from prl_jax.runs.workdir import Workdir
 from prl_jax.stages import KINDS, online_section
 from prl_jax.stages import config as c
 from prl_jax.stages.kind import Kind
@@ -85,10 +89,27 @@ def test_a_piece_of_methods(monkeypatch):
     np.testing.assert_allclose(found.reward, [1.0, 1 / 3, 1 / 3, 0.0])
 
 
-def test_a_judge():
-    names = pages.run(PAGE["A judge"])
-    assert isinstance(names["judge"], Judge)
-    assert [x.item() for x in (names["judged"].p_12, names["judged"].p_21)] == pytest.approx([0.9, 0.1])
+def test_a_judge(monkeypatch, tmp_path):
+    rules, in_a_config, a_kind = pages.code(PAGE["A judge"])
+    (tmp_path / "my_rules.py").write_text(rules)
+    monkeypatch.chdir(tmp_path)
+    config = pages.run_block(in_a_config)["config"]
+    check_config(config)
+    judged = judge_in(config, "house")([user("q")] * 2, ["4", "four"], ["four", "4"])
+    np.testing.assert_allclose(judged.p_first, [0.9, 0.1], rtol=1e-6)
+
+    kind = pages.run_block(a_kind)["KIND"]
+    monkeypatch.setitem(JUDGES, kind.name, kind)
+    config = c.build({"sft": c.sft()}, judges=dict(near=c.judge("near_length", words=2)))
+    check_config(config)
+    judged = judge_in(config, "near")([user("q")] * 2, ["two words", "a"], ["just these three words", "b"])
+    assert judged.p_first[0] > 0.8 and judged.p_first[1] == 0.5
+
+
+def judge_in(config, name):
+    """The judge of a config, as its stages load it."""
+    context = StageContext("sft", config, Workdir(Path("run"), config), one_device())
+    return LoadedModels(context).judge(name, batch_size=4)
 
 
 def test_a_row_format(monkeypatch, tmp_path):

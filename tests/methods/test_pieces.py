@@ -73,7 +73,7 @@ def test_win_probabilities_are_means_over_the_opponents_that_were_met(name):
 
 
 def test_two_orders_are_merged_as_the_judge_merges_them():
-    given = judged()._replace(space="logit")
+    given = judged()._replace(merge="logit")
     p = sigmoid((np.asarray(given.z_ya) - np.asarray(given.z_ay)) / 2)
     np.testing.assert_allclose(WinProbability()(given)[1], p[1, 0], rtol=1e-5)
 

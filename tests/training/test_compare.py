@@ -6,6 +6,7 @@ import pytest
 from fakes import UtilityJudge, user
 
 from prl_jax.errors import UserError
+from prl_jax.judges import Scored
 from prl_jax.methods import PAR, Anchors, Group, NoOpponent, Peer, Pool, Score, WinProbability
 from prl_jax.training.compare import rewards_of
 
@@ -147,10 +148,11 @@ def test_a_bradley_terry_judge_with_one_anchor_is_par():
 class ScoringUtilityJudge(UtilityJudge):
     """Says its utilities too, and counts the texts that it is asked about."""
 
-    def scores(self, prompts, responses):
+    def scored(self, prompts, responses):
         texts = [prompt[-1].content for prompt in prompts]
         self.asked += list(zip(texts, responses, strict=True))
-        return np.array([self.utility(*row) for row in zip(texts, responses, strict=True)], np.float32)
+        scores = np.array([self.utility(*row) for row in zip(texts, responses, strict=True)], np.float32)
+        return Scored(scores, np.zeros(len(scores), bool))
 
 
 def test_scores_are_those_of_the_judge_and_the_same_text_is_scored_once():

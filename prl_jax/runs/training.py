@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+import jax
+import numpy as np
+
 from prl_jax.artifacts.cards import ModelCard
 from prl_jax.artifacts.models import save_card
 from prl_jax.checkpoint import Checkpoints
@@ -34,18 +37,18 @@ class Position(Protocol):
 
 
 class Count:
-    """A number that goes on where it was: a `Position`."""
+    """A number that goes on where it was: a `Position`. It may be an array, which is waited for where it is saved."""
 
     def __init__(self) -> None:
-        self.value = 0
+        self.value: np.int32 | jax.Array = np.int32(0)
 
     def get_state(self) -> int:
         """The number."""
-        return self.value
+        return int(self.value)
 
     def set_state(self, state: int) -> None:
         """Takes the number of a checkpoint."""
-        self.value = state
+        self.value = np.int32(state)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,7 +94,8 @@ def iteration(
     )
     if train_policy:
         state = steer_kl(state, before["kl"], len(done.responses), method)
-    metrics = {**metrics, **before, "kl_coef": state.kl_coef, "reward": jnp.asarray(done.reward.mean())}
+    # A copy: the next update takes the state's arrays, which may be before anybody reads the metrics.
+    metrics = {**metrics, **before, "kl_coef": jnp.copy(state.kl_coef), "reward": jnp.asarray(done.reward.mean())}
     metrics["truncated_prompts"] = jnp.asarray(done.truncated_prompts)
     metrics["cut_judgements"] = jnp.asarray(done.cut_judgements)
     metrics |= {name: jnp.asarray(value) for name, value in imitations(setup.judge, done.responses).items()}

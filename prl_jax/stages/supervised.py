@@ -8,8 +8,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Bool, Int
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import ModelCard
@@ -20,7 +22,7 @@ from prl_jax.data.pipeline import batch_iterator
 from prl_jax.data.rows import stack_rows
 from prl_jax.errors import UserError
 from prl_jax.metrics import JsonlLog
-from prl_jax.processes import batch_rows, fetch, local_rows, put_batch
+from prl_jax.processes import batch_rows, local_rows, put_batch
 from prl_jax.runs.best import BestSoFar
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.models import LoadedModels, Models, stage_optimizer
@@ -174,12 +176,13 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
 
     def step(state: TrainState, n: int, samples: JsonlLog) -> tuple[TrainState, Mapping[str, jax.Array]]:
         batch, cut = put_batch(next(iterator), context.mesh)
-        truncated.value += int(fetch(cut, context.mesh).sum())
-        return train_step(state, batch)
+        truncated.value = _counted(truncated.value, cut)
+        state, metrics = train_step(state, batch)
+        return state, {**metrics, "truncated_rows": truncated.value}
 
     def evaluate(state: TrainState, n: int, samples: JsonlLog) -> dict[str, float]:
         samples.write([{"step": n, **row} for row in task.sample(state.model)])
-        return validate(state)
+        return validate(state) | ({} if n else {"truncated_rows": 0})
 
     training = Training(
         card=dataclasses.replace(task.card, decoder=dataclasses.asdict(decoder.config)),
@@ -193,9 +196,15 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
         step=step,
         evaluate=evaluate,
         shown=("loss", "accuracy", "validation_loss", "validation_accuracy"),
-        repeated=lambda: {"truncated_rows": truncated.value, **task.counters, **context.counters},
+        repeated=lambda: {**task.counters, **context.counters},
     )
     return train_stage(context, training)
+
+
+@jax.jit
+def _counted(before: Int[Array, ""], flags: Bool[Array, "B"]) -> Int[Array, ""]:
+    """How many rows were cut, those of one more batch included; on the devices, so that nobody waits for them."""
+    return before + flags.sum(dtype=jnp.int32)
 
 
 def _with_flag(encoded: tuple[Any, bool]) -> tuple[Any, np.ndarray]:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
@@ -46,7 +46,7 @@ def run_loop(
     first: int,
     config: LoopConfig,
     *,
-    step: Callable[[State, int], tuple[State, Mapping[str, jax.Array]]],
+    step: Callable[[State, int], tuple[State, Mapping[str, Any]]],
     on_step: Callable[[int, Mapping[str, float]], None],
     write: Callable[[int, Mapping[str, float]], None],
     save: Callable[[int, State], None],
@@ -55,20 +55,27 @@ def run_loop(
     timed: Callable[[int, float, float], None] | None = None,
     stop: Callable[[int], bool] | None = None,
 ) -> State:
-    """Runs steps `first + 1 .. config.total`.
+    """Runs steps `first + 1 .. config.total`, and lets host and devices work at the same time.
+
+    The metrics of a step are read once the next one has been handed to the devices, so that these do not wait for what
+    the host does with numbers. Where the state of a step is to be evaluated, saved or returned, its metrics are read
+    first, and no further step is begun before that is done. A step that broke is therefore noticed one step late at
+    most, and always before its state, or one that was made from it, is evaluated or saved.
 
     Args:
       name: for messages.
       state, first: where to start, and how many steps it has behind it.
-      step: `(state, n) -> (state, metrics)`, n being the number of the step that it does.
+      step: `(state, n) -> (state, metrics)`, n being the number of the step that it does; metrics are 0-d arrays, or
+        numbers. The next step may take the state's buffers (donation): no metric is an array of the state.
       on_step: called with each step's metrics, for progress.
       write: called with the metrics that are kept.
-      save: called with a state to keep. No state whose metrics are not finite ever gets here.
+      save: called with a state to keep. No state gets here whose metrics, or those of a step before it, are not finite.
       evaluate: extra metrics of a state at some steps; they join the kept ones.
       improved: told each evaluation after a step; whether its state is to be kept for it.
-      timed: called at each logged step with the seconds that it took, and with those of them in which this process
-        itself was at work, preparing what it hands to the devices: neither they nor other processes were waited for.
-      stop: asked after each step whether the run is to end here.
+      timed: called at each logged step with the seconds that it took, from the end of the step before (or, after a
+        pause, from its own start) until its metrics were there; and with the seconds that this process itself was at
+        work, preparing what it hands to the devices: neither they nor other processes were waited for.
+      stop: asked after each step, which may not have ended yet, whether the run is to end here.
 
     Raises:
       UserError: a loss or gradient norm was not finite. The last good checkpoint is left as it is.
@@ -76,34 +83,82 @@ def run_loop(
     """
     if first == 0 and evaluate is not None and config.evaluate_every:
         write(0, evaluate(state, 0))
+    reader = _Reader(name, config, on_step=on_step, write=write, timed=timed)
     for n in range(first + 1, config.total + 1):
         start = time.perf_counter()
-        with waits() as waited:
-            state, metrics = step(state, n)
+        try:
+            with waits() as waited:
+                state, metrics = step(state, n)
+        except Exception:
+            reader.finish()  # a step that broke can be why this one fails, and is to be named
+            raise
         own = time.perf_counter() - start - sum(waited)
-        values = _finite(name, n, metrics)
-        end = time.perf_counter()
+        reader.finish()
+        reader.take(_Dispatched(n, metrics, start, own))
         keep = due(n, config.save_every, config.total)
-        evaluating = config.evaluate_every > 0 and due(n, config.evaluate_every, config.total)
-        evaluation = evaluate(state, n) if evaluate is not None and evaluating else None
-        if evaluation is not None:
-            values |= evaluation
-            keep |= improved is not None and improved(n, values)
-        on_step(n, values)
-        logged = due(n, config.log_every, config.total)
-        if evaluation is not None or logged:
-            write(n, values)
-        if logged and timed is not None:
-            timed(n, end - start, own)
+        if evaluate is not None and config.evaluate_every > 0 and due(n, config.evaluate_every, config.total):
+            values = reader.read()
+            evaluated = evaluate(state, n)
+            keep |= improved is not None and improved(n, {**values, **evaluated})
+            reader.finish(evaluated)
         stopping = stop is not None and stop(n)
         if stopping or keep:
+            reader.finish()
             save(n, state)
         if stopping and n < config.total:
             raise Stopped(f"{name} is saved at step {n} of {config.total}")
     return state
 
 
-def _finite(name: str, n: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+class _Dispatched(NamedTuple):
+    """A step that was handed to the devices: its metrics, when that began, and the seconds that it took the process."""
+
+    n: int
+    metrics: Mapping[str, Any]
+    start: float
+    own: float
+
+
+class _Reader:
+    """Holds the newest step until its metrics are read, checked and passed on."""
+
+    def __init__(self, name: str, config: LoopConfig, *, on_step: Any, write: Any, timed: Any):
+        self._name, self._config = name, config
+        self._on_step, self._write, self._timed = on_step, write, timed
+        self._held: _Dispatched | None = None
+        self._values: dict[str, float] | None = None
+        self._ended = -math.inf  # when the metrics of the newest step that was read were there
+        self._seconds = 0.0
+
+    def take(self, dispatched: _Dispatched) -> None:
+        """Holds a step; the one before is finished."""
+        self._held, self._values = dispatched, None
+
+    def read(self) -> dict[str, float]:
+        """The metrics of the step that is held, once its devices have them. Raises `UserError` where it broke."""
+        assert self._held is not None
+        if self._values is None:
+            self._values = _finite(self._name, self._held.n, self._held.metrics)
+            now = time.perf_counter()
+            self._seconds, self._ended = now - max(self._held.start, self._ended), now
+        return self._values
+
+    def finish(self, evaluated: Mapping[str, float] | None = None) -> None:
+        """Passes on the metrics of the step that is held, if there is one, and what an evaluation adds to them."""
+        if self._held is None:
+            return
+        n, own = self._held.n, self._held.own
+        values = {**self.read(), **(evaluated or {})}
+        self._held = None
+        self._on_step(n, values)
+        logged = due(n, self._config.log_every, self._config.total)
+        if logged or evaluated is not None:
+            self._write(n, values)
+        if logged and self._timed is not None:
+            self._timed(n, self._seconds, own)
+
+
+def _finite(name: str, n: int, metrics: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a step as numbers, once its devices have them."""
     values = {key: float(value) for key, value in jax.device_get(dict(metrics)).items()}
     bad = sorted(key for key in _VITAL if not math.isfinite(values.get(key, 0.0)))

@@ -11,16 +11,19 @@ from prl_jax.evaluation.judging import (
     symmetric_probability,
     wilson_interval,
 )
+from prl_jax.evaluation.significance import holm, paired_test
 from prl_jax.evaluation.win_rate import bootstrap_interval, paired_interval, win_rate_summary
 
 __all__ = [
     "bootstrap_interval",
     "expected_calibration_error",
+    "holm",
     "judge_faults",
     "judge_metrics",
     "longer_first",
     "order_consistency",
     "paired_interval",
+    "paired_test",
     "position_bias",
     "reliability_bins",
     "symmetric_probability",

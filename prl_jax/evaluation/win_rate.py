@@ -104,12 +104,23 @@ def paired_interval(
 
     Prompts where either has a value that is not finite are left out and counted. One prompt alone has no interval.
     """
-    if len(first) != len(second):
-        raise ValueError(f"a paired interval got {len(first)} and {len(second)} prompts, expected the same ones")
-    differences = _per_prompt(first) - _per_prompt(second)
+    differences = per_prompt_differences(first, second)
     kept = np.isfinite(differences)
     mean, low, high = _interval(differences[kept], seed=seed, samples=samples, level=level)
     return {"difference": mean, "difference_low": low, "difference_high": high, **_counts(kept)}
+
+
+def per_prompt_differences(
+    first: Float[np.ndarray, "N *rest"], second: Float[np.ndarray, "M *others"]
+) -> Float[np.ndarray, "N"]:
+    """By how much the first policy wins more often, prompt by prompt: `[N]`, not finite where either is not.
+
+    Raises:
+      ValueError: the numbers of prompts differ.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"two policies were compared on {len(first)} and {len(second)} prompts, not on the same ones")
+    return _per_prompt(first) - _per_prompt(second)
 
 
 def _per_prompt(values: Float[np.ndarray, "N *rest"]) -> Float[np.ndarray, "N"]:

@@ -13,6 +13,7 @@ from prl_jax.reporting.pooling import obstacles
 from prl_jax.reporting.tables import arms_of, is_trained, judges_of, pairs_of
 
 _KEY = "win_rate"
+_SURE = 0.05  # a difference with a corrected p-value below it is taken for one
 
 
 def headline(runs: Sequence[RunFiles]) -> list[str]:
@@ -41,7 +42,7 @@ def _sentences(runs: Sequence[RunFiles]) -> list[str]:
     over = over if len(runs) > 1 else _prompts(summary)
     sentences = [_win_rate(arm, against, over if i == 0 else "", none) for i, arm in enumerate(trained)]
     sentences = sentences or [f"The evaluation compared no trained policy with {against}."]
-    sentences += _between(trained, _differences(runs))
+    sentences += _between(trained, _differences(runs), single=len(runs) == 1)
     return sentences + [
         f"Without any training against it, {arm['name']} has {_percent(number(arm, _KEY))}."
         for arm in measured
@@ -125,9 +126,10 @@ def _win_rate(arm: Mapping[str, Any], against: str, over: str, none: Mapping[str
 
 
 def _between(
-    trained: Sequence[Mapping[str, Any]], differences: Mapping[tuple[str, str], Mapping[str, Any]]
+    trained: Sequence[Mapping[str, Any]], differences: Mapping[tuple[str, str], Mapping[str, Any]], *, single: bool
 ) -> list[str]:
-    """Compares the first arm with each other one, by the differences on the same prompts."""
+    """Compares the first arm with each other one, by the differences on the same prompts. The tests are those of a
+    `single` run; over several there is an interval over runs."""
     sentences = []
     for other in trained[1:]:
         names = str(trained[0]["name"]), str(other["name"])
@@ -144,10 +146,14 @@ def _between(
             sentences.append(f"{ahead} is ahead of {behind} by {100 * abs(value):.1f} points (no interval).")
             continue
         low, high = ends if value >= 0 else (-ends[1], -ends[0])
+        p_value = number(pair, "p_corrected") if single else None
+        told = "" if p_value is None else f", corrected p {'below 0.001' if p_value < 0.001 else f'{p_value:.3f}'}"
         verdict = "it lies above zero" if low > 0 else "it includes zero, so this order may be chance"
+        if low > 0 and p_value is not None and p_value >= _SURE:
+            verdict += ", but among so many comparisons this order may be chance"
         sentences.append(
             f"{ahead} is ahead of {behind} by {100 * abs(value):.1f} points "
-            f"(paired 95 % interval {100 * low:.1f} to {100 * high:.1f}); {verdict}."
+            f"(paired 95 % interval {100 * low:.1f} to {100 * high:.1f}{told}); {verdict}."
         )
     return sentences
 

@@ -99,10 +99,19 @@ _JUDGE_COLUMNS = (
 )
 
 
+def p_value(row: Mapping[str, Any]) -> str:
+    """The p-value of a difference, corrected for the number of pairs that were compared."""
+    value = number(row, "p_corrected")
+    if value is None:
+        return DASH
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
 _PAIR_COLUMNS = (
     Column("arm", text("arm"), numeric=False),
     Column("compared with", text("other"), numeric=False),
     Column("points [95%]", points),
+    Column("p, corrected", p_value),
 )
 
 
@@ -138,14 +147,13 @@ def paired_table(runs: Sequence[RunFiles], *, pooled: bool) -> Table:
     rows, strong = [], set()
     for name in names:
         same = [(run, pair) for run in runs for pair in pairs_of(run.summary) if _pair(pair) == name]
-        rows += [[*name, run.label, points(pair)] for run, pair in same]
+        rows += [[*name, run.label, points(pair), p_value(pair)] for run, pair in same]
         if pooled and len(same) > 1:
             strong.add(len(rows))
             mean = across_seeds([pair for _, pair in same], interval_of="difference")
-            rows.append([*name, f"mean of {len(same)}", points(mean)])
-    table = Table(
-        ["arm", "compared with", "workdir", "points [95%]"], rows, [False, False, False, True], frozenset(strong)
-    )
+            rows.append([*name, f"mean of {len(same)}", points(mean), DASH])  # p-values have no mean
+    header = ["arm", "compared with", "workdir", "points [95%]", "p, corrected"]
+    table = _without_empty(Table(header, rows, [False, False, False, True, True], frozenset(strong)))
     return table if len(runs) > 1 else _without(table, "workdir")
 
 

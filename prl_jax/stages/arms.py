@@ -15,8 +15,10 @@ from ml_collections import ConfigDict
 from prl_jax.data.gold import attributes, utility
 from prl_jax.data.records import PromptRecord
 from prl_jax.evaluation import (
+    holm,
     order_consistency,
     paired_interval,
+    paired_test,
     position_bias,
     win_rate_summary,
 )
@@ -109,14 +111,10 @@ def compare_arms(
     teller = context.config.judges.get(section.judge, None)
     gold = teller is not None and JUDGES[teller.kind].built_in_tasks
     table = [_row(*row, records, judges, section.bootstrap, gold) for row in zip(arms, wins, anchored, strict=True)]
-    pairs = [
-        {"arm": arms[i].name, "other": arms[j].name, **paired_interval(wins[i], wins[j], samples=section.bootstrap)}
-        for j, i in itertools.combinations(range(len(arms)), 2)
-    ]
     summary = {
         "baseline": called(section.baseline),
         "arms": table,
-        "paired": pairs,
+        "paired": _differences(arms, wins, section.bootstrap),
         "win_rate_judge": section.judge,
         "win_rate_judge_orders": _orders(both, arms, opponents),
         "prompts": len(records),
@@ -154,6 +152,17 @@ def _row(
         "response_length": float(arm.sampled.tokens.mean()),
         **(_utilities(records, arm.sampled.texts) if gold else {}),
     }
+
+
+def _differences(arms: Sequence[Arm], wins: Sequence[Float[np.ndarray, "N K"]], resamples: int) -> list[dict[str, Any]]:
+    """All pairs of arms on the same prompts: intervals, and tests that are corrected for how many pairs there are."""
+    pairs = [(i, j) for j, i in itertools.combinations(range(len(arms)), 2)]
+    intervals = [paired_interval(wins[i], wins[j], samples=resamples) for i, j in pairs]
+    p_values = [paired_test(wins[i], wins[j]) for i, j in pairs]
+    return [
+        {"arm": arms[i].name, "other": arms[j].name, **interval, "p_value": p_value, "p_corrected": corrected}
+        for (i, j), interval, p_value, corrected in zip(pairs, intervals, p_values, holm(p_values), strict=True)
+    ]
 
 
 _OF_JUDGE = ("accuracy", "accuracy_low", "accuracy_high", "ece", "order_consistency")

@@ -53,6 +53,18 @@ def test_policies_are_compared_by_the_paired_interval_whoever_is_ahead():
     assert "not compared on the same prompts" in headline([run(arms)])[2]
 
 
+def test_an_order_is_as_sure_as_its_corrected_p_value():
+    arms = [arm("BT + PPO", 0.59, 0.62, 0.65), arm("Pairwise-RL", 0.57, 0.60, 0.63, "pairwise")]
+
+    def sentence(p_value):
+        paired = pair("BT + PPO", "Pairwise-RL", 0.009, 0.024, 0.038) | {"p_corrected": p_value}
+        return headline([run(arms, paired=[paired])])[2]
+
+    assert sentence(0.0004).endswith("0.9 to 3.8, corrected p below 0.001); it lies above zero.")
+    assert sentence(0.03).endswith("0.9 to 3.8, corrected p 0.030); it lies above zero.")
+    assert sentence(0.06).endswith("above zero, but among so many comparisons this order may be chance.")
+
+
 def seeds(*differences, **changes):
     """Runs of one experiment with these differences between two arms."""
     arms = [arm("BT + PPO", 0.59, 0.62, 0.65), arm("Pairwise-RL", 0.57, 0.60, 0.63, "pairwise")]

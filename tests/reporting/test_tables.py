@@ -122,3 +122,14 @@ def test_differences_of_runs_and_their_mean():
     assert tables.paired_table(runs, pooled=False).rows == rows
     assert tables.points({"difference": -1e-5, "difference_low": -2e-4, "difference_high": 0}) == "+0.0 [0.0, 0.0]"
     assert tables.paired_table(runs[:1], pooled=True).rows == [["Pairwise-RL", "x", "+2.0 [1.0, 3.0]"]]
+
+
+def test_p_values_stand_beside_the_differences_and_have_no_mean():
+    def paired(value):
+        pair = {"arm": "Pairwise-RL", "other": "x", "difference": 0.02, "p_value": value / 6, "p_corrected": value}
+        return {"arms": ARMS, "paired": [pair]}
+
+    runs = [run(label="a", summary=paired(0.0123)), run(label="b", summary=paired(0.0006))]
+    table = tables.paired_table(runs, pooled=True)
+    assert table.header[-1] == "p, corrected" and [row[-1] for row in table.rows] == ["0.012", "<0.001", "–"]
+    assert tables.terminal_table(paired(0.2)).splitlines()[-1].endswith("+2.0      0.200")

@@ -198,7 +198,9 @@ def test_the_command_fails_where_it_does_not_fit():
     )
     assert done.returncode == 1, done
     says(done.stdout, "sft/train_step does not fit", "temporary memory", "RESOURCE_EXHAUSTED", "sft.accumulate up")
-    assert all(line.startswith("sft/train_step: ") for line in done.stderr.splitlines()), done.stderr
+    # Prompts of that length leave no room in the rows of this config's judges, as the plan says too.
+    others = [line for line in done.stderr.splitlines() if "may cut comparisons" not in line]
+    assert others and all(line.startswith("sft/train_step: ") for line in others), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def load_policy(
     """A policy, its adapters merged; a judge's directory is a `UserError`."""
     card = read_card(directory, defaults)
     if card.kind != "policy":
-        raise UserError(f"{directory}: holds a {card.kind}, expected a policy (an sft or ppo stage)")
+        raise UserError(f"{directory}: holds a {card.kind}, expected a policy; name a stage that trains one")
     check_lengths(card, directory)
     policy = load_decoder(directory, mesh, trunks, defaults)
     card = dataclasses.replace(card, decoder=dataclasses.asdict(policy.config), base=None)
@@ -196,7 +196,7 @@ def load_judge(
     """
     card, model, tokenizer = load_model(directory, mesh, trunks, defaults)
     if card.kind not in ("scalar_judge", "generative_judge"):
-        raise UserError(f"{directory}: holds a {card.kind}, expected a judge (a bradley_terry or generative stage)")
+        raise UserError(f"{directory}: holds a {card.kind}, expected a judge; name a stage that trains one")
     if not max_length:
         check_lengths(card, directory)
     return make_judge(card, model, tokenizer, mesh, batch_size=batch_size, on_long=on_long, max_length=max_length)

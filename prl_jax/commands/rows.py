@@ -22,6 +22,7 @@ from prl_jax.models.hf.peft import adapter_base
 from prl_jax.progress import Progress
 from prl_jax.runs.pieces import batches
 from prl_jax.runs.stopping import StopSignal
+from prl_jax.stages import KINDS
 from prl_jax.text.judging import JudgeTemplate
 
 _MULTIPLE = 64  # of tokens: rows of a file are as long as its longest, rounded up to this
@@ -76,8 +77,9 @@ class Selected:
 def command_card(model: Path, options: RowOptions, expected: str) -> ModelCard:
     card = read_card(model, options.defaults)
     if (card.kind == "policy") != (expected == "policy"):
-        stages = "an sft or ppo stage" if expected == "policy" else "a bradley_terry or generative stage"
-        raise UserError(f"{model}: holds a {card.kind}, expected a {expected} ({stages})")
+        kinds = [kind for kind in KINDS.values() if kind.writes and (kind.writes == "policy") == (expected == "policy")]
+        stages = " or ".join(kind.name for kind in kinds)
+        raise UserError(f"{model}: holds a {card.kind}, expected a {expected} (of a stage of kind {stages})")
     return card
 
 

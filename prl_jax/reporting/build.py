@@ -109,7 +109,7 @@ def _curve_of(run: RunFiles, stage: str) -> str:
 
 
 def _samples(run: RunFiles) -> dict[str, Any]:
-    """Responses side by side: of the evaluation where there is one, else the last ones of each PPO stage."""
+    """Responses side by side: of the evaluation where there is one, else the last ones of each policy stage."""
     for stage in run.of_role(EVALUATION):
         rows = [row for row in stage.samples if isinstance(row.get("responses"), Mapping)][:_SAMPLES]
         if rows:

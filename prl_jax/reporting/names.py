@@ -47,7 +47,7 @@ def arm_name(run: RunFiles, stage: str) -> str:
 
 
 def start_of(run: RunFiles, stage: str) -> str:
-    """What the policy of a PPO stage started from, which its curve compares it with; "" where nothing tells."""
+    """What the policy of a stage started from, which its curve compares it with; "" where nothing tells."""
     return called(str(section_of(run, stage).get("policy") or ""))
 
 

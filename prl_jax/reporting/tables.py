@@ -184,7 +184,7 @@ def judges_table(summary: Mapping[str, Any]) -> Table:
 
 
 def position_table(run: RunFiles) -> Table:
-    """Position bias of the judges as reinforcement learning met them: over the samples of each PPO stage."""
+    """Position bias of the judges as reinforcement learning met them: over the samples of each policy stage."""
     found = [(stage, sample_orders(stage)) for stage in run.of_role(REWARDED)]
     rows = [{"stage": arm_name(run, stage.name), **orders} for stage, orders in found if orders]
     columns = [

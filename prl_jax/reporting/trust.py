@@ -35,7 +35,7 @@ def no_judges_of_summary(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def sample_orders(stage: StageFiles) -> dict[str, float] | None:
-    """How the judge dealt with the two orders in the samples of a PPO stage; None without such samples."""
+    """How the judge dealt with the two orders in the samples of a policy stage; None without such samples."""
     pairs = [(number(row, "p_12"), number(row, "p_21")) for row in stage.samples]
     both = np.array([pair for pair in pairs if None not in pair], np.float64).reshape(-1, 2)
     if not len(both):

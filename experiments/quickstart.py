@@ -1,4 +1,4 @@
-"""Pairwise-RL end to end on the built-in tasks, with the Bradley-Terry and PPO baseline beside it.
+"""Pairwise-RL end to end on the built-in tasks, with Bradley-Terry and PPO beside it.
 
     prl run --config experiments/quickstart.py --workdir runs/quickstart
     prl run --config experiments/quickstart.py:smoke --workdir runs/smoke

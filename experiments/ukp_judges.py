@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
             optimizer=dict(learning_rate=3e-4, weight_decay=0.1),
             **shared,
         ),
-        evaluation=c.evaluation(judges=("bt", "genrm"), pairs=pairs("test"), baseline=""),
+        evaluation=c.evaluation(judges=("bt", "genrm"), pairs=pairs("test"), opponent=""),
     )
     return c.build(
         stages,

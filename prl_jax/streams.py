@@ -58,7 +58,7 @@ def evaluation_key(seed: int, *, opponent: bool, sample: int) -> jax.Array:
     """The key of the samples that an evaluation draws, to which row i of the data adds its number.
 
     It depends on the run's seed alone, not on the stage or the policy. The opponent's samples have another key than
-    those of the policies, or a policy that equals the baseline would only tie with itself.
+    those of the policies, or a policy that equals the opponent would only tie with itself.
 
     Args:
       seed: of the run.

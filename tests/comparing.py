@@ -55,7 +55,7 @@ def curve(tmp_path, prompts, stage, judge=None, *, policy="alike", seen=None, **
 
 
 def tables(folder, prompts: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., arms.Table]:
-    """A function for the final table of two arms, one of which equals the baseline, by a judge that may be set."""
+    """A function for the final table of two arms, one of which equals the opponent, by a judge that may be set."""
     card = ModelCard("policy", {}, 4, 5)
     chosen = {"judge": make_judge()}
     monkeypatch.setattr(models, "load_policy", lambda path, *_, **__: (card, POLICIES[path.name], TOKENIZER))

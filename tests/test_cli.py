@@ -129,7 +129,7 @@ def test_metrics_have_what_they_are_read_for(workdir):
 
 
 def test_curves_of_policies_begin_at_the_same_point(workdir):
-    """Before its first step a policy is the baseline, and these stages measure on the same prompts."""
+    """Before its first step a policy is its own opponent, and these stages measure on the same prompts."""
     starts = [read_rows(workdir / name / "metrics.jsonl")[0] for name in ("ppo", "peer_ppo", "group_ppo")]
     assert starts[0] == starts[1] == starts[2]
     assert starts[0]["step"] == 0 and starts[0]["kl"] == 0 and 0 <= starts[0]["win_rate"] <= 1
@@ -176,7 +176,7 @@ def test_summary_is_the_final_table_as_data(workdir):
     assert set(summary["judges"]) == {"bt", "genrm"} and summary["prompts"] == 16
     assert [arm["stage"] for arm in summary["arms"]] == ["sft", "sft", "pairwise_ppo", "ppo"]
     assert [arm["name"] for arm in summary["arms"]] == ["sft, sampled", "sft, greedy", "Pairwise-RL", "BT + PPO"]
-    assert summary["baseline"] == "sft" and len(summary["paired"]) == 6
+    assert summary["opponent"] == "sft" and len(summary["paired"]) == 6
     for arm in summary["arms"]:
         assert 0 <= arm["win_rate_low"] <= arm["win_rate"] <= arm["win_rate_high"] <= 1
         assert arm["response_length"] > 0 and "kl" in arm and "utility" in arm

@@ -19,7 +19,7 @@ from prl_jax.reporting.caveats import caveats
 from prl_jax.reporting.figures import write_figures
 from prl_jax.reporting.headline import headline
 from prl_jax.reporting.inputs import EVALUATION, REWARDED, RunFiles, number, read_runs
-from prl_jax.reporting.names import arm_name, baseline_of, kl_caption
+from prl_jax.reporting.names import arm_name, kl_caption, opponent_of
 from prl_jax.reporting.pooling import obstacles
 
 _SAMPLES = 20
@@ -80,7 +80,7 @@ def _context(runs: Sequence[RunFiles]) -> dict[str, Any]:
         "combined": tables.combined_table(runs, pooled=pooled) if len(runs) > 1 else None,
         "pooled": pooled,
         "paired": tables.paired_table(runs, pooled=pooled),
-        "baseline": baseline_of(first) or "the baseline",
+        "opponent": opponent_of(first) or "the opponent",
         "kl_caption": kl_caption(first),
         "policies": bool(first.of_role(REWARDED) or tables.arms_of(first.summary)),
         "attributes": tables.attributes_table(first.summary),

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from prl_jax.files import replacing  # noqa: E402
 from prl_jax.reporting.inputs import JUDGE, REWARDED, SUPERVISED, RunFiles, StageFiles, number  # noqa: E402
-from prl_jax.reporting.names import arm_name, baseline_of, start_of  # noqa: E402
+from prl_jax.reporting.names import arm_name, opponent_of, start_of  # noqa: E402
 from prl_jax.reporting.tables import DASH, arms_of, decimal, interval, is_trained, judges_of  # noqa: E402
 
 COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#db2777", "#0891b2", "#854d0e", "#475569")
@@ -224,8 +224,8 @@ def arms_figure(runs: Sequence[RunFiles], *, pooled: bool = True) -> Figure | No
         color = COLORS[0] if is_trained(arm) else COLORS[7]
         axes.errorbar(value, row + offset, xerr=_spread(arm, "win_rate", value), fmt="o", color=color, capsize=3)
     axes.set_yticks(range(len(names)), [label(name) for name in names])
-    baselines = {baseline_of(run) for run in runs}
-    against = label(baselines.pop()) if len(baselines) == 1 and baselines != {""} else "the baseline"
+    opponents = {opponent_of(run) for run in runs}
+    against = label(opponents.pop()) if len(opponents) == 1 and opponents != {""} else "the opponent"
     axes.set(ylim=(len(names) - 0.4, -0.6), xlabel=f"win rate against {against}, 95 % interval over prompts")
     axes.grid(axis="y", visible=False)
     return figure

@@ -34,7 +34,7 @@ def _sentences(runs: Sequence[RunFiles]) -> list[str]:
     teller = str(summary.get("win_rate_judge"))
     if teller in none:
         return [f"No win rate of this run means anything: {teller}, which tells them, is no judge: {none[teller]}."]
-    against = str(summary.get("baseline") or "the baseline")
+    against = str(summary.get("opponent") or "the opponent")
     trained = [arm for arm in measured if is_trained(arm)]
     trained.sort(key=lambda arm: "pairwise" not in str(arm.get("name")).lower())  # the method of interest first
     finished = sum(bool(arms_of(run.summary)) for run in runs)
@@ -63,7 +63,7 @@ def _without_win_rates(run: RunFiles) -> list[str]:
         improved = any(map(improves_a_policy, stages))
         judges_alone = "no final win rate" if improved else "no policy was compared with another"
         return [f"This run has no evaluation stage: {judges_alone}. The curves show how its stages trained."]
-    if stages and not evaluation_of(run).get("baseline"):
+    if stages and not evaluation_of(run).get("opponent"):
         return ["There is no result yet: the run has not reached its evaluation, which is of judges alone."]
     return ["There is no final win rate yet: the run has not reached its evaluation."]
 
@@ -91,7 +91,7 @@ def _final_arms(runs: Sequence[RunFiles]) -> list[Mapping[str, Any]]:
     means: list[Mapping[str, Any]] = []
     for name in names:
         same = [arm for run in runs for arm in arms_of(run.summary) if str(arm.get("name")) == name]
-        kept = {key: same[0].get(key) for key in ("judge", "is_baseline")}
+        kept = {key: same[0].get(key) for key in ("judge", "is_opponent")}
         means.append({**across_seeds(same), "name": name, **kept})
     return means
 

@@ -80,7 +80,8 @@ def read_run(path: Path, *, label: str) -> RunFiles:
     """
     if not local_path(path).is_dir():
         raise UserError(f"{path}: no such workdir; expected a directory that `prl run` has written")
-    config, summary = _read_object(path / CONFIG_FILE), _read_object(path / SUMMARY_FILE)
+    config = _in_words_of_today(_read_object(path / CONFIG_FILE))
+    summary = _in_words_of_today(_read_object(path / SUMMARY_FILE))
     stages = [_read_stage(folder) for folder in sorted(path.iterdir()) if _is_stage(folder)]
     if not (config or summary or stages):
         raise UserError(
@@ -99,6 +100,17 @@ def read_run(path: Path, *, label: str) -> RunFiles:
     if not stages:
         missing.append("no stage directory was found")
     return RunFiles(path, visible(label), config, summary, stages, [visible(line) for line in missing])
+
+
+def _in_words_of_today(value: Any) -> Any:
+    """A config or summary in which the policy that arms are compared with is called `opponent`: older workdirs said
+    `baseline`. A policy's own section keeps that word for the piece of its method."""
+    if isinstance(value, list):
+        return [_in_words_of_today(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    words = {"is_baseline": "is_opponent"} | ({"baseline": "opponent"} if "arms" in value else {})
+    return {words.get(key, key): _in_words_of_today(item) for key, item in value.items()}
 
 
 def _faults_of_wins(path: Path, summary: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ def improves_a_policy(section: Mapping[str, Any]) -> bool:
 
 def evaluation_of(run: RunFiles) -> Mapping[str, Any]:
     """The section of the last stage that compares arms, which is the one that the summary is of."""
-    found = [section for section in sections(run) if {"arms", "baseline"} & set(section)]
+    found = [section for section in sections(run) if {"arms", "opponent"} & set(section)]
     return found[-1] if found else {}
 
 
@@ -51,9 +51,9 @@ def start_of(run: RunFiles, stage: str) -> str:
     return called(str(section_of(run, stage).get("policy") or ""))
 
 
-def baseline_of(run: RunFiles) -> str:
+def opponent_of(run: RunFiles) -> str:
     """What the arms of the final table are compared with; "" where nothing tells."""
-    return str(run.summary.get("baseline") or "")
+    return str(run.summary.get("opponent") or "")
 
 
 def kl_caption(run: RunFiles) -> str:
@@ -65,7 +65,7 @@ def kl_caption(run: RunFiles) -> str:
     if not measured:
         return text
     text += f" Measured while training with one sample a prompt on {' or '.join(sorted(measured))}."
-    if not final.get("baseline"):
+    if not final.get("opponent"):
         return text
     table = _measurement(final)
     samples = f"{final.get('samples', 1)} samples a prompt"

@@ -65,8 +65,8 @@ def points(row: Mapping[str, Any], key: str = "difference") -> str:
     return f"{value:+.1f}" if low is None or high is None else f"{value:+.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _arm_columns(baseline: str) -> tuple[Column, ...]:
-    against = f"win rate vs {baseline} [95%]" if baseline else "win rate [95%]"
+def _arm_columns(opponent: str) -> tuple[Column, ...]:
+    against = f"win rate vs {opponent} [95%]" if opponent else "win rate [95%]"
     return (
         Column("arm", text("name"), numeric=False),
         Column("judge", text("judge"), numeric=False),
@@ -122,14 +122,14 @@ def arms_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def is_trained(arm: Mapping[str, Any]) -> bool:
-    """Whether the arm is a policy that was trained against the baseline, not a row of the baseline itself."""
-    return bool(arm.get("judge")) or arm.get("is_baseline") is False
+    """Whether the arm is a policy that was trained, not a row of the opponent itself."""
+    return bool(arm.get("judge")) or arm.get("is_opponent") is False
 
 
 def arms_table(summary: Mapping[str, Any]) -> Table:
     arms = arms_of(summary)
     trained = frozenset(index for index, arm in enumerate(arms) if is_trained(arm))
-    return _table(_arm_columns(str(summary.get("baseline") or "")), arms, strong=trained)
+    return _table(_arm_columns(str(summary.get("opponent") or "")), arms, strong=trained)
 
 
 def pairs_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -225,8 +225,8 @@ def stages_table(run: RunFiles) -> Table:
 def combined_table(runs: Sequence[RunFiles], *, pooled: bool) -> Table:
     """Every arm of every workdir, and for each arm the mean over workdirs with its 95 % interval (Student's t), where
     these are seeds of one experiment."""
-    baselines = {str(run.summary.get("baseline") or "") for run in runs}
-    columns = [c for c in _arm_columns(baselines.pop() if len(baselines) == 1 else "") if c.title != "judge"]
+    opponents = {str(run.summary.get("opponent") or "") for run in runs}
+    columns = [c for c in _arm_columns(opponents.pop() if len(opponents) == 1 else "") if c.title != "judge"]
     names = list(dict.fromkeys(str(arm.get("name")) for run in runs for arm in arms_of(run.summary)))
     rows, strong = [], set()
     for name in names:

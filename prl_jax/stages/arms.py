@@ -32,11 +32,11 @@ from prl_jax.text.chat import Prompt, prompt_text
 
 
 class Arm(NamedTuple):
-    """A row of the final table: a policy, or the baseline itself; `judge` is the one that a policy learned from."""
+    """A row of the final table: a policy, or the opponent itself; `judge` is the one that a policy learned from."""
 
     name: str
     stage: str
-    is_baseline: bool
+    is_opponent: bool
     judge: str | None
     sampled: Sampled
 
@@ -57,18 +57,18 @@ def called(name: str) -> str:
 def arm_rows(section: ConfigDict) -> list[tuple[str, str, str, float]]:
     """The rows of the final table: name, stage, the judge that it learned from or "", temperature.
 
-    The first ones are the baseline's own, sampled and greedy.
+    The first ones are the opponent's own, sampled and greedy.
     """
-    baseline = called(section.baseline)
-    rows = [(f"{baseline}, sampled", section.baseline, "", section.temperature)] if section.temperature else []
-    rows += [(f"{baseline}, greedy", section.baseline, "", 0.0)]
+    opponent = called(section.opponent)
+    rows = [(f"{opponent}, sampled", section.opponent, "", section.temperature)] if section.temperature else []
+    rows += [(f"{opponent}, greedy", section.opponent, "", 0.0)]
     arms = section.arms.items()
     return rows + [(arm.title or called(stage), stage, arm.judge, section.temperature) for stage, arm in arms]
 
 
 def arms_pieces(section: ConfigDict, records: Sequence[PromptRecord]) -> int:
     """In how many pieces `compare_arms` comes."""
-    if not section.baseline:
+    if not section.opponent:
         return 0
     columns = [section.samples if temperature else 1 for *_, temperature in arm_rows(section)]
     opponents = section.samples if section.temperature else 1
@@ -90,14 +90,14 @@ def compare_arms(
     section = context.section
     models = LoadedModels(context)
     judge = models.judge(section.judge, batch_size=section.batch_size)
-    baseline = models.policy(section.baseline).model
-    draw = functools.partial(sample_policy, context, records, piece, baseline)
-    opponents = draw(baseline, "opponents", temperature=section.temperature, opponent=True).texts
+    opponent = models.policy(section.opponent).model
+    draw = functools.partial(sample_policy, context, records, piece, opponent)
+    opponents = draw(opponent, "opponents", temperature=section.temperature, as_opponent=True).texts
     arms = []
     rows = arm_rows(section)
     for i, (name, stage, learned, temperature) in enumerate(rows):
-        policy = baseline
-        if stage != section.baseline:
+        policy = opponent
+        if stage != section.opponent:
             policy = models.policy(stage).model
         sampled = draw(policy, f"arm_{i}", temperature=temperature)
         arms.append(Arm(name, stage, i < len(rows) - len(section.arms), learned or None, sampled))
@@ -112,7 +112,7 @@ def compare_arms(
     gold = teller is not None and JUDGES[teller.kind].built_in_tasks
     table = [_row(*row, records, judges, section.bootstrap, gold) for row in zip(arms, wins, anchored, strict=True)]
     summary = {
-        "baseline": called(section.baseline),
+        "opponent": called(section.opponent),
         "arms": table,
         "paired": _differences(arms, wins, section.bootstrap),
         "win_rate_judge": section.judge,
@@ -121,7 +121,7 @@ def compare_arms(
         "samples_per_prompt": section.samples,
         "notes": [
             f"Win rates are those of judge '{section.judge}', {section.samples} samples a prompt at temperature "
-            f"{section.temperature:g}, each against an independent sample of {called(section.baseline)}: the same "
+            f"{section.temperature:g}, each against an independent sample of {called(section.opponent)}: the same "
             "prompts, the same samples of the opponent and the same random numbers for every arm."
         ],
     }
@@ -143,7 +143,7 @@ def _row(
     return {
         "name": arm.name,
         "stage": arm.stage,
-        "is_baseline": arm.is_baseline,
+        "is_opponent": arm.is_opponent,
         "judge": arm.judge,
         **{f"judge_{key}": of_judge.get(key) for key in _OF_JUDGE},
         **win_rate_summary(wins, samples=resamples),

@@ -1,4 +1,4 @@
-"""Evaluation: judges on labelled pairs, policies against a baseline and against anchors, and the final table."""
+"""Evaluation: judges on labelled pairs, policies against an opponent and against anchors, and the final table."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _SHOWN_PROMPTS = 40
 
 
 def declare(**values: Any) -> dict[str, Any]:
-    """The section of an evaluation: judges on labelled pairs, policies against a baseline and anchors, the table."""
+    """The section of an evaluation: judges on labelled pairs, policies against an opponent and anchors, the table."""
     defaults = dict(
         kind="evaluation",
         judges=(),
         pairs=source(split="test"),
-        baseline="sft",  # the policy that the arms are compared with; "" evaluates judges only
+        opponent="sft",  # the policy that the arms are compared with; "" evaluates judges only
         # Stage of a trained policy -> dict(title=, judge=): its one name in every table, and whom it learned from.
         arms={},
         prompts=source(split="test", limit=512),
@@ -55,7 +55,7 @@ def declare(**values: Any) -> dict[str, Any]:
 
 def unused(section: ConfigDict) -> tuple[str, ...]:
     """Keys that an evaluation does not look at, as its section stands."""
-    policies, judges = () if section.baseline else ("prompts", "judge"), () if section.judges else ("pairs",)
+    policies, judges = () if section.opponent else ("prompts", "judge"), () if section.judges else ("pairs",)
     return (*policies, *judges)
 
 
@@ -64,8 +64,8 @@ def reads(name: str, section: ConfigDict, key: str) -> Iterator[Reads]:
     if key == "pairs":
         yield from map(Reads, section.judges)
     else:
-        yield Reads(section.baseline)
-        yield Reads(section.judge, section.baseline)
+        yield Reads(section.opponent)
+        yield Reads(section.judge, section.opponent)
 
 
 def check_arms(check: Checking, name: str) -> None:
@@ -78,9 +78,9 @@ def check_arms(check: Checking, name: str) -> None:
         conform(dict(arm.items()), {"title": "", "judge": ""}, f"{name}.arms.{stage}.")
         if arm.judge not in ("", *section.judges, *check.config.judges):
             raise UserError(f"{name}.arms.{stage}.judge={arm.judge!r}, expected one of {name}.judges, of judges, or ''")
-    if section.arms and not section.baseline:
-        raise UserError(f"{name}.baseline: empty, expected the policy that the arms are compared with")
-    if section.baseline:
+    if section.arms and not section.opponent:
+        raise UserError(f"{name}.opponent: empty, expected the policy that the arms are compared with")
+    if section.opponent:
         rows = arm_rows(section)
         for i, (title, stage, *_) in enumerate(rows):
             if title in [row[0] for row in rows[:i]]:
@@ -91,17 +91,17 @@ def run(context: StageContext) -> dict[str, float]:
     """Writes `summary.json` of the workdir, and `wins.jsonl` and `samples.jsonl` of the stage; returns the main
     figures."""
     section = context.section
-    prompts = list(context.records(section.prompts, "prompt")) if section.baseline else []
+    prompts = list(context.records(section.prompts, "prompt")) if section.opponent else []
     pairs = list(context.records(section.pairs, "preference")) if section.judges else []
     judged = len(section.judges) * batches(len(pairs), section.batch_size)
     table = Table({"arms": [], "notes": []}, [], [])
     with pieces(context, judged + arms_pieces(section, prompts)) as piece:
         judges = {name: evaluate_judge(context, name, pairs, piece) for name in section.judges}
-        if section.baseline:
+        if section.opponent:
             table = compare_arms(context, prompts, judges, piece)
     summary = {"title": context.config.title, "seed": context.config.seed, "judges": judges, **table.summary}
     if is_leader():
-        if section.baseline:
+        if section.opponent:
             write_jsonl(context.directory / WINS_FILE, table.wins)
             write_jsonl(context.directory / SAMPLES_FILE, table.samples[:_SHOWN_PROMPTS])
         write_json(context.workdir.path / SUMMARY_FILE, summary)
@@ -153,11 +153,11 @@ KIND = Kind(
     family="evaluation",
     declare=declare,
     rules=Rules(
-        stages={"baseline": ("policy", NONE), "judge": ("judge",)},
+        stages={"opponent": ("policy", NONE), "judge": ("judge",)},
         sources={"pairs": "preference", "prompts": "prompt"},
         choices={"anchors": ("reference", "")},
         at_least={"samples": 1, "temperature": 0, "batch_size": 1, "bootstrap": 1},
-        models=("baseline", "judge", "judges"),
+        models=("opponent", "judge", "judges"),
         unused=unused,
     ),
     checks=(check_temperature, check_arms),

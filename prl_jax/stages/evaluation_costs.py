@@ -14,9 +14,9 @@ from prl_jax.stages.win_rate import log_ratio
 
 
 class _Compared(NamedTuple):
-    """The models of an evaluation while it compares one arm with the baseline; arms come one after the other."""
+    """The models of an evaluation while it compares one arm with the opponent; arms come one after the other."""
 
-    baseline: Policy
+    opponent: Policy
     policy: Policy
     judge: AbstractJudge | None
     held: Held
@@ -24,25 +24,25 @@ class _Compared(NamedTuple):
 
 def _compared(models: AbstractModels, name: str) -> _Compared:
     section = models.config[name]
-    baseline, judge = models.policy(section.baseline), models.judge(section.judge)
-    policy = models.policy(next(iter(section.arms), section.baseline))
-    held = {"baseline": baseline.model, "policy": policy.model, **held_judges({section.judge: judge})}
-    return _Compared(baseline, policy, judge, held)
+    opponent, judge = models.policy(section.opponent), models.judge(section.judge)
+    policy = models.policy(next(iter(section.arms), section.opponent))
+    held = {"opponent": opponent.model, "policy": policy.model, **held_judges({section.judge: judge})}
+    return _Compared(opponent, policy, judge, held)
 
 
 def functions(models: AbstractModels, name: str) -> Iterator[Step]:
-    """Judging the pairs; sampling, the distance from the baseline and judging of the arms."""
+    """Judging the pairs; sampling, the distance from the opponent and judging of the arms."""
     section = models.config[name]
     for key in section.judges:
         judge, pairs = models.judge(key), 2 * section.pairs.limit or None
         yield from judging(models, name, judge, section.batch_size, pairs, held_judges({key: judge}), f"{key}_")
-    if not section.baseline:
+    if not section.opponent:
         return
-    baseline, policy, judge, held = _compared(models, name)
-    sampling = models.sampling(section.baseline, temperature=section.temperature)
-    asked = baseline._replace(model=policy.model)  # arms are sampled with the lengths of the baseline
+    opponent, policy, judge, held = _compared(models, name)
+    sampling = models.sampling(section.opponent, temperature=section.temperature)
+    asked = opponent._replace(model=policy.model)  # arms are sampled with the lengths of the opponent
     yield from generating(models, name, asked, section.batch_size, sampling, held)
-    arguments = (policy.model, baseline.model, abstract_rollout(models, section.batch_size, baseline.card))
+    arguments = (policy.model, opponent.model, abstract_rollout(models, section.batch_size, opponent.card))
     yield Step(name, "log_ratio", log_ratio.trace(*arguments, section.temperature or 1.0), arguments, held)
     yield from judging(models, name, judge, section.batch_size, 2 * section.prompts.limit or None, held)
 
@@ -51,7 +51,7 @@ def held(models: AbstractModels, name: str) -> Iterator[Held]:
     """The judges one after the other, then the models that are compared."""
     section = models.config[name]
     yield from (held_judges({key: models.judge(key)}) for key in section.judges)
-    if section.baseline:
+    if section.opponent:
         yield _compared(models, name).held
 
 
@@ -60,10 +60,10 @@ def calls(estimate: Estimate, name: str) -> Iterator[Call]:
     section, models = estimate.config[name], estimate.models
     for key in section.judges:
         yield from estimate.judge(models.judge(key), section.batch_size, 2 * estimate.examples(name, "pairs"))
-    if section.baseline:
+    if section.opponent:
         responses = estimate.examples(name, "prompts") * section.samples
-        policies = len(section.arms) + 3  # the baseline's samples twice, and its greedy responses
-        yield from estimate.generate(section.baseline, section.batch_size, responses * policies)
+        policies = len(section.arms) + 3  # the opponent's samples twice, and its greedy responses
+        yield from estimate.generate(section.opponent, section.batch_size, responses * policies)
         yield from estimate.judge(models.judge(section.judge), section.batch_size, 4 * responses * policies)
 
 

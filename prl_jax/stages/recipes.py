@@ -119,7 +119,7 @@ def own_pairs(
             judges=("genrm", "referee") if quarter else ("genrm",),
             pairs=held_out,
             prompts=held_out,
-            baseline=policy,
+            opponent=policy,
             judge=referee,
             batch_size=evaluation_batch,
             arms=dict(pairwise_ppo=dict(title="Pairwise-RL", judge="genrm")),

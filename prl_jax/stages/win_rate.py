@@ -1,7 +1,7 @@
 """Win rates of policies: who judges, against what, with which random numbers.
 
 Every policy that an evaluation measures, in the curves of PPO and in the final table alike, meets the same samples of
-the baseline and draws its own with the same random numbers as every other policy (`evaluation_key`). What then differs
+the opponent and draws its own with the same random numbers as every other policy (`evaluation_key`). What then differs
 between two policies is the policies: equal ones have equal numbers.
 """
 
@@ -36,7 +36,7 @@ _MEASURED = ("win_rate", "win_rate_low", "win_rate_high")
 
 
 class Sampled(NamedTuple):
-    """`K` responses to each of `N` prompts: `texts[k][n]`, KL to the baseline in nats, tokens. Greedy ones have numbers
+    """`K` responses to each of `N` prompts: `texts[k][n]`, KL to the opponent in nats, tokens. Greedy ones have numbers
     for one of the `K` alone, which are all the same."""
 
     texts: list[list[str]]
@@ -46,7 +46,7 @@ class Sampled(NamedTuple):
 
 def policy_win_rate(
     context: StageContext,
-    baseline: Decoder,
+    opponent: Decoder,
     tokenizer: Tokenizer,
     sampling: SamplingConfig,
     *,
@@ -54,19 +54,19 @@ def policy_win_rate(
     max_prompt: int,
     section: ConfigDict,
 ) -> Callable[[Decoder], dict[str, float]]:
-    """A function that measures a policy against the baseline's samples, one response each to the same prompts.
+    """A function that measures a policy against the opponent's samples, one response each to the same prompts.
 
     What is not finite among its numbers, or has no value, is NaN, which the metrics write as null.
     """
     prompts = [record.prompt for record in context.records(section.prompts, "prompt")]
 
-    def sample(model: Decoder, opponent: bool) -> list[str]:
+    def sample(model: Decoder, as_opponent: bool) -> list[str]:
         texts, _ = respond(
             model,
             tokenizer,
             prompts,
             config=sampling,
-            key=evaluation_key(context.config.seed, opponent=opponent, sample=0),
+            key=evaluation_key(context.config.seed, opponent=as_opponent, sample=0),
             max_prompt=max_prompt,
             batch_size=whole_batch(min(len(prompts), section.batch_size), context.mesh),
             mesh=context.mesh,
@@ -74,7 +74,7 @@ def policy_win_rate(
         )
         return texts
 
-    opponents = sample(baseline, True)
+    opponents = sample(opponent, True)
 
     def measure(model: Decoder) -> dict[str, float]:
         judged = judge_pairs(judge, prompts, sample(model, False), opponents)
@@ -90,16 +90,16 @@ def sample_policy(
     context: StageContext,
     records: Sequence[PromptRecord],
     piece: Pieces,
-    baseline: Decoder,
+    opponent: Decoder,
     policy: Decoder,
     name: str,
     *,
     temperature: float,
-    opponent: bool = False,
+    as_opponent: bool = False,
 ) -> Sampled:
     """Responses of a policy to the prompts of an evaluation stage, as pieces that are called `name`."""
     section = context.section
-    directory = context.stage(section.baseline)
+    directory = context.stage(section.opponent)
     card, tokenizer = read_card(directory, context.defaults), model_tokenizer(directory, context.defaults)
     sampling = sampling_config(card, tokenizer, temperature=temperature)
     prompts, size = [record.prompt for record in records], section.batch_size
@@ -110,13 +110,13 @@ def sample_policy(
             tokenizer,
             part,
             config=sampling,
-            key=evaluation_key(context.config.seed, opponent=opponent, sample=k),
+            key=evaluation_key(context.config.seed, opponent=as_opponent, sample=k),
             max_prompt=card.max_prompt,
             batch_size=size,
             mesh=context.mesh,
             first_row=section.prompts.skip + first,
         )
-        kl = map(finite, _kl(context, policy, baseline, rollout, temperature or 1.0))
+        kl = map(finite, _kl(context, policy, opponent, rollout, temperature or 1.0))
         return list(zip(texts, kl, rollout.mask.sum(1).tolist(), strict=True))
 
     columns = []
@@ -129,21 +129,21 @@ def sample_policy(
 
 
 def _kl(
-    context: StageContext, policy: Decoder, baseline: Decoder, rollout: Rollout, temperature: float
+    context: StageContext, policy: Decoder, opponent: Decoder, rollout: Rollout, temperature: float
 ) -> Float[np.ndarray, "N"]:
-    """`log pi - log pi_baseline` of each response, in nats."""
+    """`log pi - log pi_opponent` of each response, in nats."""
     count, totals = len(rollout.response), []
     for index in batch_rows(count, context.section.batch_size, context.mesh):
         part = Rollout(*put_batch(tuple(x[index] for x in rollout), context.mesh))
-        totals.append(fetch(log_ratio(policy, baseline, part, temperature), context.mesh))
+        totals.append(fetch(log_ratio(policy, opponent, part, temperature), context.mesh))
     return np.concatenate(totals)[:count]
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def log_ratio(policy: Decoder, baseline: Decoder, rollout: Rollout, temperature: float):
+def log_ratio(policy: Decoder, opponent: Decoder, rollout: Rollout, temperature: float):
     rows = join_rows(rollout.prompt, rollout.prompt_mask, rollout.response, rollout.mask)
     logp, _ = response_logprobs(policy, rows, rollout.response, rollout.mask, temperature)
-    base, _ = response_logprobs(baseline, rows, rollout.response, rollout.mask, temperature)
+    base, _ = response_logprobs(opponent, rows, rollout.response, rollout.mask, temperature)
     return (logp - base).sum(1)
 
 

@@ -11,7 +11,7 @@ from prl_jax.stages import arms, win_rate
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The prompts, and the final table of two arms, one of which equals the baseline."""
+    """The prompts, and the final table of two arms, one of which equals the opponent."""
     folder = tmp_path_factory.mktemp("arms")
     prompts = write_prompts(folder)
     with pytest.MonkeyPatch.context() as patch:

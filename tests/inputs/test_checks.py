@@ -102,7 +102,7 @@ def stages(*names: str) -> str:
         (["ppo.judge=gold"], ["ppo.judge='gold' is not among the stages", "bt"]),
         (["ppo.evaluation.judge=silver"], ["ppo.evaluation.judge='silver'", "'gold'"]),
         (["evaluation.judges=('bt', 'sft')"], ["evaluation.judges='sft' is a sft stage"]),
-        (["evaluation.baseline="], ["evaluation.baseline", "compared"]),
+        (["evaluation.opponent="], ["evaluation.opponent", "compared"]),
         (["evaluation.arms.ppo.judge=pairwise_ppo"], ["evaluation.arms.ppo.judge='pairwise_ppo'"]),
         ([stages("sft", "bt", "genrm", "evaluation")], ["evaluation.arms='pairwise_ppo' is not among the stages"]),
         (["ppo.kind=dpo"], ["ppo.kind='dpo'", "bradley_terry"]),

@@ -40,7 +40,7 @@ def fake_workdir(root: Path, *, seed: int = 0, name: str = "quickstart", respons
     for stage in ("ppo_bt", "ppo_pairwise"):
         config[stage] |= {"policy": "sft", "judge": "bt", "evaluation": {"prompts": measured, "judge": "gold"}}
     titles = {"ppo_bt": {"title": "BT + PPO"}, "ppo_pairwise": {"title": "Pairwise-RL"}}
-    config["evaluation"] |= {"baseline": "sft", "arms": titles, "judge": "gold", "samples": 4}
+    config["evaluation"] |= {"opponent": "sft", "arms": titles, "judge": "gold", "samples": 4}
     config["evaluation"] |= {"prompts": measured | {"split": "test", "limit": 512}}
     versions = {"prl_jax": "0.1.0", "jax": "0.10.2", "python": "3.11.7"}
     whole = {"config": config, "versions": versions, "git_revision": "0" * 40, "devices": ["cpu:0"]}
@@ -148,7 +148,7 @@ def fake_summary(seed=0):
     text = {"title": "Quickstart: Pairwise-RL on the gold tasks", "notes": ["Small models."], "win_rate_judge": "gold"}
     pair = {"arm": "Pairwise-RL", "other": "BT + PPO", "difference": -0.08 + 2 * shift, "prompts": 512}
     paired = [pair | {"difference_low": pair["difference"] - 0.01, "difference_high": pair["difference"] + 0.01}]
-    text |= {"baseline": "sft", "paired": paired}
+    text |= {"opponent": "sft", "paired": paired}
     return text | {"judges": judges, "arms": arms, "seed": seed, "prompts": 512}
 
 
@@ -280,10 +280,22 @@ def test_a_run_of_judges_alone(no_figures, tmp_path):
         shutil.rmtree(workdir / stage)
     (workdir / "evaluation" / "samples.jsonl").unlink()
     summary = fake_summary()
-    edit(workdir / "summary.json", arms=[], paired=[], baseline=None, win_rate_judge=None, judges=summary["judges"])
+    edit(workdir / "summary.json", arms=[], paired=[], opponent=None, win_rate_judge=None, judges=summary["judges"])
     text = Page(build_report([workdir]).read_text()).text
     assert "bt picks the better response in 78.0 % of 1,249 pairs" in text and "No policies are compared" in text
     assert not any(word in text for word in ("has not reached", "exact judge", "Win rate against", "win rate"))
+
+
+def test_a_workdir_that_calls_the_opponent_a_baseline_reports_the_same(no_figures, tmp_path):
+    workdir = fake_workdir(tmp_path)
+    config = json.loads((workdir / "config.json").read_text())["config"]
+    config["ppo_bt"]["baseline"] = {"kind": "critic"}
+    edit(workdir / "config.json", config=config)
+    today = Page(build_report([workdir]).read_text()).text
+    for file in ("config.json", "summary.json"):
+        path = workdir / file
+        path.write_text(path.read_text().replace('"opponent": "sft"', '"baseline": "sft"'))
+    assert Page(build_report([workdir]).read_text()).text == today and "response of sft to the same prompt" in today
 
 
 def test_missing_files_are_noted_and_do_not_stop_the_report(no_figures, tmp_path):

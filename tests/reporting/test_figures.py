@@ -89,7 +89,7 @@ def titled(label, result=None):
     evaluation = {"kind": "evaluation", "arms": {"ppo": {"title": "Mine"}}}
     config = {"stages": ["ppo", "e"], "ppo": {"kind": "ppo", "policy": "./models/small"}, "e": evaluation}
     arms = [{"name": "Mine", "judge": "j", "win_rate": 0.6}]
-    return RunFiles(Path("x"), label, {"config": config}, {"arms": arms, "baseline": "small"}, stages, [])
+    return RunFiles(Path("x"), label, {"config": config}, {"arms": arms, "opponent": "small"}, stages, [])
 
 
 def test_a_policy_has_its_title_and_what_it_is_compared_with_its_name():

@@ -8,7 +8,7 @@ from prl_jax.reporting.inputs import RunFiles, StageFiles
 
 
 def run(arms, label="x", *, config=None, stages=(), **summary):
-    found = {"arms": arms, "prompts": 512, "baseline": "base", **summary}
+    found = {"arms": arms, "prompts": 512, "opponent": "base", **summary}
     return RunFiles(Path("x"), label, {"config": config} if config else {}, found, list(stages), [])
 
 
@@ -154,9 +154,12 @@ def test_a_run_of_judges_alone_is_about_judges():
 def test_a_run_that_has_no_evaluation_says_so():
     config = {"stages": ["bt"], "bt": {"kind": "bradley_terry"}}
     assert "no evaluation stage" in headline([run([], config=config)])[0]
-    config = {"stages": ["bt", "e"], "bt": {"kind": "bradley_terry"}, "e": {"kind": "evaluation", "baseline": ""}}
+    # A policy's section says `baseline` for the piece of its method; that makes no evaluation of it.
+    trained = {"kind": "online", "baseline": {"kind": "critic"}}
+    assert "no evaluation stage" in headline([run([], config={"stages": ["rl"], "rl": trained})])[0]
+    config = {"stages": ["bt", "e"], "bt": {"kind": "bradley_terry"}, "e": {"kind": "evaluation", "opponent": ""}}
     assert "of judges alone" in headline([run([], config=config)])[0]
-    config["e"]["baseline"] = "sft"
+    config["e"]["opponent"] = "sft"
     assert "no final win rate yet" in headline([run([], config=config)])[0]
 
 

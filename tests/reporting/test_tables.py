@@ -22,7 +22,7 @@ def test_the_terminal_table_is_aligned():
     judges = {"pairwise": {"n": 10, "accuracy": 0.75, "accuracy_low": 0.7, "accuracy_high": 0.8, "not_finite": 0}}
     pair = {"arm": "Pairwise-RL", "other": "sft, greedy", "difference": 0.074, "difference_low": 0.06}
     paired = [pair | {"difference_high": 0.088}, {"arm": "sft, greedy", "other": "x", "difference": 0.1}]
-    text = tables.terminal_table({"baseline": "sft", "arms": ARMS, "paired": paired, "judges": judges})
+    text = tables.terminal_table({"opponent": "sft", "arms": ARMS, "paired": paired, "judges": judges})
     assert text.splitlines() == [
         "                            win rate vs sft",
         "arm          judge                    [95%]     KL",

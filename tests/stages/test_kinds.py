@@ -44,6 +44,11 @@ def known():
     return Checking(micro.get_config(), KINDS)
 
 
+def test_a_word_of_older_configs_is_refused_beside_the_words_of_today():
+    with pytest.raises(UserError, match="no key 'baseline'; known: .* opponent, "):
+        c.evaluation(baseline="sft")
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_each_kind_is_complete(name, known):
     kind, config = KINDS[name], known.config

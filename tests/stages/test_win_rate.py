@@ -21,7 +21,7 @@ def test_every_stage_measures_with_the_same_samples(tmp_path, prompts):
     first, second, cut, other = [], [], [], []
     one = curve(tmp_path, prompts, "ppo", seen=first)
     assert one == curve(tmp_path, prompts, "another_ppo", seen=second) and first == second
-    # The policy equals the baseline, and does not draw as it does: else it would only tie.
+    # The policy equals the opponent, and does not draw as it does: else it would only tie.
     assert len(first) >= N - 2 and 0 < one["win_rate"] < 1 and one["win_rate"] != 0.5
     # However the prompts are cut, and whichever of them are asked for.
     curve(tmp_path, prompts, "ppo", seen=cut, batch_size=8)
@@ -55,7 +55,7 @@ def table(tmp_path, prompts, monkeypatch):
 def test_equal_policies_have_equal_rows_and_every_win_is_kept(table, tmp_path, prompts):
     found = table()
     rows = {row["name"]: row for row in found.summary["arms"]}
-    assert list(rows) == ["sft, sampled", "sft, greedy", "Twin", "other"] and found.summary["baseline"] == "sft"
+    assert list(rows) == ["sft, sampled", "sft, greedy", "Twin", "other"] and found.summary["opponent"] == "sft"
     same = ("win_rate", "win_rate_low", "win_rate_high", "kl", "response_length", "win_rate_vs_anchor")
     assert all(rows["Twin"][key] == rows["sft, sampled"][key] for key in same) and rows["Twin"]["kl"] == 0
     assert rows["other"]["win_rate"] != rows["Twin"]["win_rate"] and rows["other"]["judge_accuracy"] == 0.7

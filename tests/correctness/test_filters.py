@@ -180,8 +180,8 @@ def test_row_32_a_response_ends_at_the_first_of_them(policy, sample):
     assert ended == set(stops)
 
 
-def test_row_32_a_further_stop_token_can_be_sampled():
-    """Row 31's filter leaves whatever ends a response."""
+def test_row_31_a_further_stop_token_can_be_sampled():
+    """The filter leaves whatever ends a response."""
     model = make_decoder(layers=1)
     verdict = LETTERS.special("verdict")
     keep_unsampled(model, ModelCard("policy", {}, 4, 4, stop_ids=(verdict,)), LETTERS)

@@ -45,7 +45,7 @@ from prl_jax.training.reward_model import bradley_terry_objective, generative_ob
 from prl_jax.training.sft import SFT
 from prl_jax.training.state import create_state
 from prl_jax.training.step import make_train_step
-from prl_jax.types import PreferenceBatch, Rollout, SFTBatch, TokenRows
+from prl_jax.types import ComparedPairs, Rollout, ScoredPairs, SFTBatch, TokenRows
 
 RECORDS = 256  # prompts and demonstrations to draw from
 
@@ -107,12 +107,12 @@ def sft_step(world: World) -> Step:
 
 def bradley_terry_step(world: World) -> Step:
     """W2: one step of a Bradley-Terry model."""
-    return _supervised(world, bradley_terry_objective(), world.scalar_model(0), _pairs(world))
+    return _supervised(world, bradley_terry_objective(), world.scalar_model(0), ScoredPairs(*_pairs(world)))
 
 
 def generative_step(world: World) -> Step:
     """W2p: one step of a generative judge, both orders of each pair."""
-    return _supervised(world, generative_objective((5, 6)), world.decoder(0), _pairs(world))
+    return _supervised(world, generative_objective((5, 6)), world.decoder(0), ComparedPairs(*_pairs(world)))
 
 
 def sft_loop(world: World) -> Step:
@@ -311,10 +311,10 @@ def _supervised(world: World, objective: Any, model: Any, batch: Any) -> Step:
     return step
 
 
-def _pairs(world: World) -> PreferenceBatch:
+def _pairs(world: World) -> tuple[TokenRows, TokenRows, np.ndarray, np.ndarray]:
     count = world.size.rows // 2
-    first, second = (world.rows(count, world.size.length) for _ in range(2))
-    return PreferenceBatch(first, second, np.ones(count, np.float32), np.ones(count, np.float32))
+    rows, others = (world.rows(count, world.size.length) for _ in range(2))
+    return rows, others, np.ones(count, np.float32), np.ones(count, np.float32)
 
 
 def _numbers(metrics: Mapping[str, jax.Array]) -> dict[str, float]:

@@ -45,20 +45,32 @@ class TokenRows(NamedTuple):
     segments: Int[Array, "N T"]
 
 
-class PreferenceBatch(NamedTuple):
-    """Pairs as two sets of rows.
-
-    A scalar model reads one response a row: `first` holds response 1, `second` response 2. A generative judge reads
-    both: `first` holds them in the order (1, 2), `second` in the order (2, 1).
+class ScoredPairs(NamedTuple):
+    """Pairs for a scalar model, which reads one response in each row.
 
     Attributes:
-      first, second: rows of `B` pairs.
+      response_1, response_2: rows of `B` pairs.
       label: `[B]` float32, the probability that response 1 is the better one (0.5 for a tie).
       weight: `[B]` float32, 0 for rows that only fill the batch.
     """
 
-    first: TokenRows
-    second: TokenRows
+    response_1: TokenRows
+    response_2: TokenRows
+    label: Float[Array, "B"]
+    weight: Float[Array, "B"]
+
+
+class ComparedPairs(NamedTuple):
+    """Pairs for a generative judge, which reads both responses in each row.
+
+    Attributes:
+      order_12, order_21: rows of `B` pairs, with response 1 in the first slot and in the second one.
+      label: `[B]` float32, the probability that response 1 is the better one (0.5 for a tie).
+      weight: `[B]` float32, 0 for rows that only fill the batch.
+    """
+
+    order_12: TokenRows
+    order_21: TokenRows
     label: Float[Array, "B"]
     weight: Float[Array, "B"]
 

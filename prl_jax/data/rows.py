@@ -15,7 +15,7 @@ from prl_jax.text.chat import Turn, encode_conversation, encode_prompt, encode_r
 from prl_jax.text.judging import JudgeRow, JudgeTemplate, encode_judge_row
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
-from prl_jax.types import PreferenceBatch, SFTBatch, TokenRows
+from prl_jax.types import ComparedPairs, ScoredPairs, SFTBatch, TokenRows
 
 TRAIN_ON = ("last", "all")  # the response alone, or every turn of the assistant
 
@@ -64,7 +64,7 @@ def encode_sft(
 
 def encode_scalar_pair(
     tokenizer: Tokenizer, record: PreferenceRecord, *, max_prompt: int, max_response: int
-) -> tuple[PreferenceBatch, bool]:
+) -> tuple[ScoredPairs, bool]:
     """A pair for a scalar reward model: one row a response, right-padded to `max_prompt + max_response`, and whether
     anything was cut.
 
@@ -77,13 +77,13 @@ def encode_scalar_pair(
         truncated = truncated or len(content) > max_response - 1
         ids = [*prompt, *content[: max_response - 1], tokenizer.eos_id]
         rows.append(token_row(ids, max_prompt + max_response, pad_id=tokenizer.pad_id))
-    return _pair(rows[0], rows[1], record), truncated
+    return ScoredPairs(*rows, *_label(record)), truncated
 
 
 def encode_generative_pair(
     tokenizer: Tokenizer, template: JudgeTemplate, record: PreferenceRecord, *, max_length: int
-) -> tuple[PreferenceBatch, bool]:
-    """A pair for a generative judge: `first` in the order (chosen, rejected), `second` in the order (rejected, chosen),
+) -> tuple[ComparedPairs, bool]:
+    """A pair for a generative judge: both orders, the chosen response in the first slot and in the second one,
     right-padded to `max_length`, and whether anything was cut."""
 
     def order(one: str, two: str) -> JudgeRow:
@@ -91,7 +91,7 @@ def encode_generative_pair(
 
     judged = (order(record.chosen, record.rejected), order(record.rejected, record.chosen))
     rows = [token_row(row.ids, max_length, pad_id=tokenizer.pad_id, positions=row.positions) for row in judged]
-    return _pair(rows[0], rows[1], record), any(row.truncated for row in judged)
+    return ComparedPairs(*rows, *_label(record)), any(row.truncated for row in judged)
 
 
 def stack_rows(rows: Sequence[Any]) -> Any:
@@ -105,5 +105,6 @@ def stack_rows(rows: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
-def _pair(first: TokenRows, second: TokenRows, record: PreferenceRecord) -> PreferenceBatch:
-    return PreferenceBatch(first, second, np.asarray(record.label, np.float32), np.asarray(1.0, np.float32))
+def _label(record: PreferenceRecord) -> tuple[np.ndarray, np.ndarray]:
+    """Returns label and weight of a pair whose response 1 is the chosen one."""
+    return np.asarray(record.label, np.float32), np.asarray(1.0, np.float32)

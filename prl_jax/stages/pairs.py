@@ -20,7 +20,7 @@ from prl_jax.stages import supervised
 from prl_jax.stages.judging import judge_records
 from prl_jax.text.chat import prompt_text
 from prl_jax.text.judging import verdict_ids
-from prl_jax.types import PreferenceBatch
+from prl_jax.types import ComparedPairs, ScoredPairs
 
 SOURCES = MappingProxyType({"data": "preference", "validation": "preference"})
 _PLAIN, _TIE, _IDENTICAL = range(3)  # kinds of pairs
@@ -31,7 +31,7 @@ def train(
     card: ModelCard,
     models: LoadedModels,
     fit: supervised.Fit,
-    encode: Callable[[PreferenceRecord], tuple[PreferenceBatch, bool]],
+    encode: Callable[[PreferenceRecord], tuple[ScoredPairs | ComparedPairs, bool]],
 ) -> dict[str, float]:
     """Fits a judge to the pairs of a stage and returns the metrics of what it has come to."""
     section = context.section
@@ -40,7 +40,7 @@ def train(
     records, skipped, ties = _different(context.records(section.data, "preference"))
     validation, _, _ = _different(context.records(section.validation, "preference"))
 
-    def soft(record: PreferenceRecord) -> tuple[PreferenceBatch, bool]:
+    def soft(record: PreferenceRecord) -> tuple[ScoredPairs | ComparedPairs, bool]:
         row, truncated = encode(record)
         return row._replace(label=np.asarray(record.soft_label, np.float32)), truncated
 

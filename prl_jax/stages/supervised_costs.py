@@ -18,7 +18,7 @@ from prl_jax.costs.work import Call, Estimate, flops, passes
 from prl_jax.stages.kind import Costs
 from prl_jax.stages.supervised import Fit, Fitted, construct, updates
 from prl_jax.training.step import make_train_step, make_validation
-from prl_jax.types import PreferenceBatch, SFTBatch
+from prl_jax.types import ComparedPairs, ScoredPairs, SFTBatch
 
 
 def fitting_costs(fit: Fit) -> Costs:
@@ -35,10 +35,11 @@ def _functions(fit: Fit, models: AbstractModels, name: str) -> Iterator[Step]:
     section, rows, token_rows = models.config[name], models.rows, models.token_rows
     size, length = section.batch_size, trained_length(models.card(name))
     built = construct(models, name, EXAMPLES, fit)
-    batch: PreferenceBatch | SFTBatch
+    batch: ScoredPairs | ComparedPairs | SFTBatch
     if fit.pairs:
         weight = rows(size, dtype=jnp.float32)
-        batch = PreferenceBatch(token_rows(size, length), token_rows(size, length), weight, weight)
+        pairs: type[ScoredPairs] | type[ComparedPairs] = ScoredPairs if fit.scalar else ComparedPairs
+        batch = pairs(token_rows(size, length), token_rows(size, length), weight, weight)
     else:
         batch = SFTBatch(token_rows(size, length), rows(size, length), rows(size, length, dtype=bool))
     objective = fit.objective(section, models.tokens(name).verdicts)

@@ -8,25 +8,25 @@ from jaxtyping import Array, Float
 from prl_jax.losses import bt_loss, pairwise_genrm_full_loss
 from prl_jax.models import Decoder, ScalarModel, verdict_log_probs
 from prl_jax.training.step import Objective
-from prl_jax.types import LossOutput, PreferenceBatch, TokenRows
+from prl_jax.types import ComparedPairs, LossOutput, ScoredPairs, TokenRows
 
 
-def _both(batch: PreferenceBatch) -> TokenRows:
-    """Both sets of rows as one batch, so that the model runs once."""
-    return TokenRows(*(jnp.concatenate(pair) for pair in zip(batch.first, batch.second, strict=True)))
+def _at_once(rows: TokenRows, others: TokenRows) -> TokenRows:
+    """Returns both sets of rows as one batch, so that the model runs once."""
+    return TokenRows(*(jnp.concatenate(pair) for pair in zip(rows, others, strict=True)))
 
 
-def _denominators(batch: PreferenceBatch) -> dict[str, Float[Array, ""]]:
+def _denominators(batch: ScoredPairs | ComparedPairs) -> dict[str, Float[Array, ""]]:
     return {"preference": batch.weight.sum()}
 
 
 def bradley_terry_objective(*, label_smoothing: float = 0.0, center: float = 0.0) -> Objective:
     """`-log sigmoid(r_1 - r_2)` on the scores at the last valid tokens (arXiv 2203.02155, equation 1)."""
 
-    def terms(model: ScalarModel, batch: PreferenceBatch) -> dict[str, LossOutput]:
-        first, second = jnp.split(model.score(_both(batch)), 2)
+    def terms(model: ScalarModel, batch: ScoredPairs) -> dict[str, LossOutput]:
+        score_1, score_2 = jnp.split(model.score(_at_once(batch.response_1, batch.response_2)), 2)
         loss = bt_loss(
-            first, second, label=batch.label, label_smoothing=label_smoothing, center=center, weight=batch.weight
+            score_1, score_2, label=batch.label, label_smoothing=label_smoothing, center=center, weight=batch.weight
         )
         return {"preference": loss}
 
@@ -45,10 +45,11 @@ def generative_objective(
       w_ce, w_cons: weights of the per-order cross-entropy (antisymmetric form) and of the order-consistency penalty.
     """
 
-    def terms(model: Decoder, batch: PreferenceBatch) -> dict[str, LossOutput]:
-        first, second = jnp.split(verdict_log_probs(model, _both(batch), verdicts), 2)
+    def terms(model: Decoder, batch: ComparedPairs) -> dict[str, LossOutput]:
+        both = _at_once(batch.order_12, batch.order_21)
+        log_probs_12, log_probs_21 = jnp.split(verdict_log_probs(model, both, verdicts), 2)
         loss = pairwise_genrm_full_loss(
-            first, second, batch.label, form=form, w_ce=w_ce, w_cons=w_cons, weight=batch.weight
+            log_probs_12, log_probs_21, batch.label, form=form, w_ce=w_ce, w_cons=w_cons, weight=batch.weight
         )
         return {"preference": loss}
 

@@ -274,7 +274,7 @@ def test_row_40_a_scalar_judge_cuts_rows_as_its_training_did():
     encoded = [encode_scalar_pair(TOKENIZER, record, **lengths) for record in records]
     judge = make_judge(ModelCard("scalar_judge", {}, **lengths), model, TOKENIZER, one_device(), batch_size=4)
     for (batch, cut), record in zip(encoded, records, strict=True):
-        for rows, text in ((batch.first, record.chosen), (batch.second, record.rejected)):
+        for rows, text in ((batch.response_1, record.chosen), (batch.response_2, record.rejected)):
             ids, _ = judge._row(record.prompt, text)
             assert ids == np.asarray(rows.tokens)[np.asarray(rows.segments) > 0].tolist()
         judged = judge([record.prompt], [record.chosen], [record.rejected])
@@ -292,5 +292,5 @@ def test_row_40_a_generative_judge_cuts_rows_as_its_training_did():
         record = PreferenceRecord("0", *row)
         batch, cut = encode_generative_pair(TOKENIZER, COMPACT, record, max_length=LENGTH)
         asked = judge._encode(*row)
-        assert asked.ids == np.asarray(batch.first.tokens)[np.asarray(batch.first.segments) > 0].tolist()
+        assert asked.ids == np.asarray(batch.order_12.tokens)[np.asarray(batch.order_12.segments) > 0].tolist()
         assert asked.truncated == cut

@@ -136,9 +136,10 @@ def test_row_20_training_sees_both_orders_of_each_pair(language, verdicts):
     """The verdict on each order enters the loss by itself; how often they disagree is among the metrics."""
     objective = generative_objective(VERDICTS, form="both_orders")
     batch = generative_batch()
-    first, second = ([TOKENIZER.decode(np.asarray(row)) for row in rows.tokens] for rows in (batch.first, batch.second))
+    orders = (batch.order_12, batch.order_21)
+    order_12, order_21 = ([TOKENIZER.decode(np.asarray(row)) for row in rows.tokens] for rows in orders)
     for i, (prompt, a, b) in enumerate(zip(("ab", "c", "def", "ab"), FIRST, SECOND, strict=True)):
-        assert (first[i], second[i]) == (prompt + a + b, prompt + b + a)
+        assert (order_12[i], order_21[i]) == (prompt + a + b, prompt + b + a)
     loss = jax.jit(objective.terms)(language, batch)["preference"]
     consistent, count = loss.aux["order_consistency"]
     assert float(consistent) == (np.sign(verdicts[0]) == -np.sign(verdicts[1])).sum() and float(count) == 4
@@ -147,7 +148,7 @@ def test_row_20_training_sees_both_orders_of_each_pair(language, verdicts):
     restricted = 0.5 * (softplus(-verdicts[0]) + softplus(verdicts[1])).sum()
     mass, _ = loss.aux["verdict_mass"]
     assert float(mass) < 3.9 and float(loss.sum) > restricted  # over the whole vocabulary
-    swapped = batch._replace(first=batch.second, second=batch.first, label=1.0 - batch.label)
+    swapped = batch._replace(order_12=batch.order_21, order_21=batch.order_12, label=1.0 - batch.label)
     np.testing.assert_allclose(jax.jit(objective.terms)(language, swapped)["preference"].sum, loss.sum, rtol=1e-5)
 
 

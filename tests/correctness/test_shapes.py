@@ -16,11 +16,11 @@ from prl_jax.methods import LossKL
 from prl_jax.training.policy import CriticContext, critic_objective, policy_objective, prepare, together
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.sft import SFT
-from prl_jax.types import PreferenceBatch, SFTBatch
+from prl_jax.types import ComparedPairs, ScoredPairs, SFTBatch
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 ROWS = token_rows([[1, 2], [3], [4, 5]], 4)
-PAIRS = PreferenceBatch(ROWS, ROWS, jnp.ones(3), jnp.ones(3))
+SCORED, COMPARED = (kind(ROWS, ROWS, jnp.ones(3), jnp.ones(3)) for kind in (ScoredPairs, ComparedPairs))
 
 
 def refused(function, *arguments) -> None:
@@ -32,16 +32,18 @@ def refused(function, *arguments) -> None:
 @pytest.mark.parametrize("make", [make_scalar_model, make_decoder], ids=["bradley_terry", "generative"])
 def test_row_22_a_column_of_labels_is_no_vector(make):
     """`[B, 1] - [B]` would be the `[B, B]` differences of all pairs."""
-    objective = bradley_terry_objective() if make is make_scalar_model else generative_objective((3, 7))
-    jax.eval_shape(objective.terms, make(layers=1), PAIRS)
+    scalar = make is make_scalar_model
+    objective = bradley_terry_objective() if scalar else generative_objective((3, 7))
+    pairs = SCORED if scalar else COMPARED
+    jax.eval_shape(objective.terms, make(layers=1), pairs)
     for name in ("label", "weight"):
-        refused(objective.terms, make(layers=1), PAIRS._replace(**{name: jnp.ones((3, 1))}))
+        refused(objective.terms, make(layers=1), pairs._replace(**{name: jnp.ones((3, 1))}))
 
 
 def test_row_22_a_model_that_gives_columns_is_refused():
     model = make_scalar_model(layers=1)
     column = SimpleNamespace(score=lambda rows: model.score(rows)[:, None])
-    refused(lambda batch: bradley_terry_objective().terms(column, batch), PAIRS)
+    refused(lambda batch: bradley_terry_objective().terms(column, batch), SCORED)
 
 
 def test_row_22_a_column_of_scores_is_no_vector(models, rollout, fresh):

@@ -147,17 +147,17 @@ def test_scalar_pair_ends_in_the_end_of_response(tokenizer: ByteTokenizer) -> No
     prompt = encode_prompt(tokenizer, PROMPT)
     batch, truncated = encode_scalar_pair(tokenizer, PAIR, max_prompt=16, max_response=8)
     assert not truncated
-    assert valid(batch.first) == [*prompt, *b"abc", tokenizer.eos_id]
-    assert valid(batch.second) == [*prompt, *b"cbazz", tokenizer.eos_id]
-    assert batch.first.tokens.shape == batch.second.tokens.shape == (24,)
+    assert valid(batch.response_1) == [*prompt, *b"abc", tokenizer.eos_id]
+    assert valid(batch.response_2) == [*prompt, *b"cbazz", tokenizer.eos_id]
+    assert batch.response_1.tokens.shape == batch.response_2.tokens.shape == (24,)
     assert (batch.label, batch.weight) == (1.0, 1.0)
     assert batch.label.dtype == batch.weight.dtype == np.float32 and batch.label.shape == ()
 
     batch, truncated = encode_scalar_pair(tokenizer, PAIR, max_prompt=5, max_response=4)
     assert truncated
     prompt = [prompt[0], *prompt[-4:]]
-    assert valid(batch.first) == [*prompt, *b"abc", tokenizer.eos_id]
-    assert valid(batch.second) == [*prompt, *b"cba", tokenizer.eos_id]
+    assert valid(batch.response_1) == [*prompt, *b"abc", tokenizer.eos_id]
+    assert valid(batch.response_2) == [*prompt, *b"cba", tokenizer.eos_id]
     assert not encode_scalar_pair(tokenizer, PAIR, max_prompt=11, max_response=6)[1]
     assert encode_scalar_pair(tokenizer, PAIR, max_prompt=11, max_response=5)[1]
     assert encode_scalar_pair(tokenizer, PAIR, max_prompt=10, max_response=6)[1]
@@ -167,9 +167,9 @@ def test_scalar_rows_depend_on_their_own_response_alone() -> None:
     tokenizer = ByteTokenizer()
     first = encode_scalar_pair(tokenizer, PAIR, max_prompt=16, max_response=8)[0]
     other = encode_scalar_pair(tokenizer, replace(PAIR, rejected="q"), max_prompt=16, max_response=8)[0]
-    np.testing.assert_array_equal(first.first.tokens, other.first.tokens)
+    np.testing.assert_array_equal(first.response_1.tokens, other.response_1.tokens)
     longer = encode_scalar_pair(tokenizer, PAIR, max_prompt=16, max_response=32)[0]
-    assert valid(longer.first) == valid(first.first)
+    assert valid(longer.response_1) == valid(first.response_1)
 
 
 def test_labels_of_ties() -> None:
@@ -183,30 +183,30 @@ def test_generative_pair_holds_both_orders(shared: bool) -> None:
     tokenizer, template = ByteTokenizer(), JudgeTemplate(shared_positions=shared)
     batch, truncated = encode_generative_pair(tokenizer, template, PAIR, max_length=32)
     assert not truncated
-    for row, (one, two) in ((batch.first, ("abc", "cbazz")), (batch.second, ("cbazz", "abc"))):
+    for row, (one, two) in ((batch.order_12, ("abc", "cbazz")), (batch.order_21, ("cbazz", "abc"))):
         expected = encode_judge_row(tokenizer, template, PROMPT, one, two, max_length=32)
         assert valid(row) == expected.ids
         assert row.positions[: len(expected.ids)].tolist() == expected.positions
         assert row.tokens.shape == (32,)
     swapped = replace(PAIR, chosen=PAIR.rejected, rejected=PAIR.chosen)
     other, _ = encode_generative_pair(tokenizer, template, swapped, max_length=32)
-    np.testing.assert_array_equal(other.first.tokens, batch.second.tokens)
-    np.testing.assert_array_equal(other.second.tokens, batch.first.tokens)
+    np.testing.assert_array_equal(other.order_12.tokens, batch.order_21.tokens)
+    np.testing.assert_array_equal(other.order_21.tokens, batch.order_12.tokens)
 
 
 def test_generative_pair_that_is_too_long() -> None:
     tokenizer = ByteTokenizer()
     batch, truncated = encode_generative_pair(tokenizer, JudgeTemplate(), PAIR, max_length=16)
-    assert truncated and batch.first.segments.all() and batch.second.segments.all()
-    assert batch.first.tokens[-1] == batch.second.tokens[-1] == tokenizer.special("verdict")
+    assert truncated and batch.order_12.segments.all() and batch.order_21.segments.all()
+    assert batch.order_12.tokens[-1] == batch.order_21.tokens[-1] == tokenizer.special("verdict")
 
 
 def test_stack_rows() -> None:
     tokenizer = ByteTokenizer()
     rows = [encode_scalar_pair(tokenizer, PAIR, max_prompt=16, max_response=8)[0]] * 3
     batch = stack_rows(rows)
-    assert type(batch) is type(rows[0]) and type(batch.first) is TokenRows
-    assert batch.label.shape == (3,) and batch.first.tokens.shape == (3, 24)
+    assert type(batch) is type(rows[0]) and type(batch.response_1) is TokenRows
+    assert batch.label.shape == (3,) and batch.response_1.tokens.shape == (3, 24)
     for stacked, single in zip(jax.tree.leaves(batch), jax.tree.leaves(rows[0]), strict=True):
         assert isinstance(stacked, np.ndarray) and stacked.dtype == single.dtype
         np.testing.assert_array_equal(stacked[1], single)

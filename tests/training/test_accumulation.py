@@ -13,7 +13,7 @@ from prl_jax.training.policy import Critique, Experience, Schedule, critic_objec
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.sft import SFT
 from prl_jax.training.step import gradients, microbatches
-from prl_jax.types import PreferenceBatch, SFTBatch
+from prl_jax.types import ComparedPairs, ScoredPairs, SFTBatch
 
 pytestmark = pytest.mark.slow
 ROWS, LENGTH, ROOM = 6, 7, 4
@@ -29,17 +29,17 @@ def sft():
     return SFT, make_decoder(0, layers=1), batch
 
 
-def pairs() -> PreferenceBatch:
+def pairs(kind: type) -> ScoredPairs | ComparedPairs:
     label, weight = np.array([1, 0, 0.5, 1, 1, 0]), np.array([1, 1, 0, 1, 1, 0])
-    return PreferenceBatch(rows(2), rows(3), label.astype(np.float32), weight.astype(np.float32))
+    return kind(rows(2), rows(3), label.astype(np.float32), weight.astype(np.float32))
 
 
 def bradley_terry():
-    return bradley_terry_objective(center=0.3), make_scalar_model(0, layers=1), pairs()
+    return bradley_terry_objective(center=0.3), make_scalar_model(0, layers=1), pairs(ScoredPairs)
 
 
 def generative():
-    return generative_objective((3, 4), w_cons=0.4), make_decoder(0, layers=1), pairs()
+    return generative_objective((3, 4), w_cons=0.4), make_decoder(0, layers=1), pairs(ComparedPairs)
 
 
 def policy(name: str, **slots):

@@ -17,7 +17,7 @@ from prl_jax.text.judging import JudgeTemplate, verdict_ids
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.state import create_state
 from prl_jax.training.step import make_train_step
-from prl_jax.types import PreferenceBatch
+from prl_jax.types import ComparedPairs, ScoredPairs
 
 TOKENIZER, TEMPLATE = LetterTokenizer(), JudgeTemplate()
 LENGTH = 18
@@ -41,15 +41,15 @@ KINDS = {
 }
 
 
-def batch_of(encode) -> PreferenceBatch:
+def batch_of(encode) -> ScoredPairs | ComparedPairs:
     """Odd rows have the better response in slot 2."""
     batch = jax.tree.map(jnp.asarray, stack_rows([encode(record)[0] for record in RECORDS]))
     flip = jnp.arange(len(RECORDS)) % 2 == 1
-    first, second = (
-        jax.tree.map(lambda x, y: jnp.where(flip[:, None], x, y), *pair)
-        for pair in ((batch.second, batch.first), (batch.first, batch.second))
+    rows, others, _, weight = batch
+    rows, others = (
+        jax.tree.map(lambda x, y: jnp.where(flip[:, None], x, y), *pair) for pair in ((others, rows), (rows, others))
     )
-    return batch._replace(first=first, second=second, label=jnp.where(flip, 0.0, 1.0))
+    return type(batch)(rows, others, jnp.where(flip, 0.0, 1.0), weight)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -63,13 +63,14 @@ def test_row_20_exchanging_the_slots_and_the_label_leaves_the_loss(kind):
     """Both sets of rows are read: the loss depends on each, and on no order between them."""
     model, batch, _, loss = kind
     soft = batch._replace(label=jnp.array([1.0, 0.0, 0.5, 0.3, 0.9, 0.0]))
-    swapped = soft._replace(first=soft.second, second=soft.first, label=1.0 - soft.label)
+    rows, others, label, weight = soft
+    swapped = type(soft)(others, rows, 1.0 - label, weight)
     there, back = loss(model, soft), loss(model, swapped)
     np.testing.assert_allclose(there.value, back.value, rtol=1e-5)
     np.testing.assert_allclose(there.aux["accuracy"], back.aux["accuracy"], rtol=1e-5)
     flipped = loss(model, soft._replace(label=1.0 - soft.label))
     assert abs(float(flipped.value - there.value)) > 1e-3
-    for changed in (soft._replace(first=soft.second), soft._replace(second=soft.first)):
+    for changed in (type(soft)(others, others, label, weight), type(soft)(rows, rows, label, weight)):
         assert abs(float(loss(model, changed).value - there.value)) > 1e-3
 
 
@@ -113,7 +114,7 @@ def test_a_tiny_set_is_learnt(kind):
 
 def test_row_18_the_encoders_end_rows_where_the_score_is_read():
     batch = batch_of(SCALAR)
-    for rows in (batch.first, batch.second):
+    for rows in (batch.response_1, batch.response_2):
         last = np.asarray(rows.tokens)[np.arange(len(RECORDS)), last_index(rows.segments)]
         assert (last == TOKENIZER.eos_id).all()
 

@@ -19,7 +19,7 @@ from prl_jax.training.sft import SFT
 from prl_jax.training.state import TrainState, create_state
 from prl_jax.training.step import Objective, gradients, make_train_step
 from prl_jax.tree import flatten
-from prl_jax.types import LossOutput, PreferenceBatch, SFTBatch, TokenRows
+from prl_jax.types import LossOutput, ScoredPairs, SFTBatch, TokenRows
 
 ROWS, LENGTH = 8, 6
 
@@ -166,7 +166,7 @@ def test_dropout_of_adapters_draws_anew_for_each_key_step_and_row_alone():
     row = random_tokens(0, 1, LENGTH)
     rows = TokenRows(*(jnp.asarray(np.repeat(x, 3, 0)) for x in (row, np.arange(LENGTH)[None], np.ones_like(row))))
     same = SFTBatch(rows, rows.tokens, jnp.ones((3, LENGTH), bool))
-    pairs = PreferenceBatch(rows, rows, jnp.ones(3), jnp.ones(3))
+    pairs = ScoredPairs(rows, rows, jnp.ones(3), jnp.ones(3))
     objectives = SFT, bradley_terry_objective()
     sft, bradley_terry = (jax.jit(functools.partial(gradients, one), static_argnums=2) for one in objectives)
 

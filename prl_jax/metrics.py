@@ -1,4 +1,4 @@
-"""What a run writes down: `metrics.jsonl`, samples and TensorBoard events while it runs, `result.json` at the end."""
+"""Files of a run: `metrics.jsonl`, samples and TensorBoard events while it runs, `result.json` at the end."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ class _EventFile:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What a finished stage says of itself: its `kind`, its `metrics`, the `seconds` that it took.
+    """Returns what a finished stage says of itself: its `kind`, its `metrics`, the `seconds` that it took.
 
     Raises:
       UserError: the file is damaged.

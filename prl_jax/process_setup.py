@@ -1,4 +1,4 @@
-"""What a command does with its own process before anything else.
+"""The set-up of a command's process, before anything else.
 
 It checks that flax and JAX go together, quiets libraries, and has the heap keep its pages.
 """
@@ -100,7 +100,7 @@ class _Tolerant:
 
 
 def _give_up(number: int, stream: Any) -> None:
-    """What a stream still holds, and cannot hand on, is dropped: Python would say so when it ends."""
+    """Drops what a stream still holds and cannot hand on: Python would say so when it ends."""
     try:
         if stream is not None:
             stream.flush()

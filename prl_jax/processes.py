@@ -59,7 +59,7 @@ def least(here: float) -> float:
 
 
 def as_leader(here: bool) -> bool:
-    """What the first process says; all of them must ask."""
+    """Returns what the first process says; all of them must ask."""
     if jax.process_count() == 1:
         return here
     return bool(multihost_utils.broadcast_one_to_all(np.array(here)))

@@ -1,4 +1,4 @@
-"""What a run tells while it runs: one line of progress on the console."""
+"""The progress of a run: one line of progress on the console."""
 
 from __future__ import annotations
 

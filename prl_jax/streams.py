@@ -14,7 +14,7 @@ import jax
 
 
 class Stream(enum.Enum):
-    """What random numbers are for: whether a stage draws anew in each step, and the number that is folded in.
+    """The purpose of random numbers: whether a stage draws anew in each step, and the number that is folded in.
 
     Where a stream without steps has its number, the others have the step, and below it their own: what begins at 2**16
     is out of the way of the steps that a stage has.

@@ -1,4 +1,4 @@
-"""What a model directory says of its model, without the model: `model.json` of a stage, or Hugging Face's files."""
+"""The card of a model directory, read without the model: `model.json` of a stage, or Hugging Face's files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MOST_NEW_TOKENS = 1024  # of a response where nobody says how long it may be
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """What a stage directory says of its model.
+    """The card of a stage directory's model.
 
     Attributes:
       kind: "policy", "scalar_judge" or "generative_judge".
@@ -93,7 +93,7 @@ class ModelCard:
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """What a directory in Hugging Face's format does not say of its model.
+    """Settings that a directory in Hugging Face's format does not hold.
 
     Attributes:
       max_prompt, max_response: tokens to use it with; 0 for what its context leaves.
@@ -187,7 +187,7 @@ def check_lengths(card: ModelCard, where: Path | str) -> None:
 
 
 def read_card(directory: Path, defaults: Defaults = NO_DEFAULTS) -> ModelCard:
-    """What a model directory says of its model; a directory that holds none is a `UserError`."""
+    """Returns the card of a model directory; a directory that holds no model is a `UserError`."""
     path = directory / MODEL_FILE
     if not local_path(directory).is_dir():
         raise UserError(f"{directory}: no such directory; give {_EXPECTED}")
@@ -270,6 +270,6 @@ def _with_arguments(card: ModelCard, defaults: Defaults) -> ModelCard:
 
 
 def export_card(card: ModelCard) -> dict[str, Any]:
-    """What `EXPORT_FILE` says of an exported model beside its config.json."""
+    """Returns the card in `EXPORT_FILE`, which an export keeps beside its config.json."""
     fields = dataclasses.asdict(card)
     return {key: fields[key] for key in ("kind", "max_prompt", "max_response", "template", "merge", "template_args")}

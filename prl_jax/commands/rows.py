@@ -1,4 +1,4 @@
-"""What `prl judge` and `prl generate` share: the rows of a file, read, measured and worked on batch by batch."""
+"""The rows of a file, read, measured and worked on batch by batch, for `prl judge` and `prl generate`."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def directories(model: Path, card: ModelCard) -> list[Path]:
 def origin_of(
     command: str, model: Path, card: ModelCard, records: Records, options: RowOptions, **values: Any
 ) -> dict[str, Any]:
-    """What the rows of an output depend on."""
+    """Returns all that the rows of an output depend on."""
     assert records.fingerprint is not None
     return {
         "command": command,

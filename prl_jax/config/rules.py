@@ -1,4 +1,4 @@
-"""What a kind of stage may be given, as data. A config is held against it before anything runs."""
+"""The rules of a kind of stage, as data. A config is held against it before anything runs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the stages of a config hold and call, as abstract arrays."""
+"""Abstract arrays in place of those that the stages of a config hold, and the functions that they call."""

@@ -32,7 +32,7 @@ from prl_jax.types import TokenRows
 # What data no plan reads would tell; schedules of optimizers depend on it, no cost does.
 EXAMPLES = 100_000
 Held = Mapping[str, Any]
-"""What a stage holds, by what it is: `{"policy": ...}`. Models that share arrays share abstract arrays."""
+"""Models that a stage holds, by their part in it: `{"policy": ...}`. Those that share arrays share abstract arrays."""
 
 
 class Tokens(NamedTuple):
@@ -53,8 +53,8 @@ class AbstractJudge(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AbstractModels:
-    """What the stages of a config load and make (`runs.models.Models`). Models that share arrays in memory share
-    abstract arrays here.
+    """The models that the stages of a config load and make (`runs.models.Models`). Models that share arrays in
+    memory share abstract arrays here.
 
     Names of models are those of a config: a stage, a model directory (its config.json is enough), or "" for one made
     from scratch.
@@ -71,7 +71,7 @@ class AbstractModels:
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """Of the models that the run makes from scratch."""
+        """The size of the vocabulary of models that the run makes from scratch."""
         section = self.config.tokenizer
         if section.kind == "huggingface":
             return HFTokenizer(Path(section.path)).vocab_size
@@ -92,7 +92,7 @@ class AbstractModels:
         return SamplingConfig(self.card(name).max_response, (tokens.stop,), tokens.pad, **values)
 
     def decoder_config(self, name: str) -> DecoderConfig:
-        """Of a model as it is stored, its adapters merged."""
+        """The config of a model as it is stored, its adapters merged."""
         if is_directory(name):
             return dataclasses.replace(self.card(name).config, lora=None)
         if not name:
@@ -197,7 +197,7 @@ def _another(model: Any) -> Any:
 
 
 def bytes_per_device(tree: Any) -> float:
-    """Of the different abstract arrays of a pytree; one that is there twice counts once."""
+    """Returns the bytes of the different abstract arrays of a pytree; one that occurs twice counts once."""
     return float(sum(_bytes(leaf) for leaf in {id(leaf): leaf for leaf in jax.tree.leaves(tree)}.values()))
 
 

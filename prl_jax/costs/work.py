@@ -170,5 +170,5 @@ def flops(decoder: DecoderConfig, length: int, logits: int) -> float:
 
 
 def passes(decoder: DecoderConfig) -> int:
-    """What forward and backward pass cost, in forward passes; frozen parameters need no gradient."""
+    """Returns the cost of forward and backward pass, in forward passes; frozen parameters need no gradient."""
     return 1 + (1 if decoder.lora is not None else 2) + decoder.remat

@@ -149,7 +149,7 @@ def two_responses(row: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _pair_advice(row: Mapping[str, Any]) -> str:
-    """What to do with a row of `two_responses`; "" for another row."""
+    """Returns advice on a row of `two_responses`; "" for another row."""
     keys = two_responses(row)
     if not keys:
         return ""

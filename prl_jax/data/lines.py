@@ -148,7 +148,7 @@ class Lines:
 
 
 class _Damaged(Exception):
-    """What is wrong with a gzip file."""
+    """An error that says what is wrong with a gzip file."""
 
 
 def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:

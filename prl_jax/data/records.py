@@ -1,4 +1,4 @@
-"""What training, judging and sampling read: pairs, demonstrations and prompts. Imports no jax."""
+"""Records that training, judging and sampling read: pairs, demonstrations and prompts. Imports no jax."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -237,7 +237,7 @@ def _tfds_fingerprint(builder: Any, rows: int) -> Fingerprint:
 
 
 def _plain(value: Any) -> Any:
-    """What TFDS hands out, as plain Python: bytes become text, arrays lists, a dict of role and content
+    """Returns a value of TFDS as plain Python: bytes become text, arrays lists, a dict of role and content
     columns a list of turns."""
     if isinstance(value, Mapping):
         plain = {key: _plain(item) for key, item in value.items()}

@@ -1,1 +1,1 @@
-"""What is checked and measured before the first stage starts."""
+"""Checks and measurements before the first stage starts."""

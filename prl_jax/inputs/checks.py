@@ -1,5 +1,5 @@
-"""What a config alone tells of a run before it starts, so that a mistake in the last stage does not show after the
-first ones. What the files that a run reads tell is in inputs.py."""
+"""Checks of a run by its config alone, before it starts, so that a mistake in the last stage does not show after the
+first ones. Checks of the files that a run reads are in checks_of_data.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the files that a run reads tell of it before it starts. What its config tells is in checks.py.
+"""Checks of the files that a run reads, before it starts. Checks of its config are in checks.py.
 
 Every record is parsed, rendered and measured by the tokenizers of the models that will read it, so that a conversation
 that a chat template refuses shows with its file and line before the first stage, not in the middle of one.
@@ -169,7 +169,7 @@ def _check_source(
 
 
 def _check_words(context: StageContext, tokenizer: Tokenizer) -> None:
-    """What a stage's template and the chat template add leaves room in a row; its words are tokens."""
+    """Checks that a stage's template and the chat template leave room in a row, and that its words are tokens."""
     section, words = context.section, KINDS[context.section.kind].words
     if "max_prompt" in section:
         with naming(f"{context.name}.max_prompt"):

@@ -54,8 +54,8 @@ class Measurements:
         return self._records[name]
 
     def __call__(self, context: StageContext, key: str, what: str, reader: Reader) -> Measured:
-        """What all the records of a stage's source `key` are to a reader. Errors: `UserError` for a file that cannot
-        be opened."""
+        """Measures all the records of a stage's source `key` as a reader takes them. Errors: `UserError` for a
+        file that cannot be opened."""
         name = (source_key(value_at(context.section, key), what), reader)
         if name not in self._found:
             self._found[name] = self._measured(context, key, what, self.records(context, key, what), reader)
@@ -95,7 +95,7 @@ class Measurements:
     def _made_from(
         self, context: StageContext, source: ConfigDict, what: str, records: Records, reader: Reader
     ) -> dict[str, Any]:
-        """What the numbers follow from, as JSON holds it."""
+        """Returns all that the numbers follow from, as JSON holds it."""
         name, fingerprint = reader.tokenizer, records.fingerprint
         assert fingerprint is not None
         if name is not None and name not in self._identities:
@@ -114,7 +114,7 @@ class Measurements:
 
 
 def _template_args(context: StageContext, name: str | None) -> dict[str, Any]:
-    """What the chat template of a reader's tokenizer is given beside the conversation."""
+    """Returns what the chat template of a reader's tokenizer is given beside the conversation."""
     card = read_card(Path(name), context.defaults) if name else context.defaults
     return dict(card.template_args)
 

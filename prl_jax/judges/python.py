@@ -157,7 +157,7 @@ def _from_name(name: str, path: str) -> Any:
 
 
 def _called(name: str, function: Callable[..., Any], *columns: list[Any]) -> Any:
-    """What a function returns; its exception as a `UserError` that names it."""
+    """Returns what a function returns, and raises its exception as a `UserError` that names it."""
     try:
         return function(*columns)
     except Exception as error:

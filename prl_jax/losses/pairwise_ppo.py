@@ -94,7 +94,7 @@ def pairwise_rl_reward(
 
 
 def even_reward(f: str = "id") -> float:
-    """What `pairwise_rl_reward` gives for an even match: where a critic starts.
+    """Returns `pairwise_rl_reward` of an even match: where a critic starts.
 
     If the policy equals its opponent then `E[p] = 1/2`, at every token, so that a critic that starts here has nothing
     to unlearn.

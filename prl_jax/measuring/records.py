@@ -37,7 +37,7 @@ _NAMED = 20  # keys that nothing reads
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What `N` records are.
+    """Measurements of `N` records.
 
     Attributes:
       lengths: column -> `[N]` tokens; 0 where a record has no such text.

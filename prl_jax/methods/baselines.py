@@ -15,7 +15,7 @@ from prl_jax.types import LossOutput
 
 
 class Values(NamedTuple):
-    """What a critic says: `[N, T]` values before each token of the response, `[N]` behind the last one."""
+    """The values of a critic: `[N, T]` before each token of the response, `[N]` behind the last one."""
 
     before: Float[Array, "N T"]
     after: Float[Array, "N"]
@@ -125,7 +125,7 @@ class Critic:
 
 
 class _OfResponses:
-    """What baselines without a critic share: one advantage a response, which all of its tokens get."""
+    """Baselines without a critic: each response has one advantage, which all of its tokens get."""
 
     reads_values: ClassVar[bool] = False
 

@@ -43,7 +43,7 @@ class Regulariser(Protocol):
     def reward(
         self, logp: Float[Array, "N T"], logp_ref: Float[Array, "N T"], coefficient: Float[Array, ""]
     ) -> Float[Array, "N T"]:
-        """What each token adds to the reward."""
+        """Returns what each token adds to the reward."""
         ...
 
     def terms(
@@ -64,7 +64,7 @@ class Regulariser(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _KL:
-    """What all have in common: the entropy bonus, and how the coefficient starts and is steered."""
+    """The parts that all regularisers share: the entropy bonus, and how the coefficient starts and is steered."""
 
     inside: ClassVar[bool] = False
     coefficient: float = 0.05

@@ -16,7 +16,7 @@ from prl_jax.methods.checks import check_range, check_word
 
 
 class Judgements(NamedTuple):
-    """What a judge said of `N` responses and up to `M` opponents of each; what was not asked is None.
+    """A judge's answers on `N` responses and up to `M` opponents of each; what was not asked is None.
 
     Attributes:
       mask: `[N, M]` bool, the opponents that were met.

@@ -20,7 +20,7 @@ from prl_jax.types import LossOutput
 
 
 class Frozen(NamedTuple):
-    """What stays fixed while a surrogate is minimised, of `N` responses of up to `T` tokens.
+    """The arrays that stay fixed while a surrogate is minimised, for `N` responses of up to `T` tokens.
 
     Attributes:
       logp_old, logp_ref: `[N, T]` log-probs under the policy that sampled and under the reference.
@@ -107,7 +107,7 @@ class TokenClip:
 
 
 class _OfPairs:
-    """What losses of pairs share: rows 0 and 1, 2 and 3, ... are two responses to one prompt.
+    """Losses of pairs: rows 0 and 1, 2 and 3, ... are two responses to one prompt.
 
     A pair trains the policy where both of its responses do.
     """

@@ -29,7 +29,7 @@ class Cache(NamedTuple):
 
 
 class Prefilled(NamedTuple):
-    """What is known when the prompts are read: the last hidden state of every row, and the cache."""
+    """The state once the prompts are read: the last hidden state of every row, and the cache."""
 
     hidden: Float[Array, "B D"]
     cache: Cache

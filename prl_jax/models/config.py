@@ -1,4 +1,4 @@
-"""What a decoder looks like, as data: one architecture, whose families differ in these fields alone."""
+"""The shape of a decoder, as data: one architecture, whose families differ in these fields alone."""
 
 from __future__ import annotations
 

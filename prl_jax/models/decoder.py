@@ -46,7 +46,7 @@ class Decoder(nnx.Module):
 
     @property
     def logit_softcap(self) -> float | None:
-        """What the logits are soft-capped by, as the losses take it."""
+        """The soft cap of the logits, as the losses take it."""
         return self.config.logit_softcap or None
 
     def _embed(self, tokens: Int[Array, "..."], rules: Rules = RULES) -> Float[Array, "... D"]:
@@ -56,7 +56,7 @@ class Decoder(nnx.Module):
         return x * jnp.asarray(self.config.width**0.5, x.dtype) if self.config.embed_scale else x
 
     def _angles(self, positions: Int[Array, "..."]) -> tuple[Rotation, Rotation]:
-        """Of layers with and without the window."""
+        """Returns the angles of layers with and without the window."""
         config = self.config
         far = rotation(positions, config.head_dim, config.rope_theta, config.rope_scaling)
         near = rotation(positions, config.head_dim, config.local_rope_theta) if config.local_rope_theta else far

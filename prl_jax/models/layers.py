@@ -70,7 +70,7 @@ class Linear(nnx.Module):
 
 
 def _decoded(x: Float[Array, "B F"], axis: str) -> Float[Array, "B F"]:
-    """What a matrix gave for the tokens of a decoding step, on the devices that have their rows."""
+    """Lays out what a matrix gave for the tokens of a decoding step on the devices that have their rows."""
     return constrain(constrain(x, "batch", axis, rules=DECODING), "rows", axis)
 
 

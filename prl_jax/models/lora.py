@@ -25,7 +25,7 @@ Tree = TypeVar("Tree")
 
 
 def split(tree: Any) -> tuple[Any, Any]:
-    """What is trained of a tree with decoders in it, and what is not, each with None in the other's places.
+    """Splits a tree with decoders in it into what is trained and what is not, each with None in the other's places.
 
     Everything is trained but the parameters of a decoder with adapters that are no adapters.
     """

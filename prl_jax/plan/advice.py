@@ -9,7 +9,7 @@ from prl_jax.plan.plan import Function, Plan
 
 
 def largest_consumer(function: Function) -> tuple[str, float]:
-    """What takes the most of a device's memory, and its bytes."""
+    """Returns what takes the most of a device's memory, and its bytes."""
     memory = function.memory
     found = {**function.held, "rows": memory.rows, "cache": memory.cache, "temporary memory": memory.temporary}
     name = max(found, key=lambda what: found[what])

@@ -1,4 +1,4 @@
-"""What accelerators can do, per JAX device."""
+"""The speed and memory of accelerators, per JAX device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says before its first stage: how much memory each takes of the devices, and how long that will be."""
+"""The lines that a run prints before its first stage: the memory that each takes of the devices, and its time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PROCESS = 2.0**30
 
 
 class Rates(NamedTuple):
-    """What a device does, as it is: operations and bytes a second."""
+    """The speed of a device: operations and bytes a second."""
 
     flops: float
     bytes: float

@@ -1,4 +1,4 @@
-"""What a compiled program does on one device: its collectives, and the bytes that it reads and writes.
+"""The work of a compiled program on one device: its collectives, and the bytes that it reads and writes.
 
 XLA's own cost analysis counts the body of a loop once. Here everything counts as often as it runs.
 """
@@ -40,7 +40,7 @@ class Collective(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of one call, on one device.
+    """The cost of one call, on one device.
 
     Attributes:
       collectives: one entry for each in the program.
@@ -150,7 +150,7 @@ def _collective(kind: str, times: int, operands: list[Shape], group: int, one: I
 
 
 def _results(one: Instruction) -> tuple[Shape, ...]:
-    """What an instruction gives; the start of an asynchronous one names its operands and counters beside that."""
+    """Returns the results of an instruction; the start of an asynchronous one names operands and counters too."""
     if one.opcode == "all-gather-start":
         return one.shapes[len(one.shapes) // 2 :]
     if one.opcode in ("collective-permute-start", "slice-start"):

@@ -28,7 +28,7 @@ class Shape(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of its elements, without what a layout adds to fill tiles."""
+        """The bytes of its elements, without what a layout adds to fill tiles."""
         bits = re.search(r"\d+", self.dtype)
         size = _BYTES[self.dtype] if self.dtype in _BYTES else int(bits[0]) / 8 if bits else 0
         return math.ceil(self.elements * size)
@@ -76,7 +76,7 @@ class Computation(NamedTuple):
         return next(i for i in self.instructions.values() if i.is_root)
 
     def bytes_of(self, names: tuple[str, ...]) -> int:
-        """Of the arrays that these instructions give."""
+        """Returns the bytes of the arrays that these instructions give."""
         return sum(shape.bytes for name in names for shape in self.instructions[name].shapes)
 
 

@@ -1,4 +1,4 @@
-"""What lies in the memory of a device while a function runs."""
+"""The memory of a device while a function runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a config costs on a slice of accelerators, asked of their compiler before one is booked."""
+"""The cost of a config on a slice of accelerators, asked of their compiler before one is booked."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Function(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a config costs.
+    """The cost of a config.
 
     Attributes:
       topology: its name.
@@ -161,7 +161,7 @@ def _check_names(names: Collection[str], steps: Sequence[Step]) -> None:
 
 
 class _Compiled(NamedTuple):
-    """What a compiler made of a function, or said where it could not, its warnings, and how long it took."""
+    """The program that a compiler made of a function, or its error, its warnings, and how long it took."""
 
     executable: jax.stages.Compiled | None
     refused: str
@@ -186,7 +186,7 @@ def _compile(name: str, lowered: jax.stages.Lowered, tell: Callable[[str], None]
 
 
 def _uncompiled(step: Step, devices: int, chip: Chip | None) -> Function:
-    """What is known without a compiler; enough to tell that some do not fit."""
+    """Returns what is known without a compiler, which is enough to tell that some functions do not fit."""
     memory, flops = memory_of(step, None), count_flops(step.traced.jaxpr) / devices
     fits = False if chip is not None and memory.known > chip.hbm else None
     return Function(step.name, flops, memory, held_bytes(step.held), fits=fits)

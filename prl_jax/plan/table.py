@@ -91,7 +91,7 @@ def _function_json(plan: Plan, function: Function, config: ConfigDict) -> dict[s
 
 
 def _memory_table(plan: Plan) -> list[str]:
-    """What is not compiled has no temporary memory, and a peak that is a lower bound."""
+    """Lays out the memory; what is not compiled has no temporary memory, and its peak is a lower bound."""
     unit = _Unit.of([function.memory.peak for function in plan.functions], _BINARY)
     rows = []
     for function in plan.functions:

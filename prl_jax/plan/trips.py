@@ -26,7 +26,7 @@ def trip_count(computations: Mapping[str, Computation], inside: Computation, loo
 
 
 def _step(computations: Mapping[str, Computation], body: Computation, index: int) -> int | None:
-    """What each run of a loop's body adds to an element of its state; several, where a compiler has unrolled it."""
+    """Returns what a run of a loop's body adds to an element of its state; several where a compiler unrolled it."""
     if body.root.opcode != "tuple":
         return None
     found = _counter(computations, body, body.root.operands[index], ())

@@ -1,4 +1,4 @@
-"""What each stage of a config takes of memory and time, about: told before it starts, without compiling anything.
+"""Rough memory and time of each stage of a config, estimated before it starts, without compiling anything.
 
 What a stage keeps on the devices is exact, from abstract arrays; the rest is estimated (`costs.work`).
 """
@@ -22,7 +22,7 @@ _KEPT_BY_A_CPU = 1.5
 
 
 class Work(NamedTuple):
-    """What a stage takes.
+    """The memory and time of a stage.
 
     Attributes:
       stage: its name.
@@ -50,7 +50,7 @@ class Work(NamedTuple):
 
 
 def expected_work(config: ConfigDict, mesh: Mesh, examples: Callable[[str, str], int]) -> list[Work]:
-    """What each stage takes.
+    """Returns the memory and time of each stage.
 
     Args:
       config: with all lengths given.

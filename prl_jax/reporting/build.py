@@ -103,7 +103,7 @@ def _figures(paths: Mapping[str, Path]) -> dict[str, dict[str, str]]:
 
 
 def _curve_of(run: RunFiles, stage: str) -> str:
-    """What a learning curve is of: the policy's one name, and the stage where its files are."""
+    """Returns the name of a learning curve: the policy's one name, and the stage where its files are."""
     name = arm_name(run, stage)
     return stage if name == stage else f"{name} (stage {stage})"
 

@@ -1,4 +1,4 @@
-"""What a reader has to know before believing the table."""
+"""Caveats that a reader has to know before believing the table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FEW = 30  # prompts below which percentile intervals of a bootstrap are clearly
 
 
 def caveats(runs: Sequence[RunFiles]) -> list[str]:
-    """What a reader has to know before believing the table."""
+    """Returns what a reader has to know before believing the table."""
     reasons = obstacles(runs)
     notes = [*reasons, _seeds(runs, pooled=not reasons)]
     of_runs = [[*_of_judges(run), *_of_prompts(run), *_written_notes(run.summary), *run.missing] for run in runs]

@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences that claim no more than the numbers do."""
+"""The result in words, in sentences that claim no more than the numbers do."""
 
 from __future__ import annotations
 

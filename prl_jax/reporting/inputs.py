@@ -114,7 +114,7 @@ def _in_words_of_today(value: Any) -> Any:
 
 
 def _faults_of_wins(path: Path, summary: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the file that keeps every win of an evaluation. The report's figures are those of
+    """Returns what is wrong with the file that keeps every win of an evaluation. The report's figures are those of
     `summary.json`, which were made from it."""
     name = f"{path.parent.name}/{path.name}"
     consequence = "the wins behind the table, prompt by prompt, are lost"

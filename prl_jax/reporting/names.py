@@ -1,4 +1,4 @@
-"""What a config says of a run's policies: what each is called, what it is compared with, on which prompts."""
+"""Names from a run's config: of its policies, of what each is compared with, of the prompts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def evaluation_of(run: RunFiles) -> Mapping[str, Any]:
 
 
 def called(model: str) -> str:
-    """What a stage, or a model directory, is called."""
+    """Returns the name of a stage, or of a model directory."""
     return PurePath(model).name or model
 
 
@@ -47,17 +47,17 @@ def arm_name(run: RunFiles, stage: str) -> str:
 
 
 def start_of(run: RunFiles, stage: str) -> str:
-    """What the policy of a stage started from, which its curve compares it with; "" where nothing tells."""
+    """Returns what the policy of a stage started from, which its curve compares it with; "" where nothing tells."""
     return called(str(section_of(run, stage).get("policy") or ""))
 
 
 def opponent_of(run: RunFiles) -> str:
-    """What the arms of the final table are compared with; "" where nothing tells."""
+    """Returns what the arms of the final table are compared with; "" where nothing tells."""
     return str(run.summary.get("opponent") or "")
 
 
 def kl_caption(run: RunFiles) -> str:
-    """What the figure of win rates over KL shows, and where it differs from the final table."""
+    """Returns what the figure of win rates over KL shows, and where it differs from the final table."""
     text = "How much each policy won for how far it moved, from step 0 on; KL is that of the responses of the step. "
     text += "All policies that start from the same one meet the same samples of it."
     final = evaluation_of(run)

@@ -197,7 +197,7 @@ def position_table(run: RunFiles) -> Table:
 
 
 def _what(stage: StageFiles) -> str:
-    """What a stage is called in the table of stages."""
+    """Returns the name of a stage's kind in the table of stages."""
     return "reward model" if stage.role == JUDGE else (stage.kind or stage.role).replace("_", " ")
 
 

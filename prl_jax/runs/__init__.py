@@ -1,1 +1,1 @@
-"""What a run is made of: its folder, its stages' surroundings, progress, stopping and continuing."""
+"""The parts of a run: its folder, its stages' surroundings, progress, stopping and continuing."""

@@ -38,7 +38,7 @@ class BestSoFar:
         return self.step == n
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes, fit for JSON."""
+        """The state that `restore` takes, fit for JSON."""
         return {"step": self.step, "value": self._value}
 
     def restore(self, state: Mapping[str, Any], checkpoints: Checkpoints) -> None:

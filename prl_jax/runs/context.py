@@ -1,4 +1,4 @@
-"""What every stage is given, and the few things that they do alike."""
+"""The surroundings of every stage, and the few things that all stages do alike."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class StageContext:
 
     @property
     def defaults(self) -> Defaults:
-        """What Hugging Face directories do not say of their models."""
+        """The settings of models that Hugging Face directories do not hold."""
         return model_defaults(self.config)
 
     @property
@@ -138,7 +138,7 @@ def is_directory(name: str) -> bool:
 
 
 def model_defaults(config: ConfigDict) -> Defaults:
-    """What a config says of models whose Hugging Face directories do not say it."""
+    """Returns what a config says of models where their Hugging Face directories do not."""
     return Defaults(**config.huggingface.to_dict(), dtype=config.model.dtype, remat=config.model.remat)
 
 

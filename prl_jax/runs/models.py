@@ -71,8 +71,8 @@ class Models(Protocol):
         """A policy that is not trained, its adapters merged."""
 
     def trainable(self, stage: str, *, stream: Stream = Stream.ADAPTERS) -> Decoder:
-        """What a stage trains: a copy of what it starts from, in float32; or the same arrays with adapters, which have
-        other random numbers in each stream; or a new model."""
+        """Returns the model that a stage trains: a copy of what it starts from, in float32; or the same arrays with
+        adapters, which have other random numbers in each stream; or a new model."""
 
     def scalar(self, decoder: Decoder, *, bias: float | None = None) -> ScalarModel:
         """A decoder with a scalar head; a bias belongs to a critic."""
@@ -167,7 +167,7 @@ def named_judge(context: StageContext, name: str, *, batch_size: int, trunks: Tr
 
 
 def origin_of(context: StageContext) -> dict[str, Any]:
-    """What the card of a stage's model says of where the model comes from."""
+    """Returns the part of a card that says where a stage's model comes from."""
     start = start_of(context.section)
     if not start:
         return {}

@@ -1,4 +1,4 @@
-"""What a stage without steps has done so far, so that an interrupted one goes on from there."""
+"""The pieces that a stage without steps has done so far, so that an interrupted one goes on from there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Pieces:
         self._context, self._total, self._shown, self._done = context, total, shown, 0
 
     def __call__(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` gives, which JSON holds: from the file of an earlier attempt, else made now.
+        """Returns what `make` gives, which JSON holds: from the file of an earlier attempt, else made now.
 
         Args:
           name: of the file, another for each piece.

@@ -1,4 +1,4 @@
-"""What a training stage lets one see while it trains: metrics, samples, times of steps, progress, a profile."""
+"""The signs of a stage while it trains: metrics, samples, times of steps, progress, a profile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every stage that trains does beside its steps: checkpoints, metrics, samples, progress, stopping, continuing."""
+"""The work of a training stage beside its steps: checkpoints, metrics, samples, progress, stopping, continuing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Count:
 
 @dataclasses.dataclass(frozen=True)
 class Training(Generic[State]):
-    """What a stage trains.
+    """A stage's training, as data.
 
     Attributes:
       card, tokenizer: of the model directory.

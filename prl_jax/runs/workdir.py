@@ -88,7 +88,7 @@ class Workdir:
         write_json(self.stage(name) / RESULT_FILE, result)
 
     def _read_config(self) -> tuple[dict[str, Any] | None, dict[str, Fingerprint], dict[str, dict[str, str]]]:
-        """What `config.json` holds, None where there is none, and the data and models that it knows."""
+        """Returns what `config.json` holds, None where there is none, and the data and models that it knows."""
         path = self.path / CONFIG_FILE
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file, expected a folder for --workdir")
@@ -140,7 +140,7 @@ def _check_same(path: Path, known: Mapping[str, Any], given: Mapping[str, Any]) 
 
 
 def _difference(before: Fingerprint, now: Fingerprint) -> str:
-    """What the user can see of it: sizes and rows where they differ, the beginning of the checksums."""
+    """Returns a difference that the user can see: sizes and rows where they differ, the beginning of the checksums."""
     parts = [
         f"{getattr(before, field):,} {what} then, {getattr(now, field):,} now"
         for field, what in (("rows", "rows"), ("size", "bytes"))

@@ -1,4 +1,4 @@
-"""What a stage of anchors holds and calls, told before it runs."""
+"""The models and functions of a stage of anchors, estimated before it runs."""
 
 from __future__ import annotations
 

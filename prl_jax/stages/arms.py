@@ -42,7 +42,7 @@ class Arm(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What becomes of the arms: parts of `summary.json`, and the rows of `wins.jsonl` and `samples.jsonl`."""
+    """The results of the arms: parts of `summary.json`, and the rows of `wins.jsonl` and `samples.jsonl`."""
 
     summary: dict[str, Any]
     wins: list[dict[str, Any]]
@@ -50,7 +50,7 @@ class Table(NamedTuple):
 
 
 def called(name: str) -> str:
-    """What a stage or model directory is called for readers."""
+    """Returns the name of a stage or model directory for readers."""
     return PurePath(name).name or name
 
 

@@ -29,12 +29,12 @@ def declare(**values: Any) -> dict[str, Any]:
 
 
 def planned_card(section: ConfigDict) -> ModelCard:
-    """What the stage's model directory will say of its model, as far as a config tells."""
+    """Returns the card that the stage's model will have, as far as a config tells."""
     return ModelCard("scalar_judge", {}, section.max_prompt, section.max_response)
 
 
 def objective(section: ConfigDict, verdicts: tuple[int, int]) -> Objective:
-    """What the section asks to be fitted; scores have no verdicts."""
+    """Returns the objective that the section asks for; scores have no verdicts."""
     return bradley_terry_objective(label_smoothing=section.label_smoothing, center=section.center)
 
 

@@ -1,4 +1,4 @@
-"""What a config file imports: `build`, the sections that stages share, and the section of each kind of stage."""
+"""Names for config files: `build`, the sections that stages share, and the section of each kind of stage."""
 
 from typing import Any
 

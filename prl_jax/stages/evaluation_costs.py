@@ -1,4 +1,4 @@
-"""What an evaluation holds and calls, told before it runs."""
+"""The models and functions of an evaluation, estimated before it runs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def held(models: AbstractModels, name: str) -> Iterator[Held]:
 
 
 def calls(estimate: Estimate, name: str) -> Iterator[Call]:
-    """What sampling and judging take, about."""
+    """Yields rough costs of sampling and judging."""
     section, models = estimate.config[name], estimate.models
     for key in section.judges:
         yield from estimate.judge(models.judge(key), section.batch_size, 2 * estimate.examples(name, "pairs"))

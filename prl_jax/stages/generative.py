@@ -58,13 +58,13 @@ def check_words(section: ConfigDict, tokenizer: Tokenizer) -> None:
 
 
 def planned_card(section: ConfigDict) -> ModelCard:
-    """What the stage's model directory will say of its model, as far as a config tells."""
+    """Returns the card that the stage's model will have, as far as a config tells."""
     merge = trained_merge(section.form) if section.merge == "auto" else section.merge
     return ModelCard("generative_judge", {}, section.max_length, 1, dataclasses.asdict(template_of(section)), merge)
 
 
 def objective(section: ConfigDict, verdicts: tuple[int, int]) -> Objective:
-    """What the section asks to be fitted; `verdicts` are the tokens of its words."""
+    """Returns the objective that the section asks for; `verdicts` are the tokens of its words."""
     return generative_objective(verdicts, form=section.form, w_ce=section.w_ce, w_cons=section.w_cons)
 
 

@@ -40,7 +40,7 @@ class Reads(NamedTuple):
 
 
 def nothing(*_: Any) -> Iterator[Any]:
-    """What a stage that only handles text takes of the devices."""
+    """Returns no costs, for a stage that only handles text."""
     return iter(())
 
 
@@ -50,7 +50,7 @@ def batch_size_down(section: ConfigDict, stage: str, function: str, mesh: Mappin
 
 
 class Costs(NamedTuple):
-    """What a stage costs, told before it runs. The models are built by the same construction that the run uses.
+    """The costs of a stage, estimated before it runs. The models are built by the same construction that the run uses.
 
     Attributes:
       functions: `(models, stage) -> the functions that it runs on the devices`, in the order of their first calls.
@@ -137,7 +137,7 @@ class Checking:
         return is_directory(name) or bool(self.kind(name).writes)
 
     def card(self, model: str) -> ModelCard:
-        """What the directory of a model says, or will say, of it: of a stage, or a model directory."""
+        """Returns the card that the model of a stage, or of a model directory, has or will have."""
         if is_directory(model):
             return read_card(Path(model), model_defaults(self.config))
         section, kind = self.config[model], self.kind(model)

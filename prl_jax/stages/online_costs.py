@@ -1,4 +1,4 @@
-"""What a stage that trains a policy on its own samples holds and calls, told before it runs."""
+"""The models and functions of a stage that trains a policy on its own samples, estimated before it runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def functions(models: AbstractModels, name: str) -> Iterator[Step]:
 
 
 def _learning(models: AbstractModels, name: str, built: Learner, held: Held) -> Iterator[Step]:
-    """What follows on a rollout and its rewards."""
+    """Yields the functions that follow on a rollout and its rewards."""
     section, rows, token_rows, card = models.config[name], models.rows, models.token_rows, built.reference.card
     size, before, room = section.prompts_per_step * section.group_size, card.max_prompt, card.max_response
     method, pieces = built.method, dict(method=built.method, schedule=built.schedule)
@@ -86,7 +86,7 @@ def _holding(built: Learner) -> Held:
 
 
 def calls(estimate: Estimate, name: str) -> Iterator[Call]:
-    """What sampling, judging, freezing, the update and evaluations take, about."""
+    """Yields rough costs of sampling, judging, freezing, the update and evaluations."""
     models, section = estimate.models, estimate.config[name]
     method, size = method_in(section), section.prompts_per_step * section.group_size
     card, steps = models.card(section.policy), steps_of(section, name, estimate.examples(name, "prompts"))

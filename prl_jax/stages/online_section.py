@@ -1,4 +1,4 @@
-"""What a stage that trains a policy on its own samples may be given, and what is checked of it before anything runs."""
+"""The section of a stage that trains a policy on its own samples, and its checks before anything runs."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ SAMPLES_A_STEP = 4  # rows of samples.jsonl
 
 
 class Setup(NamedTuple):
-    """What a step needs beside its state."""
+    """The surroundings of a step, beside its state."""
 
     context: StageContext
     method: Method
@@ -130,7 +130,7 @@ def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
 
 
 def critic_context(setup: Setup, done: Step) -> CriticContext | None:
-    """What the critic reads before the response: the prompt, and before it the opponent that the response has met."""
+    """Returns what the critic reads before the response: the prompt, and before it the opponent that it met."""
     baseline, mesh = setup.method.baseline, setup.context.mesh
     if not isinstance(baseline, Critic):
         return None

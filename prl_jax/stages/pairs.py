@@ -1,4 +1,4 @@
-"""What both reward models share: pairs of responses in, a judge out."""
+"""The part that both reward models share: pairs of responses in, a judge out."""
 
 from __future__ import annotations
 

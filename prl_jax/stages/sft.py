@@ -40,7 +40,7 @@ def declare(**values: Any) -> dict[str, Any]:
 
 
 def planned_card(section: ConfigDict) -> ModelCard:
-    """What the stage's model directory will say of its model, as far as a config tells."""
+    """Returns the card that the stage's model will have, as far as a config tells."""
     return ModelCard("policy", {}, section.max_prompt, section.max_response)
 
 

@@ -1,4 +1,4 @@
-"""What SFT and both reward models share: batches in, a trained model out."""
+"""The part that SFT and both reward models share: batches in, a trained model out."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ CHECKS = (check_context, check_accumulation, check_adapters)
 
 
 class Fit(NamedTuple):
-    """What the stages that fit a model to records differ in.
+    """The differences between the stages that fit a model to records.
 
     Attributes:
       objective: `(section, tokens of both verdicts) -> what is fitted`.

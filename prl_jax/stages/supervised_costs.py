@@ -1,4 +1,4 @@
-"""What SFT and reward models hold and call, told before they run."""
+"""The models and functions of SFT and reward models, estimated before they run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from prl_jax.types import ComparedPairs, ScoredPairs, SFTBatch
 
 
 def fitting_costs(fit: Fit) -> Costs:
-    """What it costs to fit a model."""
+    """Returns the costs of fitting a model."""
     return Costs(
         functions=functools.partial(_functions, fit),
         held=functools.partial(_held, fit),

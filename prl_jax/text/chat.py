@@ -28,7 +28,7 @@ class Turn(NamedTuple):
 
 
 Prompt = tuple[Turn, ...]
-"""What a response answers: turns, the last of which is the user's."""
+"""The conversation that a response answers: turns, the last of which is the user's."""
 
 
 def prompt_text(prompt: Prompt) -> str:

@@ -1,4 +1,4 @@
-"""What the tokenizers share: text cleaning, their file, error texts."""
+"""The parts that the tokenizers share: text cleaning, their file, error texts."""
 
 from pathlib import Path
 from typing import Any

@@ -125,7 +125,7 @@ class HFTokenizer:
         return ids
 
     def user_frame(self) -> tuple[list[int], list[int]]:
-        """What the chat template writes before and after the content of a lone user turn, the assistant's opening
+        """The text that the chat template writes before and after a lone user turn's content, the assistant's opening
         included."""
         if self._user_frame is None:  # each row of a judge asks for it
             frame = self._frame("user", generate=True)
@@ -147,7 +147,7 @@ class HFTokenizer:
             )
 
     def _frame(self, *roles: str, generate: bool) -> list[str]:
-        """What the chat template writes around the contents of turns of these roles."""
+        """Returns what the chat template writes around the contents of turns of these roles."""
         messages = [{"role": role, "content": _hold(i)} for i, role in enumerate(roles)]
         return _HELD.split(self._render(messages, generate=generate))[::2]
 
@@ -219,7 +219,7 @@ class HFTokenizer:
         return end, (before, after), opening
 
     def _missing_opening(self, alone: str, answered: str) -> str:
-        """What stands between a question and its answer, beyond what stands behind a question alone."""
+        """Returns what stands between a question and its answer, beyond what stands behind a question alone."""
         if not answered.startswith(alone):
             raise UserError(
                 f"{self._where}: the chat template has no generation prompt (add_generation_prompt changes nothing), "

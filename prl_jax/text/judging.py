@@ -180,7 +180,7 @@ def _plain_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
 
 
 def _user_frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """What stands around the content of a lone user turn in the tokenizer's chat template."""
+    """Returns what stands around the content of a lone user turn in the tokenizer's chat template."""
     if isinstance(tokenizer, HFTokenizer):
         return tokenizer.user_frame()
     return [role_id(tokenizer, "user")], [tokenizer.eos_id, role_id(tokenizer, "assistant")]
@@ -197,7 +197,7 @@ def _structural(tokenizer: Tokenizer, name: str) -> int:
 
 
 def _answer(tokenizer: Tokenizer, template: JudgeTemplate) -> tuple[list[int], tuple[int, int]]:
-    """What the verdict directly follows, and the two verdict tokens there.
+    """Returns what the verdict directly follows, and the two verdict tokens there.
 
     Some vocabularies join a word with the space before it (" Y"), some do not ("Y"): the space goes to the side where
     both verdicts are single tokens.

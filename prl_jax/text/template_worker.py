@@ -53,7 +53,7 @@ def environment():
 
 
 def answer(env, request):
-    """What a request asks for: the text of a template, or the names that it reads."""
+    """Returns the answer to a request: the text of a template, or the names that it reads."""
     import jinja2.meta
 
     if "names" in request:

@@ -81,7 +81,7 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """What the worker answers: one object, with the key "error" where it failed."""
+        """Returns the worker's answer: one object, with the key "error" where it failed."""
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
             if self._process is not None and self._process.poll() is not None:  # somebody else has ended it

@@ -21,7 +21,7 @@ _VOCAB_MULTIPLE = 16  # embedding rows come in multiples of this, so that matrix
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the package asks of a tokenizer.
+    """The methods of a tokenizer that the package uses.
 
     Attributes:
       vocab_size: number of embedding rows needed; every id is below it.

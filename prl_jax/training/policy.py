@@ -60,7 +60,7 @@ class Schedule:
 
 
 class PolicyState(NamedTuple):
-    """What an update carries from one step to the next.
+    """The state that an update carries from one step to the next.
 
     Attributes:
       policy: with its optimizer.
@@ -77,14 +77,14 @@ class PolicyState(NamedTuple):
 
 
 class CriticContext(NamedTuple):
-    """What the critic reads before the response: `[N, C]` tokens and mask, left-padded."""
+    """The critic's input before the response: `[N, C]` tokens and mask, left-padded."""
 
     tokens: Int[Array, "N C"]
     mask: Bool[Array, "N C"]
 
 
 class Critique(NamedTuple):
-    """What trains the critic on `N` responses of up to `T` tokens.
+    """The arrays that train the critic on `N` responses of up to `T` tokens.
 
     Attributes:
       rows: `[N, C + T]`, what it reads.

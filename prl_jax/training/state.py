@@ -1,4 +1,4 @@
-"""What a training step carries from one step to the next."""
+"""The state that a training step carries from one step to the next."""
 
 from __future__ import annotations
 

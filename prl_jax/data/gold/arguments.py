@@ -17,7 +17,7 @@ _TRAIN_ROWS = {"preference": 24_000, "sft": 12_000, "prompt": 4_000}
 
 @dataclasses.dataclass(frozen=True)
 class GoldArguments:
-    """What decides the rows of the built-in data.
+    """The arguments that decide the rows of the built-in data.
 
     Attributes:
       seed: seed of everything that is sampled.

@@ -29,7 +29,7 @@ _TEXTS = {"preference": ("chosen", "rejected"), "sft": ("response",), "prompt": 
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
-    """Of data that nobody else has prepared: TFDS would ask Google's servers, and leave an empty folder in /tmp."""
+    """Data that nobody else has prepared: TFDS would ask Google's servers, and leave an empty folder in /tmp."""
 
     def initialize_from_bucket(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""What is sampled: tasks, imperfect demonstrations, and pairs of responses that tell nothing without the prompt.
+"""Tasks, imperfect demonstrations, and pairs of responses that tell nothing without the prompt.
 
 Wrong content is always the right content of *another* payload (edited in one or two places, or unrelated), never an
 edited response: whatever a response-only judge could recognise as broken, both sides would have.

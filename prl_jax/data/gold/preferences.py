@@ -25,7 +25,7 @@ _FORMED_SCALE = 1.6  # annotators look closer where a form is asked for
 
 
 class Attributes(NamedTuple):
-    """What the utility is made of, each in [0, 1]."""
+    """The parts of the utility, each in [0, 1]."""
 
     correctness: float
     form: float
@@ -158,7 +158,7 @@ def annotate(p_star: float, *, noise: float, ties: float) -> tuple[float, float,
 def label_distribution(
     prompt: str, first: str, second: str, *, noise: float, ties: float, intransitivity: float
 ) -> tuple[float, float, float]:
-    """What an annotator says: probabilities of (first, tie, second).
+    """Returns the probabilities that an annotator says first, tie, second.
 
     A tie has probability `ties * 4 p* (1 - p*)`, so `ties` at p* = 1/2 and less away from it; what is not a tie is a
     sample of p* that is flipped with probability `noise`. The truth that calibration is measured against is

@@ -133,7 +133,7 @@ def _load(
 def _programs(
     shape: tuple[int, ...], dtype: np.dtype, stacked: bool, transposed: bool, sharding: NamedSharding
 ) -> tuple[Callable[[], jax.Array | None], Callable[[jax.Array | None, jax.Array, int | jax.Array], jax.Array]]:
-    """What makes room for a parameter, and what puts a tensor of the checkpoint into it."""
+    """Returns a function that makes room for a parameter, and one that puts a tensor of the checkpoint into it."""
 
     def put(array: jax.Array | None, piece: jax.Array, layer: int | jax.Array) -> jax.Array:
         piece = (piece.T if transposed else piece).astype(dtype)

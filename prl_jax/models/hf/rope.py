@@ -1,4 +1,4 @@
-"""What `config.json` says about rotary positions: `rope_theta` and `rope_scaling`, or the newer `rope_parameters`."""
+"""Rotary positions as `config.json` says them: `rope_theta` and `rope_scaling`, or the newer `rope_parameters`."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _scaling(kind: str, part: Mapping[str, Any], where: str) -> RopeScaling | No
 
 
 def _attention_factor(part: Mapping[str, Any], where: str) -> float:
-    """What YaRN multiplies cosines and sines with: given, or from `factor` (arXiv 2309.00071, equation 22)."""
+    """Returns the factor of YaRN's cosines and sines: given, or from `factor` (arXiv 2309.00071, equation 22)."""
     scales = [float(part[key]) for key in ("mscale", "mscale_all_dim") if key in part]
     if len(scales) == 1 or (scales and "attention_factor" in part):
         raise UserError(f"{where}: mscale and mscale_all_dim go together, and without attention_factor")

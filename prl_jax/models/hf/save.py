@@ -31,7 +31,7 @@ MAX_SHARD_BYTES = 2 * 1024**3
 
 @runtime_checkable
 class ExportableTokenizer(Protocol):
-    """What an export asks of a tokenizer."""
+    """The methods of a tokenizer that an export uses."""
 
     vocab_size: int
     pad_id: int

@@ -12,7 +12,7 @@ from prl_jax.judges import Judge
 
 
 class Surroundings(NamedTuple):
-    """What a judge is loaded with.
+    """The surroundings in which a judge is loaded.
 
     Attributes:
       config: the whole config.

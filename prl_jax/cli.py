@@ -87,11 +87,11 @@ def _command(argv: Sequence[str]) -> int:
         near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {argv[0]!r}; {hint}")
-    command, rest = argv[0], argv[1:]
-    if {"-h", "--help"} & set(rest):
+    command, remainder = argv[0], argv[1:]
+    if {"-h", "--help"} & set(remainder):
         print(flags.help_of(command))
         return 0
-    return COMMANDS[command](rest) or 0
+    return COMMANDS[command](remainder) or 0
 
 
 def tell(error: BaseException) -> int:
@@ -282,10 +282,10 @@ def _export(argv: Sequence[str]) -> None:
 
 def _report(argv: Sequence[str]) -> None:
     values = flags.report_flags(argv)
-    rest = parse(values, ["prl report", *argv], required=("workdir",), positional=True)
+    remainder = parse(values, ["prl report", *argv], required=("workdir",), positional=True)
     from prl_jax.reporting import build_report
 
-    print(f"Report: {build_report([local_path(path) for path in (*values.workdir, *rest)])}")
+    print(f"Report: {build_report([local_path(path) for path in (*values.workdir, *remainder)])}")
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int | None]] = MappingProxyType(

@@ -68,18 +68,18 @@ def as_leader(here: bool) -> bool:
 def shared(look: Callable[[int], int], count: int) -> Int[np.ndarray, "N"]:
     """`look(i)` of each of `count` items, a small number: every process looks at a part of them and has the result of
     all. `look` must not raise: the others would wait."""
-    own = [look(i) for i in range(jax.process_index(), count, jax.process_count())]
-    return all_rows(np.array(own, np.int32).reshape(-1, 1), count)[:, 0]
+    local = [look(i) for i in range(jax.process_index(), count, jax.process_count())]
+    return all_rows(np.array(local, np.int32).reshape(-1, 1), count)[:, 0]
 
 
-def all_rows(own: Int[np.ndarray, "n C"], count: int) -> Int[np.ndarray, "N C"]:
+def all_rows(local: Int[np.ndarray, "n C"], count: int) -> Int[np.ndarray, "N C"]:
     """Rows of int32 that the processes have found in turn, every so many-th each, put together in every process."""
     number = jax.process_count()
     if number == 1:
-        return own
-    parts = np.zeros((-(-count // number), own.shape[1]), np.int32)
-    parts[: len(own)] = own
-    return multihost_utils.process_allgather(parts).swapaxes(0, 1).reshape(-1, own.shape[1])[:count]
+        return local
+    parts = np.zeros((-(-count // number), local.shape[1]), np.int32)
+    parts[: len(local)] = local
+    return multihost_utils.process_allgather(parts).swapaxes(0, 1).reshape(-1, local.shape[1])[:count]
 
 
 @contextlib.contextmanager

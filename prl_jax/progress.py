@@ -116,6 +116,6 @@ class Progress:
 
 def format_seconds(seconds: float) -> str:
     """`75.0 -> "1:15"`, `3700.0 -> "1:01:40"`."""
-    minutes, rest = divmod(max(round(seconds), 0), 60)
+    minutes, remainder = divmod(max(round(seconds), 0), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{remainder:02d}" if hours else f"{minutes}:{remainder:02d}"

@@ -37,7 +37,7 @@ def parse(
         with warnings.catch_warnings():
             # ml_collections 1.1 still loads config files through load_module().
             warnings.filterwarnings("ignore", message="the load_module", category=DeprecationWarning)
-            rest = values(list(argv), known_only=False)[1:]
+            remainder = values(list(argv), known_only=False)[1:]
     except UserError:
         raise
     except flags.Error as error:
@@ -55,9 +55,9 @@ def parse(
     missing = [name for name in required if not values[name].value]
     if missing:
         raise UserError(f"{argv[0]}: --{missing[0]} is missing; see {argv[0]} --help")
-    if rest and not positional:
-        raise UserError(f"{argv[0]}: unexpected argument {rest[0]!r}; see {argv[0]} --help")
-    return rest
+    if remainder and not positional:
+        raise UserError(f"{argv[0]}: unexpected argument {remainder[0]!r}; see {argv[0]} --help")
+    return remainder
 
 
 def define_config(values: flags.FlagValues, argv: Sequence[str]) -> None:

@@ -123,9 +123,9 @@ def measured_rows(
     With `gold`, prompts that are none of the built-in tasks cannot be read.
     """
     tokenizer = None if model is None else model_tokenizer(model, options.defaults)
-    with Progress(f"{command}: reading", len(records), stream=sys.stderr, unit="row") as shown:
-        update = shown.update if len(records) >= _SHOWN_ROWS else lambda done: None
-        measured = measure(records, tokenizer, template=template, gold=gold, shown=update)
+    with Progress(f"{command}: reading", len(records), stream=sys.stderr, unit="row") as progress:
+        update = progress.update if len(records) >= _SHOWN_ROWS else lambda done: None
+        measured = measure(records, tokenizer, template=template, gold=gold, progress=update)
     invalid_rows([measured], options.skip_invalid, "--skip_invalid")
     unused = unused_line(unused_keys(records, measured), len(records))
     if unused:
@@ -175,11 +175,11 @@ def work(command: str, records: Records, size: int, make: Any, file: RowsFile, s
     step = -(-total // max(batches(total, size), 1))
     if first:
         print(f"prl: {file.path}: goes on behind the {first} rows that are there", file=sys.stderr)
-    with Progress(command, total, stream=sys.stderr, unit="row") as shown, stop.after_steps():
+    with Progress(command, total, stream=sys.stderr, unit="row") as progress, stop.after_steps():
         for start in range(first, total, step):
             file.add(make(start, list(records[start : start + step])))
             stop.done()
-            shown.update(len(file.rows))
+            progress.update(len(file.rows))
             if stop() and len(file.rows) < total:
                 raise Stopped(f"{len(file.rows)} of {total} rows are kept in {file.path}")
 

@@ -128,8 +128,10 @@ class AbstractModels:
     def trainable(self, stage: str, *, stream: Stream = Stream.ADAPTERS) -> Decoder:
         """As of `Models`."""
         section = self.config[stage]
-        own = _another(_decoder(self.trained_config(stage), self.mesh))
-        return unflatten(own, flatten(own) | flatten(self.decoder(start_of(section)))) if section.lora.rank else own
+        fresh = _another(_decoder(self.trained_config(stage), self.mesh))
+        if not section.lora.rank:
+            return fresh
+        return unflatten(fresh, flatten(fresh) | flatten(self.decoder(start_of(section))))
 
     def scalar(self, decoder: Decoder, *, bias: float | None = None) -> ScalarModel:
         """As of `Models`."""
@@ -211,9 +213,9 @@ def held_bytes(held: Mapping[str, Any]) -> dict[str, float]:
     seen: set[int] = set()
     found = {}
     for what, tree in held.items():
-        own = [leaf for leaf in jax.tree.leaves(tree) if id(leaf) not in seen]
-        seen |= {id(leaf) for leaf in own}
-        found[what] = bytes_per_device(own)
+        unseen = [leaf for leaf in jax.tree.leaves(tree) if id(leaf) not in seen]
+        seen |= {id(leaf) for leaf in unseen}
+        found[what] = bytes_per_device(unseen)
     return found
 
 

@@ -162,5 +162,5 @@ def _pair_advice(row: Mapping[str, Any]) -> str:
 def wrong(where: str, name: str, expected: str, value: Any) -> UserError:
     """The error of a field of another type or beyond its range."""
     kinds = {str: "a string", bool: "a boolean", int: "a number", float: "a number", dict: "an object", list: "a list"}
-    shown = repr(value)[:40] if isinstance(value, int | float) else kinds.get(type(value), type(value).__name__)
-    return UserError(f'{where}: field "{name}" is {shown} (expected {expected})')
+    given = repr(value)[:40] if isinstance(value, int | float) else kinds.get(type(value), type(value).__name__)
+    return UserError(f'{where}: field "{name}" is {given} (expected {expected})')

@@ -44,9 +44,9 @@ def batch_iterator(
     """
     if batch_size < 1:
         raise UserError(f"batch size {batch_size}: expected at least 1")
-    own = range(batch_size) if rows is None else rows
-    if not all(0 <= row < batch_size for row in own):
-        raise ValueError(f"rows {list(own)}: expected rows of a batch of {batch_size}")
+    indices = range(batch_size) if rows is None else rows
+    if not all(0 <= row < batch_size for row in indices):
+        raise ValueError(f"rows {list(indices)}: expected rows of a batch of {batch_size}")
     if len(records) == 0:
         raise UserError("the data set is empty: expected at least one record")
     if epochs is not None and len(records) * epochs < batch_size:
@@ -60,5 +60,5 @@ def batch_iterator(
         order = order.shuffle(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
     order = order.repeat(epochs).map(encode)
     batches = grain.MapDataset.range(len(order) // batch_size)
-    batches = batches.map(lambda k: stack_rows([order[k * batch_size + row] for row in own]))
+    batches = batches.map(lambda k: stack_rows([order[k * batch_size + row] for row in indices]))
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))

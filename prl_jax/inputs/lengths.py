@@ -120,29 +120,29 @@ class _Lengths:
         self.policy(_ROOT, [use for use in read if is_directory(self.owner(use.model)) and not use.policy])
         for writes in ("policy", "scalar_judge", "generative_judge"):
             for name in (name for name in self.config.stages if self.known.kind(name).writes == writes):
-                own = [use for use in read if self.owner(use.model) == name]
+                stage_uses = [use for use in read if self.owner(use.model) == name]
                 if "max_length" in self.config[name]:
-                    self.judge(name, own)
+                    self.judge(name, stage_uses)
                 elif "max_prompt" in self.config[name]:
-                    self.policy(name, own)
+                    self.policy(name, stage_uses)
 
-    def policy(self, name: str, own: Sequence[Use]) -> None:
+    def policy(self, name: str, stage_uses: Sequence[Use]) -> None:
         """Lengths of prompts and of single responses."""
         section = self.config[name]
-        if not own or 0 not in (section.max_prompt, section.max_response):
+        if not stage_uses or 0 not in (section.max_prompt, section.max_response):
             return
-        measured = [self.measured(use) for use in own]
+        measured = [self.measured(use) for use in stage_uses]
         prompts = np.concatenate([one.lengths["prompt"] for one in measured])
         responses = np.concatenate([one.lengths[key] for one in measured for key in ("response", "rejected")])
         # Where rows cannot be read, any length will do: the check of the data comes next and says which and why.
         least = int(any(len(one.problems) for one in measured))
         prompt = section.max_prompt or friendly(max(int(prompts.max()), least))
-        written = [self.room(use.policy) for use in own if use.policy]
+        written = [self.room(use.policy) for use in stage_uses if use.policy]
         response = section.max_response or friendly(max([int(responses.max()), *written, least]))
         if not response:
             flag = f"--config.{name}.max_response=N"
             raise UserError(f"{name}.max_response: no record has a response to take its length from; give {flag}")
-        contexts = [context for use in own if (context := self.limit(use.model))]
+        contexts = [context for use in stage_uses if (context := self.limit(use.model))]
         if contexts and prompt + response > min(contexts):  # what is given stays; what is not shares what there is
             most = min(contexts)
             response = section.max_response or min(response, max(most - prompt, most // 2))
@@ -153,15 +153,15 @@ class _Lengths:
         self.put(name, "max_prompt", prompt, prompts)
         self.put(name, "max_response", response, responses)
 
-    def judge(self, name: str, own: Sequence[Use]) -> None:
+    def judge(self, name: str, stage_uses: Sequence[Use]) -> None:
         """The length of a row with a prompt and two responses, either of which may be a policy's."""
         rows = []
-        for use in own:
+        for use in stage_uses:
             one = self.measured(use)
             # A response that runs out of room has no token that ends it.
             longest = max(self.room(use.policy), one.longest("response") - 1) if use.policy else 0
             rows.append(one.lengths["frame"] + 2 * longest if use.policy else one.judged)
-        if own and not self.config[name].max_length:
+        if stage_uses and not self.config[name].max_length:
             needed, most = np.concatenate(rows), self.limit(name)
             length = friendly(int(needed.max()))
             self.put(name, "max_length", min(length, most) if most else length, needed)

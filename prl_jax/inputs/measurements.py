@@ -84,10 +84,10 @@ class Measurements:
         if agreed(found is not None):
             assert found is not None
             return found
-        with _progress(context, key, len(records)) as shown:
+        with _progress(context, key, len(records)) as progress:
             measurer = Measurer(lengths, *reader[1:])
             arguments = _template_args(context, reader.tokenizer)
-            found = _measure_together(records, measurer, arguments, shown, context.stop)
+            found = _measure_together(records, measurer, arguments, progress, context.stop)
         if kept:
             self._to_keep.append((made_from, found))
         return found
@@ -127,22 +127,22 @@ def _measure_together(
     records: Records,
     measurer: Measurer,
     template_args: Mapping[str, Any],
-    shown: Callable[[int], None],
+    progress: Callable[[int], None],
     stop: Callable[[], bool],
 ) -> Measured:
     """Each process of the run measures a part of the records, and has the numbers of all; a single one uses all
     cores."""
     number, index = jax.process_count(), jax.process_index()
     if number == 1:  # where a signal ends the run at once
-        return measure_fast(records, measurer, template_args, shown)
+        return measure_fast(records, measurer, template_args, progress)
     parts = []
     for first in range(0, len(records), _BLOCK * number):
         if stop():
             raise Stopped("the data have been read in part; nothing has been done yet")
         block = records[first : first + _BLOCK * number]
-        own = measure_with(block[index::number], measurer)
-        shown(first + len(block))
-        parts.append(all_rows(own.rows, len(block)))
+        measured_here = measure_with(block[index::number], measurer)
+        progress(first + len(block))
+        parts.append(all_rows(measured_here.rows, len(block)))
     found = Measured.of(np.concatenate(parts), "")
     return dataclasses.replace(found, reason=_reason(records, measurer, found.problems))
 
@@ -163,7 +163,7 @@ def _progress(context: StageContext, key: str, total: int) -> Iterator[Callable[
     start, line = time.monotonic(), None
     last = start + _SILENT_SECONDS - _EVERY_SECONDS
 
-    def shown(done: int) -> None:
+    def progress(done: int) -> None:
         nonlocal last, line
         now = time.monotonic()
         if now - last >= _EVERY_SECONDS:
@@ -171,7 +171,7 @@ def _progress(context: StageContext, key: str, total: int) -> Iterator[Callable[
             line.update(done)
 
     try:
-        yield shown
+        yield progress
     finally:
         if line is not None:
             line.close()

@@ -136,22 +136,22 @@ def chunk_count(shape: tuple[int, ...], vocab: int, chunk: int | None) -> int:
 
 def _split(x: Shaped[Array, "B T ..."], count: int) -> Shaped[Array, "N B C ..."]:
     """Cuts T into `count` chunks of equal length, filled up with zeros; each has positions of every part of T."""
-    rows, length, *rest = x.shape
+    rows, length, *trailing = x.shape
     cuts = _cuts(length)
     size = -(-length // (cuts * count))
-    x = x.reshape(rows, cuts, length // cuts, *rest)
-    x = jnp.pad(x, [(0, 0), (0, 0), (0, size * count - length // cuts)] + [(0, 0)] * len(rest))
-    x = jnp.moveaxis(x.reshape(rows, cuts, count, size, *rest), 2, 0)
-    return x.reshape(count, rows, cuts * size, *rest)
+    x = x.reshape(rows, cuts, length // cuts, *trailing)
+    x = jnp.pad(x, [(0, 0), (0, 0), (0, size * count - length // cuts)] + [(0, 0)] * len(trailing))
+    x = jnp.moveaxis(x.reshape(rows, cuts, count, size, *trailing), 2, 0)
+    return x.reshape(count, rows, cuts * size, *trailing)
 
 
 def _join(x: Shaped[Array, "N B C ..."], length: int) -> Shaped[Array, "B T ..."]:
     """The inverse of `_split`."""
-    count, rows, positions, *rest = x.shape
+    count, rows, positions, *trailing = x.shape
     cuts = _cuts(length)
-    x = jnp.moveaxis(x.reshape(count, rows, cuts, positions // cuts, *rest), 0, 2)
-    x = x.reshape(rows, cuts, -1, *rest)[:, :, : length // cuts]
-    return x.reshape(rows, length, *rest)
+    x = jnp.moveaxis(x.reshape(count, rows, cuts, positions // cuts, *trailing), 0, 2)
+    x = x.reshape(rows, cuts, -1, *trailing)[:, :, : length // cuts]
+    return x.reshape(rows, length, *trailing)
 
 
 def _cuts(length: int) -> int:

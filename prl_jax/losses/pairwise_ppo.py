@@ -23,7 +23,7 @@ OPPONENTS = ("anchor", "peer", "group", "pool")
 
 def opponents(
     kind: str,
-    there: Bool[Array, "B G M"],
+    exists: Bool[Array, "B G M"],
     *,
     keys: Key[Array, "B"] | None = None,
     draws: int = 1,
@@ -34,7 +34,7 @@ def opponents(
       kind: 'anchor' all candidates; 'pool' `draws` of them, drawn anew with each key and the same for the whole group;
         with the group's own members as candidates (`M = G`) 'peer' its neighbour, 0 with 1, 2 with 3 and so on, and
         'group' every other member.
-      there: `[B, G, M]`, the candidates that there are.
+      exists: `[B, G, M]`, the candidates that exist.
       keys: `[B]` a key for each prompt; 'pool' needs them.
       draws: opponents from the pool; all of them where there are fewer.
 
@@ -42,20 +42,20 @@ def opponents(
       `[B, G, M]`, the mask of `pairwise_rl_reward` once its first two axes are merged.
     """
     check_option("kind", kind, OPPONENTS)
-    _, size, candidates = there.shape
+    _, size, candidates = exists.shape
     if kind in ("peer", "group"):
         if size != candidates:
-            raise ValueError(f"there: expected shape (B, G, G) for {kind!r}, given {tuple(there.shape)}")
+            raise ValueError(f"exists: expected shape (B, G, G) for {kind!r}, given {tuple(exists.shape)}")
         i, j = jnp.arange(size)[None, :, None], jnp.arange(size)[None, None]
-        return there & (i // 2 == j // 2 if kind == "peer" else True) & (i != j)
+        return exists & (i // 2 == j // 2 if kind == "peer" else True) & (i != j)
     if kind == "pool":
         if keys is None or draws < 1:
             raise ValueError(f"keys, draws: 'pool' needs a key a prompt and at least 1 draw, given {keys}, {draws}")
         lots = jax.vmap(lambda key: jax.random.uniform(key, (1, candidates)))(keys)
-        lots = jnp.where(there, lots, jnp.inf)
+        lots = jnp.where(exists, lots, jnp.inf)
         rank = jnp.argsort(jnp.argsort(lots, axis=-1), axis=-1)
-        return there & (rank < draws)
-    return there
+        return exists & (rank < draws)
+    return exists
 
 
 def pairwise_rl_reward(

@@ -42,23 +42,23 @@ _KINDS = {kind.__name__: kind for kind in (PreferenceRecord, PromptRecord, SFTRe
 
 
 def measure_fast(
-    records: Records, measurer: Measurer, template_args: Mapping[str, Any], shown: Callable[[int], None]
+    records: Records, measurer: Measurer, template_args: Mapping[str, Any], progress: Callable[[int], None]
 ) -> Measured:
     """`measure_with`, by all cores where that saves time; `template_args` as of `measure_apart`."""
     start, trial = time.monotonic(), records[:_TRIAL]
-    first = measure_with(trial, measurer, shown)
+    first = measure_with(trial, measurer, progress)
     following, cores = records[_TRIAL:], min(len(os.sched_getaffinity(0)), _MOST)
     seconds = (time.monotonic() - start) * len(following) / len(records[:_TRIAL])
-    onward = lambda done: shown(len(trial) + done)  # noqa: E731
+    onward = lambda done: progress(len(trial) + done)  # noqa: E731
     if seconds < _WORTH_SECONDS or cores < 2 or measurer.lengths is None:
-        rest = measure_with(following, measurer, onward)
+        remainder = measure_with(following, measurer, onward)
     else:
-        rest = measure_apart(following, measurer, template_args, cores, onward)
-    return Measured.of(np.concatenate([first.rows, rest.rows]), first.reason or rest.reason)
+        remainder = measure_apart(following, measurer, template_args, cores, onward)
+    return Measured.of(np.concatenate([first.rows, remainder.rows]), first.reason or remainder.reason)
 
 
 def measure_apart(
-    records: Records, measurer: Measurer, template_args: Mapping[str, Any], number: int, shown: Callable[[int], None]
+    records: Records, measurer: Measurer, template_args: Mapping[str, Any], number: int, progress: Callable[[int], None]
 ) -> Measured:
     """`measure_with`, by `number` processes. This one reads the records, and ends the others however it ends itself.
 
@@ -67,7 +67,7 @@ def measure_apart(
       measurer: how a model reads them; it has a tokenizer.
       template_args: what the tokenizer's chat template is given beside the conversation.
       number: of processes.
-      shown: told how many records are done.
+      progress: told how many records are done.
     """
     assert measurer.lengths is not None
     rows = np.zeros((len(records), len(COLUMNS)), np.int32)
@@ -96,7 +96,7 @@ def measure_apart(
             for thread in threads:
                 thread.start()
             try:
-                _wait(done, len(records), shown)
+                _wait(done, len(records), progress)
             finally:
                 ended.set()
                 for worker, thread in zip(workers, threads, strict=True):
@@ -108,7 +108,7 @@ def measure_apart(
     return Measured.of(rows, reason)
 
 
-def _wait(done: queue.SimpleQueue[int | BaseException], total: int, shown: Callable[[int], None]) -> None:
+def _wait(done: queue.SimpleQueue[int | BaseException], total: int, progress: Callable[[int], None]) -> None:
     """Returns when so many records are measured; raises what a thread has met."""
     count = 0
     while count < total:
@@ -116,7 +116,7 @@ def _wait(done: queue.SimpleQueue[int | BaseException], total: int, shown: Calla
         if isinstance(found, BaseException):
             raise found
         count += found
-        shown(count)
+        progress(count)
 
 
 def _rows_of(worker: subprocess.Popen[str], records: Records, measurer: Measurer) -> Int[np.ndarray, "n C"]:

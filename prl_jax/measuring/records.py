@@ -168,20 +168,20 @@ def measure(
     template: JudgeTemplate | None = None,
     train_on: str = "last",
     gold: bool = False,
-    shown: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Measured:
     """Reads all records of a source and measures them.
 
     Args:
       records: of one source; a malformed one raises `UserError` when it is asked for.
       tokenizer, template, train_on, gold: see `Measurer`.
-      shown: told how many records are done.
+      progress: told how many records are done.
     """
     lengths = None if tokenizer is None else Lengths(tokenizer)
-    return measure_with(records, Measurer(lengths, template, train_on, gold=gold), shown)
+    return measure_with(records, Measurer(lengths, template, train_on, gold=gold), progress)
 
 
-def measure_with(records: Records, measurer: Measurer, shown: Callable[[int], None] = lambda done: None) -> Measured:
+def measure_with(records: Records, measurer: Measurer, progress: Callable[[int], None] = lambda done: None) -> Measured:
     """`measure`, as a measurer reads."""
     rows, reason = np.zeros((len(records), len(COLUMNS)), np.int32), ""
     for i in range(len(records)):
@@ -189,7 +189,7 @@ def measure_with(records: Records, measurer: Measurer, shown: Callable[[int], No
             rows[i] = look(records, i, measurer)
         except UserError as error:
             rows[i, -1], reason = 1, reason or str(error)
-        shown(i + 1)
+        progress(i + 1)
     return Measured.of(rows, reason)
 
 

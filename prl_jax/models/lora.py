@@ -81,8 +81,8 @@ def with_dropout(tree: Tree, keys: Key[Array, "R"]) -> Tree:
         blocks = node.blocks
         parts = {**vars(blocks.attention), **vars(blocks.mlp)}
         for i, target in enumerate(lora.targets):
-            own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-            layers = jax.vmap(lambda key: jax.random.split(key, node.config.layers), out_axes=1)(own)
+            target_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+            layers = jax.vmap(lambda key: jax.random.split(key, node.config.layers), out_axes=1)(target_keys)
             parts[target].lora.keys = nnx.data(layers)  # sliced by the scan over layers
         return node
 

@@ -99,12 +99,12 @@ def parse(text: str) -> dict[str, Computation]:
 def _instruction(name: str, text: str, is_root: bool) -> Instruction:
     text = re.sub(r"/\*.*?\*/", "", text)
     end = _closing(text, 0) if text.startswith("(") else text.index(" ")
-    shapes, rest = text[:end], text[end:].lstrip()
-    start = rest.index("(")
-    close = _closing(rest, start)
-    operands = tuple(re.findall(r"%([\w.\-]+)", rest[start:close]))
-    opcode, attributes = rest[:start], rest[close:]
-    attributes = rest[start:] if opcode in ("constant", "parameter") else attributes
+    shapes, remainder = text[:end], text[end:].lstrip()
+    start = remainder.index("(")
+    close = _closing(remainder, start)
+    operands = tuple(re.findall(r"%([\w.\-]+)", remainder[start:close]))
+    opcode, attributes = remainder[:start], remainder[close:]
+    attributes = remainder[start:] if opcode in ("constant", "parameter") else attributes
     return Instruction(name, opcode, _shapes(shapes), operands, attributes, is_root)
 
 

@@ -21,7 +21,7 @@ def caveats(runs: Sequence[RunFiles]) -> list[str]:
     of_runs = [[*_of_judges(run), *_of_prompts(run), *_written_notes(run.summary), *run.missing] for run in runs]
     notes += [note for note in of_runs[0] if all(note in others for others in of_runs)]
     notes += [
-        f"{run.label}: {note}" for run, own in zip(runs, of_runs, strict=True) for note in own if note not in notes
+        f"{run.label}: {note}" for run, found in zip(runs, of_runs, strict=True) for note in found if note not in notes
     ]
     return notes
 

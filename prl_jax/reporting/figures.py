@@ -113,9 +113,9 @@ def write_figures(runs: Sequence[RunFiles], directory: Path, *, pooled: bool = T
 
 def label(name: str) -> str:
     """A name as matplotlib can show it: the font's characters, one line, never hidden by a leading underscore."""
-    shown = "".join(c if c.isprintable() and ord(c) < 0x250 else "?" for c in name)
-    shown = shown if len(shown) <= 40 else shown[:39] + "…"
-    return " " + shown if shown.startswith("_") else shown
+    visible = "".join(c if c.isprintable() and ord(c) < 0x250 else "?" for c in name)
+    visible = visible if len(visible) <= 40 else visible[:39] + "…"
+    return " " + visible if visible.startswith("_") else visible
 
 
 def learning_figure(stages: Sequence[StageFiles], *, against: str = "") -> Figure | None:

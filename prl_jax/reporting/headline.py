@@ -147,13 +147,13 @@ def _between(
             continue
         low, high = ends if value >= 0 else (-ends[1], -ends[0])
         p_value = number(pair, "p_corrected") if single else None
-        told = "" if p_value is None else f", corrected p {'below 0.001' if p_value < 0.001 else f'{p_value:.3f}'}"
+        corrected = "" if p_value is None else f", corrected p {'below 0.001' if p_value < 0.001 else f'{p_value:.3f}'}"
         verdict = "it lies above zero" if low > 0 else "it includes zero, so this order may be chance"
         if low > 0 and p_value is not None and p_value >= _SURE:
             verdict += ", but among so many comparisons this order may be chance"
         sentences.append(
             f"{ahead} is ahead of {behind} by {100 * abs(value):.1f} points "
-            f"(paired 95 % interval {100 * low:.1f} to {100 * high:.1f}{told}); {verdict}."
+            f"(paired 95 % interval {100 * low:.1f} to {100 * high:.1f}{corrected}); {verdict}."
         )
     return sentences
 

@@ -176,8 +176,8 @@ def _read_stage(folder: Path) -> StageFiles:
     metrics = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
     samples, kind = _read_rows(folder / SAMPLES_FILE), str(result.get("kind", ""))
     family = str(result.get("family", "")) or _FAMILIES.get(kind, kind)
-    own = result.get("metrics")
-    measured = {name for row in (*metrics, *samples, own if isinstance(own, Mapping) else {}) for name in row}
+    reported = result.get("metrics")
+    measured = {name for row in (*metrics, *samples, reported if isinstance(reported, Mapping) else {}) for name in row}
     return StageFiles(visible(folder.name), _role(family, measured), metrics, samples, result, kind)
 
 

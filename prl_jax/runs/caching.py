@@ -32,9 +32,9 @@ def use_compilation_cache(directory: str | None) -> None:
     if directory is None and jax.config.jax_compilation_cache_dir:
         return
     path = (default_directory() if directory is None else Path(directory)).absolute() / host()
-    there = next(folder for folder in (path, *path.parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        line = f"{there}: cannot keep compiled programs there; name another --compilation_cache_dir"
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        line = f"{existing}: cannot keep compiled programs there; name another --compilation_cache_dir"
         print(f"prl: {line}", file=sys.stderr)
         return
     if path.is_dir():

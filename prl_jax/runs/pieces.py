@@ -22,8 +22,8 @@ Item = TypeVar("Item")
 class Pieces:
     """The parts of a stage's work, made one after the other. Each is kept in a file."""
 
-    def __init__(self, context: StageContext, total: int, shown: Progress):
-        self._context, self._total, self._shown, self._done = context, total, shown, 0
+    def __init__(self, context: StageContext, total: int, progress: Progress):
+        self._context, self._total, self._progress, self._done = context, total, progress, 0
 
     def __call__(self, name: str, make: Callable[[], Any]) -> Any:
         """Returns what `make` gives, which JSON holds: from the file of an earlier attempt, else made now.
@@ -46,7 +46,7 @@ class Pieces:
                 write_json(path, value)
         self._context.stop.done()
         self._done += 1
-        self._shown.update(self._done)
+        self._progress.update(self._done)
         return value
 
     def each(
@@ -65,8 +65,8 @@ class Pieces:
 @contextlib.contextmanager
 def pieces(context: StageContext, total: int) -> Iterator[Pieces]:
     """For a stage of `total` pieces: shows its progress, and lets a signal to stop wait for the end of a piece."""
-    with context.progress(total) as shown, context.stop.after_steps():
-        yield Pieces(context, total, shown)
+    with context.progress(total) as progress, context.stop.after_steps():
+        yield Pieces(context, total, progress)
 
 
 def drop_pieces(directory: Path) -> None:

@@ -65,7 +65,7 @@ class Training(Generic[State]):
       best: which evaluation is the best one.
       step: `(state, n, samples) -> (state, metrics)`; it may write rows of samples.
       evaluate: `(state, n, samples) -> metrics`, likewise.
-      shown: metrics that the progress line has.
+      progress_metrics: metrics that the progress line has.
       repeated: numbers that every line of metrics has.
     """
 
@@ -79,7 +79,7 @@ class Training(Generic[State]):
     best: BestSoFar
     step: Callable[[State, int, JsonlLog], tuple[State, Mapping[str, Any]]]
     evaluate: Callable[[State, int, JsonlLog], Mapping[str, float]]
-    shown: Sequence[str]
+    progress_metrics: Sequence[str]
     repeated: Callable[[], Mapping[str, float]] = dict
 
 
@@ -109,7 +109,7 @@ def train_stage(context: StageContext, training: Training[State]) -> dict[str, f
                 loop,
                 step=log.profiled(step),
                 on_step=lambda n, values: log.progress.update(
-                    n, {key: values[key] for key in training.shown if key in values}
+                    n, {key: values[key] for key in training.progress_metrics if key in values}
                 ),
                 write=lambda n, values: log.metrics.write(n, {**values, **training.repeated()}),
                 save=save,

@@ -43,8 +43,8 @@ def sample_categorical(uniform: Float[Array, "B"], log_probs: Float[Array, "B V"
     batch, vocab = log_probs.shape
     blocks = -(-vocab // _BLOCK)
     probs = jnp.pad(jnp.exp(log_probs), ((0, 0), (0, blocks * _BLOCK - vocab))).reshape(batch, blocks, _BLOCK)
-    block, rest = _invert(probs.sum(-1), uniform)
-    inside, _ = _invert(jnp.take_along_axis(probs, block[:, None, None], axis=1)[:, 0], rest)
+    block, fraction = _invert(probs.sum(-1), uniform)
+    inside, _ = _invert(jnp.take_along_axis(probs, block[:, None, None], axis=1)[:, 0], fraction)
     return (block * _BLOCK + inside).astype(jnp.int32)
 
 
@@ -56,5 +56,5 @@ def _invert(weights: Float[Array, "B N"], uniform: Float[Array, "B"]):
     index = jnp.sum(upper <= target, axis=-1)
     weight = jnp.take_along_axis(weights, index[:, None], axis=-1)
     lower = jnp.take_along_axis(upper, index[:, None], axis=-1) - weight
-    rest = jnp.clip((target - lower) / weight, 0.0, 1.0 - 2.0**-24)
-    return index, rest[:, 0]
+    fraction = jnp.clip((target - lower) / weight, 0.0, 1.0 - 2.0**-24)
+    return index, fraction[:, 0]

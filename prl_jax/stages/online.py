@@ -70,7 +70,7 @@ def run(context: StageContext) -> dict[str, float]:
         step=step,
         # Before its first step the policy is the reference.
         evaluate=lambda state, n, samples: win_rate(state.policy.model) | ({} if n else {"kl": 0.0}),
-        shown=("reward", "kl", "entropy", "loss", "win_rate"),
+        progress_metrics=("reward", "kl", "entropy", "loss", "win_rate"),
     )
     return train_stage(context, training)
 
@@ -103,22 +103,22 @@ def _setup(context: StageContext) -> tuple[Setup, Learner]:
 def parts(state: PolicyState) -> tuple[Decoder, dict[str, Any]]:
     """The policy's parameters, and what a checkpoint holds beside them."""
     policy, critic = state.policy, state.critic
-    rest = {"policy_opt_state": policy.opt_state, "policy_step": policy.step, "kl_coef": state.kl_coef}
+    beside = {"policy_opt_state": policy.opt_state, "policy_step": policy.step, "kl_coef": state.kl_coef}
     if critic is not None:
-        rest |= {"critic": critic.model, "critic_opt_state": critic.opt_state, "critic_step": critic.step}
+        beside |= {"critic": critic.model, "critic_opt_state": critic.opt_state, "critic_step": critic.step}
     if state.deviation is not None:
-        rest["deviation"] = state.deviation
-    return policy.model, rest
+        beside["deviation"] = state.deviation
+    return policy.model, beside
 
 
-def whole(state: PolicyState, model: Decoder, rest: Mapping[str, Any]) -> PolicyState:
+def whole(state: PolicyState, model: Decoder, beside: Mapping[str, Any]) -> PolicyState:
     """The state that a checkpoint holds; what is frozen is that of the state that is given."""
-    policy = state.policy._replace(model=model, opt_state=rest["policy_opt_state"], step=rest["policy_step"])
+    policy = state.policy._replace(model=model, opt_state=beside["policy_opt_state"], step=beside["policy_step"])
     critic = state.critic
     if critic is not None:
-        saved = {"model": rest["critic"], "opt_state": rest["critic_opt_state"], "step": rest["critic_step"]}
+        saved = {"model": beside["critic"], "opt_state": beside["critic_opt_state"], "step": beside["critic_step"]}
         critic = critic._replace(**saved)
-    return PolicyState(policy, critic, rest["kl_coef"], rest.get("deviation"))
+    return PolicyState(policy, critic, beside["kl_coef"], beside.get("deviation"))
 
 
 KIND = Kind(

@@ -110,8 +110,8 @@ def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
     asked = [setup.records[i].prompt for i in index]
     prompts = [prompt for prompt in asked for _ in range(size)]
     anchors = [setup.anchors[i] for i in np.repeat(index, size)]
-    own = [prompts[i] for i in local_rows(context.mesh, len(prompts))]
-    encoded = put_batch(encode_prompts(setup.tokenizer, own, length=setup.card.max_prompt), context.mesh)
+    local_prompts = [prompts[i] for i in local_rows(context.mesh, len(prompts))]
+    encoded = put_batch(encode_prompts(setup.tokenizer, local_prompts, length=setup.card.max_prompt), context.mesh)
     keys = row_keys(stream_key(context.key, Stream.RESPONSES, n), 0, len(prompts))
     rollout = generate(policy, encoded.tokens, encoded.mask, keys, config=setup.sampling)
     known, cut = fetch((rollout, encoded.truncated), context.mesh)
@@ -167,11 +167,11 @@ def sample_rows(n: int, done: Step, experience: Experience, mesh: Mesh) -> list[
     logp, logp_ref = fetch((frozen.logp_old.sum(1), frozen.logp_ref.sum(1)), mesh)
     kl, judged, met, rows = logp - logp_ref, done.judged, np.asarray(done.judged.mask), []
     for i in range(min(SAMPLES_A_STEP, len(done.responses))):
-        shown = int(met[i].argmax()) if met.shape[1] else 0  # the first opponent; a response itself is none
+        first_met = int(met[i].argmax()) if met.shape[1] else 0  # the first opponent; a response itself is none
         orders = {}
         for name, z in (("p_12", judged.z_ya), ("p_21", judged.z_ay)):
-            orders[name] = None if z is None else float(jax.nn.sigmoid(z[i, shown]))
-        anchor = done.anchors[i][shown if met.shape[1] == len(done.anchors[i]) else 0] if done.anchors[i] else None
+            orders[name] = None if z is None else float(jax.nn.sigmoid(z[i, first_met]))
+        anchor = done.anchors[i][first_met if met.shape[1] == len(done.anchors[i]) else 0] if done.anchors[i] else None
         row = {"step": n, "prompt": prompt_text(done.prompts[i]), "response": done.responses[i], "anchor": anchor}
         rows.append({**row, **orders, "reward": float(done.reward[i]), "logp": float(logp[i]), "kl": float(kl[i])})
     return rows

@@ -44,13 +44,13 @@ def train(
         row, truncated = encode(record)
         return row._replace(label=np.asarray(record.soft_label, np.float32)), truncated
 
-    shown = validation[:SAMPLES_SHOWN]
+    visible = validation[:SAMPLES_SHOWN]
 
     def sample(model: Any) -> list[dict[str, Any]]:
         judged = judge_records(
-            make_judge(card, model, models.tokenizer, context.mesh, batch_size=2 * len(shown)), shown
+            make_judge(card, model, models.tokenizer, context.mesh, batch_size=2 * len(visible)), visible
         )
-        rows = zip(shown, judged.p_12.tolist(), judged.p_21.tolist(), strict=True)
+        rows = zip(visible, judged.p_12.tolist(), judged.p_21.tolist(), strict=True)
         return [
             {"prompt": prompt_text(r.prompt), "response": r.chosen, "anchor": r.rejected, "p_12": a, "p_21": b}
             for r, a, b in rows

@@ -52,21 +52,21 @@ def run(context: StageContext) -> dict[str, float]:
     card = dataclasses.replace(planned_card(section), **origin_of(context))
     validation, _ = _to_imitate(context.records(section.validation, "sft"))
     records, skipped = _to_imitate(context.records(section.data, "sft"))
-    shown = [record.prompt for record in validation[:SAMPLES_SHOWN]]
+    visible = [record.prompt for record in validation[:SAMPLES_SHOWN]]
     sampling = sampling_config(card, tokenizer)
 
     def sample(model: Decoder) -> list[dict[str, Any]]:
         texts, rollout = respond(
             model,
             tokenizer,
-            shown,
+            visible,
             config=sampling,
             key=stream_key(context.key, Stream.SHOWN_SAMPLES),
             max_prompt=section.max_prompt,
             batch_size=whole_batch(SAMPLES_SHOWN, context.mesh),
             mesh=context.mesh,
         )
-        rows = zip(shown, texts, rollout.logp.sum(1).tolist(), strict=True)
+        rows = zip(visible, texts, rollout.logp.sum(1).tolist(), strict=True)
         return [{"prompt": prompt_text(p), "response": text, "logp": logp} for p, text, logp in rows]
 
     task = supervised.Supervised(

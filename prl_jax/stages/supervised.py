@@ -195,7 +195,7 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
         best=BestSoFar(section.result, "validation_loss", larger=False),
         step=step,
         evaluate=evaluate,
-        shown=("loss", "accuracy", "validation_loss", "validation_accuracy"),
+        progress_metrics=("loss", "accuracy", "validation_loss", "validation_accuracy"),
         repeated=lambda: {**task.counters, **context.counters},
     )
     return train_stage(context, training)
@@ -217,8 +217,8 @@ def _validation(context: StageContext, task: Supervised) -> Callable[[TrainState
     size, count = context.section.batch_size, len(task.validation)
     indices = list(batch_rows(count, size, context.mesh))
     batches = [stack_rows([task.encode(task.validation[i])[0] for i in index]) for index in indices]
-    own = local_rows(context.mesh, size)
-    fill = [start + own < count for start in range(0, count, size)]
+    local = local_rows(context.mesh, size)
+    fill = [start + local < count for start in range(0, count, size)]
     batches = [_weighted(batch, keep) for batch, keep in zip(batches, fill, strict=True)]
 
     sums = make_validation(task.objective)

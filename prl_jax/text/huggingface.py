@@ -62,11 +62,11 @@ class HFTokenizer:
         self._where = str(directory)
         if template is not None:
             self._hf.chat_template = template
-        own = own_template(self._hf, self._where)
-        if own is None:
+        found = own_template(self._hf, self._where)
+        if found is None:
             self._hf.chat_template = DEFAULT_CHAT_TEMPLATE
         specials = {name: str(token) for name, token in self._hf.special_tokens_map.items() if isinstance(token, str)}
-        self._template = ChatTemplate(own or DEFAULT_CHAT_TEMPLATE, self._where, specials, template_args)
+        self._template = ChatTemplate(found or DEFAULT_CHAT_TEMPLATE, self._where, specials, template_args)
         self._control = self._control_ids()
         self.vocab_size = max(len(self._hf), max(self._hf.added_tokens_decoder, default=-1) + 1)
         self._opening = ""

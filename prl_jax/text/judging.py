@@ -247,8 +247,8 @@ def _fit(pieces: _Pieces, max_length: int, tokenizer: Tokenizer, template: Judge
     room -= len(first) + len(second)
     if template.name == "question-v1":
         encode = functools.partial(_plain_prompt, tokenizer)
-        shown, _ = fit_turns(tokenizer, prompt, room, encode=encode)
-        return pieces._replace(turns=[([], encode(shown))], responses=(first, second))
+        visible, _ = fit_turns(tokenizer, prompt, room, encode=encode)
+        return pieces._replace(turns=[([], encode(visible))], responses=(first, second))
 
     kept: list[tuple[list[int], list[int]]] = []
     for i, (opening, content) in enumerate(reversed(pieces.turns)):

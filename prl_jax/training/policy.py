@@ -224,8 +224,8 @@ def policy_objective(method: Method, schedule: Schedule, kl_coef: Float[Array, "
 
     def denominators(batch: Experience) -> dict[str, Array]:
         mask = batch.frozen.mask
-        rest = reduce_tokens(jnp.zeros(mask.shape, jnp.float32), mask, surrogate.reduce)[1]
-        return {"policy_loss": surrogate.denominator(mask), **dict.fromkeys(beside, rest)}
+        denominator = reduce_tokens(jnp.zeros(mask.shape, jnp.float32), mask, surrogate.reduce)[1]
+        return {"policy_loss": surrogate.denominator(mask), **dict.fromkeys(beside, denominator)}
 
     return Objective(terms, denominators, {"policy_loss": 1.0, **beside}, unit=surrogate.unit)
 

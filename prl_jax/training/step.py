@@ -100,12 +100,12 @@ def microbatches(x: Shaped[Array, "B ..."], count: int, unit: int = 1) -> Shaped
     """
     shards, units = parts("batch"), x.shape[0] // unit
     shards = shards if units % shards == 0 else 1
-    held, rest = units // shards, (unit, *x.shape[1:])
+    held, shape = units // shards, (unit, *x.shape[1:])
     size = -(-held // count)
-    x = x.reshape(shards, held, *rest)
-    x = jnp.pad(x, [(0, 0), (0, size * count - held)] + [(0, 0)] * len(rest))
-    x = jnp.moveaxis(x.reshape(shards, size, count, *rest), 2, 0)
-    return constrain(x.reshape(count, shards * size * unit, *rest[1:]), None, "batch", *(None,) * (len(rest) - 1))
+    x = x.reshape(shards, held, *shape)
+    x = jnp.pad(x, [(0, 0), (0, size * count - held)] + [(0, 0)] * len(shape))
+    x = jnp.moveaxis(x.reshape(shards, size, count, *shape), 2, 0)
+    return constrain(x.reshape(count, shards * size * unit, *shape[1:]), None, "batch", *(None,) * (len(shape) - 1))
 
 
 def apply_gradients(

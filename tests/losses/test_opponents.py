@@ -50,7 +50,7 @@ def test_a_pool_is_drawn_without_replacement_for_each_prompt():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="kind: expected one of 'anchor', 'peer', 'group', 'pool', given 'rival'"):
         opponents("rival", EVERYONE)
-    with pytest.raises(ValueError, match=r"there: expected shape \(B, G, G\) for 'group', given \(2, 4, 3\)"):
+    with pytest.raises(ValueError, match=r"exists: expected shape \(B, G, G\) for 'group', given \(2, 4, 3\)"):
         opponents("group", EVERYONE[..., :3])
     with pytest.raises(ValueError, match="'pool' needs a key a prompt and at least 1 draw"):
         opponents("pool", EVERYONE)

@@ -116,7 +116,7 @@ def test_problems_are_told_with_their_place(tmp_path):
 
     done = []
     records = Records(read, [2, 1, 0], lambda row: f"f.jsonl:{row + 1}")
-    measured = measure(records, tokenizer, shown=done.append)
+    measured = measure(records, tokenizer, progress=done.append)
     assert measured.problems == [0, 1] and measured.reason == "f.jsonl:3: malformed" and done == [1, 2, 3]
     assert measured.lengths["prompt"][:2].tolist() == [0, 0] and measured.lengths["prompt"][2] > 0
     reason = measure(records[1:], tokenizer).reason

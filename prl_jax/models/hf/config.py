@@ -136,9 +136,9 @@ def context_length(hf: Mapping[str, Any], where: str) -> int:
 
 def _values(hf: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
     """The keys that describe the model, missing ones filled in. All that cannot be taken is named at once."""
-    own = {_ALIASES.get(key, key): value for key, value in hf.items()}
-    own |= {key: value for key, value in hf.items() if key in family.defaults}
-    values = {key: own.get(key, default) for key, default in family.defaults.items()}
+    renamed = {_ALIASES.get(key, key): value for key, value in hf.items()}
+    renamed |= {key: value for key, value in hf.items() if key in family.defaults}
+    values = {key: renamed.get(key, default) for key, default in family.defaults.items()}
     wrong = []
     for key, value in values.items():
         kind = _NULLABLE.get(key, type(family.defaults[key]))

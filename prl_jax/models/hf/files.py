@@ -86,11 +86,11 @@ class Tensors:
         if not tensor.shape:
             return _read(file, tensor, tensor.start, (), dtype)
         index = (*index, *(slice(None) for _ in tensor.shape[len(index) :]))
-        (first, last, _), *rest = (s.indices(size) for s, size in zip(index, tensor.shape, strict=True))
+        (first, last, _), *trailing = (s.indices(size) for s, size in zip(index, tensor.shape, strict=True))
         row = math.prod(tensor.shape[1:]) * dtype.itemsize
-        if all((low, high) == (0, size) for (low, high, _), size in zip(rest, tensor.shape[1:], strict=True)):
+        if all((low, high) == (0, size) for (low, high, _), size in zip(trailing, tensor.shape[1:], strict=True)):
             return _read(file, tensor, tensor.start + first * row, (last - first, *tensor.shape[1:]), dtype)
-        out = np.empty((last - first, *(high - low for low, high, _ in rest)), dtype)
+        out = np.empty((last - first, *(high - low for low, high, _ in trailing)), dtype)
         step = max(_CHUNK // row, 1)
         for low in range(first, last, step):
             high = min(low + step, last)

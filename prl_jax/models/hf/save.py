@@ -105,8 +105,10 @@ def _token_ids(values: Mapping[str, Any], tokenizer: Any, generation: Mapping[st
     that ended a sequence before still does."""
     sources = [values, generation]
     if tokenizer is not None:
-        own = dict(bos_token_id=tokenizer.special("bos"), eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
-        sources.insert(1, own)
+        tokens = dict(
+            bos_token_id=tokenizer.special("bos"), eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id
+        )
+        sources.insert(1, tokens)
     named = [{key: said[key] for key in _TOKENS if said.get(key) is not None} for said in sources]
     tokens = {key: value for said in named for key, value in said.items()}
     ends: list[int] = []

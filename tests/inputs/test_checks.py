@@ -99,7 +99,7 @@ def stages(*names: str) -> str:
         (["pairwise_ppo.prompts.split=test"], ["pairwise_ppo.prompts", "anchors.prompts", "same source"]),
         (["pairwise_ppo.prompts.limit=25"], ["pairwise_ppo.prompts", "anchors.prompts", "same source"]),
         (["ppo.judge=genrm"], ["ppo.judge='genrm' is a generative stage", "bt"]),
-        (["ppo.judge=gold"], ["ppo.judge='gold' is not among the stages", "bt"]),
+        (["ppo.judge=gold"], ["ppo.judge='gold' compares, and does not score", "bt"]),
         (["ppo.evaluation.judge=silver"], ["ppo.evaluation.judge='silver'", "'gold'"]),
         (["evaluation.judges=('bt', 'sft')"], ["evaluation.judges='sft' is a sft stage"]),
         (["evaluation.opponent="], ["evaluation.opponent", "compared"]),

@@ -86,6 +86,7 @@ def run_loop(
     reader = _Reader(name, config, on_step=on_step, write=write, timed=timed)
     for n in range(first + 1, config.total + 1):
         start = time.perf_counter()
+        reader.look()
         try:
             with waits() as waited:
                 state, metrics = step(state, n)
@@ -127,20 +128,27 @@ class _Reader:
         self._on_step, self._write, self._timed = on_step, write, timed
         self._held: _Dispatched | None = None
         self._values: dict[str, float] | None = None
-        self._ended = -math.inf  # when the metrics of the newest step that was read were there
+        self._seen: float | None = None  # when the step that is held was seen to have ended
+        self._ended = -math.inf  # when the newest step that was read had
         self._seconds = 0.0
 
     def take(self, dispatched: _Dispatched) -> None:
         """Holds a step; the one before is finished."""
-        self._held, self._values = dispatched, None
+        self._held, self._values, self._seen = dispatched, None, None
+
+    def look(self) -> None:
+        """Notes the time if the step that is held has ended already, so that the next one is not counted to it."""
+        arrays = [x for x in self._held.metrics.values() if isinstance(x, jax.Array)] if self._held else []
+        if arrays and all(x.is_ready() for x in arrays):
+            self._seen = time.perf_counter()
 
     def read(self) -> dict[str, float]:
         """The metrics of the step that is held, once its devices have them. Raises `UserError` where it broke."""
         assert self._held is not None
         if self._values is None:
             self._values = _finite(self._name, self._held.n, self._held.metrics)
-            now = time.perf_counter()
-            self._seconds, self._ended = now - max(self._held.start, self._ended), now
+            end = time.perf_counter() if self._seen is None else self._seen
+            self._seconds, self._ended = end - max(self._held.start, self._ended), end
         return self._values
 
     def finish(self, evaluated: Mapping[str, float] | None = None) -> None:

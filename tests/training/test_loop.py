@@ -149,6 +149,19 @@ def test_the_times_of_steps_in_a_row_add_up_to_what_passes(monkeypatch):
     assert outside.timed == {1: (11.0, 3.0), 2: (8.0, 3.0), 3: (5.0, 3.0), 4: (8.0, 3.0)}
 
 
+def test_devices_that_wait_for_the_host_take_no_longer_than_it_does(monkeypatch):
+    now, outside = [0.0], Outside()
+
+    def metrics(n):
+        now[0] += 3.0
+        return {"loss": 1.0, "grad_norm": 1.0}  # the second one is an array that is there at once
+
+    outside.metrics = metrics
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    outside.run(total=4, log_every=1, save_every=3)
+    assert outside.timed == dict.fromkeys((1, 2, 3, 4), (3.0, 3.0))
+
+
 def test_logged_steps_are_timed_alone():
     outside = Outside()
     outside.run(total=10, log_every=4, save_every=3, evaluate_every=5)

@@ -32,18 +32,11 @@ from prl_jax.stages.online_step import Setup, iteration
 from prl_jax.text.chat import Turn
 from prl_jax.text.judging import JudgeTemplate
 from prl_jax.training.loop import LoopConfig, run_loop
-from prl_jax.training.policy import (
-    CriticContext,
-    Schedule,
-    Updates,
-    initial_state,
-    make_updates,
-    prepare,
-    run_updates,
-)
+from prl_jax.training.policy import Schedule, Updates, make_updates, prepare, run_updates
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
+from prl_jax.training.rollout import CriticContext
 from prl_jax.training.sft import SFT
-from prl_jax.training.state import create_state
+from prl_jax.training.state import create_state, initial_state
 from prl_jax.training.step import make_train_step
 from prl_jax.types import ComparedPairs, Rollout, ScoredPairs, SFTBatch, TokenRows
 

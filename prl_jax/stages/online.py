@@ -27,7 +27,8 @@ from prl_jax.stages.online_section import CHECKS, RULES, anchors_stage, batch_ro
 from prl_jax.stages.online_step import Setup, iteration, sample_rows
 from prl_jax.stages.win_rate import policy_win_rate
 from prl_jax.training.loop import LoopConfig
-from prl_jax.training.policy import PolicyState, make_updates
+from prl_jax.training.policy import make_updates
+from prl_jax.training.state import PolicyState
 
 
 def run(context: StageContext) -> dict[str, float]:

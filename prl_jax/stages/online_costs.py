@@ -17,7 +17,8 @@ from prl_jax.processes import whole_batch
 from prl_jax.stages.kind import Costs
 from prl_jax.stages.online_models import Learner, construct, steps_of
 from prl_jax.stages.online_section import anchors_stage, method_in
-from prl_jax.training.policy import CriticContext, Critique, Experience, make_updates, prepare
+from prl_jax.training.policy import make_updates, prepare
+from prl_jax.training.rollout import CriticContext, Critique, Experience
 
 
 def functions(models: AbstractModels, name: str) -> Iterator[Step]:

@@ -13,7 +13,8 @@ from prl_jax.methods import Method
 from prl_jax.runs.models import Models, Policy, stage_optimizer
 from prl_jax.stages.online_section import method_in, schedule_in
 from prl_jax.streams import Stream
-from prl_jax.training.policy import PolicyState, Schedule, clips_values
+from prl_jax.training.policy import Schedule
+from prl_jax.training.state import PolicyState, clips_values
 
 
 class Learner(NamedTuple):

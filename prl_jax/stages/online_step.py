@@ -25,17 +25,9 @@ from prl_jax.text.chat import Prompt, fit_prompt, prompt_text
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.compare import rewards_of
-from prl_jax.training.policy import (
-    CriticContext,
-    Experience,
-    PolicyState,
-    Schedule,
-    Updates,
-    prepare,
-    run_updates,
-    steer_kl,
-    with_returns,
-)
+from prl_jax.training.policy import Schedule, Updates, prepare, run_updates
+from prl_jax.training.rollout import CriticContext, Experience
+from prl_jax.training.state import PolicyState, steer_kl, with_returns
 from prl_jax.types import Rollout
 
 SAMPLES_A_STEP = 4  # rows of samples.jsonl

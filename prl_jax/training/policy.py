@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from prl_jax import masked
 from prl_jax.errors import UserError
@@ -22,10 +22,17 @@ from prl_jax.methods.baselines import Rewards
 from prl_jax.methods.surrogates import Frozen
 from prl_jax.models import Decoder, ScalarModel
 from prl_jax.sharding import constrain
-from prl_jax.training.rollout import join_rows, response_logprobs, response_values
-from prl_jax.training.state import JitUpdate, TrainState
+from prl_jax.training.rollout import (
+    CriticContext,
+    Critique,
+    Experience,
+    join_rows,
+    response_logprobs,
+    response_values,
+)
+from prl_jax.training.state import JitUpdate, PolicyState, TrainState
 from prl_jax.training.step import Metrics, Objective, apply_gradients, gradients
-from prl_jax.types import LossOutput, Rollout, TokenRows
+from prl_jax.types import LossOutput, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,76 +64,6 @@ class Schedule:
             raise UserError(f"temperature={self.temperature}, expected above 0; greedy rollouts teach nothing")
         if self.missing_eos_penalty < 0:
             raise UserError(f"missing_eos_penalty={self.missing_eos_penalty}, expected at least 0")
-
-
-class PolicyState(NamedTuple):
-    """The state that an update carries from one step to the next.
-
-    Attributes:
-      policy: with its optimizer.
-      critic: likewise, where the method has values; else None.
-      kl_coef: float32 scalar, the regulariser's coefficient.
-      deviation: float32 scalar, the running deviation of the returns, 0 before the first ones; None where no value is
-        clipped by it.
-    """
-
-    policy: TrainState
-    critic: TrainState | None
-    kl_coef: Float[Array, ""]
-    deviation: Float[Array, ""] | None = None
-
-
-class CriticContext(NamedTuple):
-    """The critic's input before the response: `[N, C]` tokens and mask, left-padded."""
-
-    tokens: Int[Array, "N C"]
-    mask: Bool[Array, "N C"]
-
-
-class Critique(NamedTuple):
-    """The arrays that train the critic on `N` responses of up to `T` tokens.
-
-    Attributes:
-      rows: `[N, C + T]`, what it reads.
-      values_old: `[N, T]` values before the update.
-      returns: `[N, T]`, its targets.
-    """
-
-    rows: TokenRows
-    values_old: Float[Array, "N T"]
-    returns: Float[Array, "N T"]
-
-
-class Experience(NamedTuple):
-    """Rollouts of `N` rows with everything that stays fixed while the update goes over them.
-
-    `T` is the room of a response; the row of the policy is `P` prompt positions, left-padded, and the response.
-
-    Attributes:
-      rows: `[N, P + T]`, what the policy reads.
-      response: `[N, T]` int32.
-      mask: `[N, T]` bool, response tokens, the stop token included.
-      frozen: what the surrogate needs; its mask has the tokens that train the policy.
-      critique: what trains the critic; None without one.
-    """
-
-    rows: TokenRows
-    response: Int[Array, "N T"]
-    mask: Bool[Array, "N T"]
-    frozen: Frozen
-    critique: Critique | None
-
-
-def initial_state(policy: TrainState, critic: TrainState | None, method: Method) -> PolicyState:
-    """The state before the first update."""
-    number = lambda x: jax.device_put(jnp.float32(x), policy.step.sharding)  # noqa: E731
-    deviation = number(0.0) if clips_values(method) else None
-    return PolicyState(policy, critic, number(method.regulariser.coefficient), deviation)
-
-
-def clips_values(method: Method) -> bool:
-    """Whether values are clipped by a share of the running deviation of the returns."""
-    return isinstance(method.baseline, Critic) and method.baseline.clip > 0
 
 
 def check_together(method: Method, schedule: Schedule) -> None:
@@ -353,23 +290,3 @@ def run_updates(
     mean = jax.tree.map(lambda *x: sum(x) / len(x), *seen)
     first = {"clip_fraction_first": seen[0]["clip_fraction"]} if "clip_fraction" in seen[0] else {}
     return state, {**mean, **first}
-
-
-def with_returns(state: PolicyState, deviation: Float[Array, ""]) -> PolicyState:
-    """The state once it has met a batch whose returns have this deviation: a tenth of the running one is new."""
-    if state.deviation is None:
-        return state
-    return state._replace(deviation=jnp.where(state.deviation == 0, deviation, 0.9 * state.deviation + 0.1 * deviation))
-
-
-def steer_kl(state: PolicyState, kl: Float[Array, ""], rows: int, method: Method) -> PolicyState:
-    """Steers the coefficient of the divergence to its target, where it has one; for steps that train the policy.
-
-    The factor is the exponential of the relative error, at most a fifth, times the share of the horizon that the step's
-    rows are: it stays positive whatever they are (arXiv 1909.08593, section 2.2, has its tangent at 1).
-    """
-    if not method.regulariser.steer:
-        return state
-    target, horizon = method.regulariser.steer
-    error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
-    return state._replace(kl_coef=state.kl_coef * jnp.exp(error * min(rows / horizon, 1.0)))

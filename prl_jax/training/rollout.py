@@ -2,12 +2,56 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from prl_jax.losses import chunked_logprobs
+from prl_jax.methods.surrogates import Frozen
 from prl_jax.models import Decoder, ScalarModel
 from prl_jax.types import TokenRows
+
+
+class CriticContext(NamedTuple):
+    """The critic's input before the response: `[N, C]` tokens and mask, left-padded."""
+
+    tokens: Int[Array, "N C"]
+    mask: Bool[Array, "N C"]
+
+
+class Critique(NamedTuple):
+    """The arrays that train the critic on `N` responses of up to `T` tokens.
+
+    Attributes:
+      rows: `[N, C + T]`, what it reads.
+      values_old: `[N, T]` values before the update.
+      returns: `[N, T]`, its targets.
+    """
+
+    rows: TokenRows
+    values_old: Float[Array, "N T"]
+    returns: Float[Array, "N T"]
+
+
+class Experience(NamedTuple):
+    """Rollouts of `N` rows with everything that stays fixed while the update goes over them.
+
+    `T` is the room of a response; the row of the policy is `P` prompt positions, left-padded, and the response.
+
+    Attributes:
+      rows: `[N, P + T]`, what the policy reads.
+      response: `[N, T]` int32.
+      mask: `[N, T]` bool, response tokens, the stop token included.
+      frozen: what the surrogate needs; its mask has the tokens that train the policy.
+      critique: what trains the critic; None without one.
+    """
+
+    rows: TokenRows
+    response: Int[Array, "N T"]
+    mask: Bool[Array, "N T"]
+    frozen: Frozen
+    critique: Critique | None
 
 
 def join_rows(

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
+from prl_jax.methods import Critic, Method
 from prl_jax.models import combine, split
 from prl_jax.sharding import replicated, tree_shardings
 
@@ -59,6 +61,55 @@ def released(state: Tree) -> Tree:
         return shape
 
     return combine(jax.tree.map(release, trained), frozen)
+
+
+class PolicyState(NamedTuple):
+    """The state that an update carries from one step to the next.
+
+    Attributes:
+      policy: with its optimizer.
+      critic: likewise, where the method has values; else None.
+      kl_coef: float32 scalar, the regulariser's coefficient.
+      deviation: float32 scalar, the running deviation of the returns, 0 before the first ones; None where no value is
+        clipped by it.
+    """
+
+    policy: TrainState
+    critic: TrainState | None
+    kl_coef: Float[Array, ""]
+    deviation: Float[Array, ""] | None = None
+
+
+def initial_state(policy: TrainState, critic: TrainState | None, method: Method) -> PolicyState:
+    """The state before the first update."""
+    number = lambda x: jax.device_put(jnp.float32(x), policy.step.sharding)  # noqa: E731
+    deviation = number(0.0) if clips_values(method) else None
+    return PolicyState(policy, critic, number(method.regulariser.coefficient), deviation)
+
+
+def clips_values(method: Method) -> bool:
+    """Whether values are clipped by a share of the running deviation of the returns."""
+    return isinstance(method.baseline, Critic) and method.baseline.clip > 0
+
+
+def with_returns(state: PolicyState, deviation: Float[Array, ""]) -> PolicyState:
+    """The state once it has met a batch whose returns have this deviation: a tenth of the running one is new."""
+    if state.deviation is None:
+        return state
+    return state._replace(deviation=jnp.where(state.deviation == 0, deviation, 0.9 * state.deviation + 0.1 * deviation))
+
+
+def steer_kl(state: PolicyState, kl: Float[Array, ""], rows: int, method: Method) -> PolicyState:
+    """Steers the coefficient of the divergence to its target, where it has one; for steps that train the policy.
+
+    The factor is the exponential of the relative error, at most a fifth, times the share of the horizon that the step's
+    rows are: it stays positive whatever they are (arXiv 1909.08593, section 2.2, has its tangent at 1).
+    """
+    if not method.regulariser.steer:
+        return state
+    target, horizon = method.regulariser.steer
+    error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
+    return state._replace(kl_coef=state.kl_coef * jnp.exp(error * min(rows / horizon, 1.0)))
 
 
 class JitUpdate:

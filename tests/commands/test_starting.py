@@ -13,8 +13,7 @@ from prl_jax.models import LOGICAL_AXES, LoraConfig, split, with_adapters
 from prl_jax.optim import make_optimizer
 from prl_jax.runs import training
 from prl_jax.stages import online
-from prl_jax.training.policy import initial_state
-from prl_jax.training.state import TrainState, create_state, released
+from prl_jax.training.state import TrainState, create_state, initial_state, released
 
 OPTIMIZER = make_optimizer(learning_rate=0.01, total_steps=3)
 

@@ -14,16 +14,9 @@ from fakes import make_decoder, make_rollout, on_mesh, one_device
 
 from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
-from prl_jax.training.policy import (
-    CriticContext,
-    Experience,
-    PolicyState,
-    Updates,
-    initial_state,
-    make_updates,
-    prepare,
-)
-from prl_jax.training.state import create_state
+from prl_jax.training.policy import Updates, make_updates, prepare
+from prl_jax.training.rollout import CriticContext, Experience
+from prl_jax.training.state import PolicyState, create_state, initial_state
 from prl_jax.types import Rollout
 
 

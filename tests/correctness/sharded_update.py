@@ -14,8 +14,9 @@ from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
 from prl_jax.processes import put_batch
 from prl_jax.sharding import make_mesh
-from prl_jax.training.policy import CriticContext, Schedule, initial_state, make_updates, prepare
-from prl_jax.training.state import create_state
+from prl_jax.training.policy import Schedule, make_updates, prepare
+from prl_jax.training.rollout import CriticContext
+from prl_jax.training.state import create_state, initial_state
 from prl_jax.tree import flatten
 from prl_jax.types import Rollout
 

@@ -10,17 +10,8 @@ from fakes import make_decoder, with_pieces
 
 from prl_jax.errors import UserError
 from prl_jax.methods import PIECES, Critic, LossKL, RewardKL, TokenClip, piece_of
-from prl_jax.training.policy import (
-    PolicyState,
-    Updates,
-    critic_objective,
-    initial_state,
-    make_updates,
-    policy_objective,
-    run_updates,
-    steer_kl,
-    with_returns,
-)
+from prl_jax.training.policy import Updates, critic_objective, make_updates, policy_objective, run_updates
+from prl_jax.training.state import PolicyState, initial_state, steer_kl, with_returns
 
 ALL = jnp.arange(4)
 ROOMS = VALID.sum(1)

@@ -13,8 +13,9 @@ from correctness.world import BETA, PLAIN, SCORE
 from fakes import make_decoder, make_scalar_model, token_rows
 
 from prl_jax.methods import LossKL
-from prl_jax.training.policy import CriticContext, critic_objective, policy_objective, prepare, together
+from prl_jax.training.policy import critic_objective, policy_objective, prepare, together
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
+from prl_jax.training.rollout import CriticContext
 from prl_jax.training.sft import SFT
 from prl_jax.types import ComparedPairs, ScoredPairs, SFTBatch
 

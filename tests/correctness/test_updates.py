@@ -25,7 +25,8 @@ from fakes import make_decoder, make_rollout
 
 from prl_jax.methods import LossKL
 from prl_jax.sampling import SamplingConfig, generate, row_keys
-from prl_jax.training.policy import CriticContext, critic_objective, policy_objective, prepare, run_updates, together
+from prl_jax.training.policy import critic_objective, policy_objective, prepare, run_updates, together
+from prl_jax.training.rollout import CriticContext
 from prl_jax.training.step import gradients
 
 pytestmark = pytest.mark.slow

@@ -34,8 +34,8 @@ from prl_jax.stages import KINDS, online_section
 from prl_jax.stages import config as c
 from prl_jax.stages.kind import Kind
 from prl_jax.training.compare import rewards_of
-from prl_jax.training.policy import Schedule, initial_state, make_updates, prepare, run_updates
-from prl_jax.training.state import create_state
+from prl_jax.training.policy import Schedule, make_updates, prepare, run_updates
+from prl_jax.training.state import create_state, initial_state
 
 PAGE = pages.sections("docs/adding.md")
 

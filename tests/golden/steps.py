@@ -24,17 +24,10 @@ from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
 from prl_jax.processes import put_batch
 from prl_jax.text.judging import JudgeTemplate, verdict_ids
-from prl_jax.training.policy import (
-    CriticContext,
-    Schedule,
-    initial_state,
-    make_updates,
-    prepare,
-    run_updates,
-    with_returns,
-)
+from prl_jax.training.policy import Schedule, make_updates, prepare, run_updates
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
-from prl_jax.training.state import create_state
+from prl_jax.training.rollout import CriticContext
+from prl_jax.training.state import create_state, initial_state, with_returns
 from prl_jax.training.step import make_train_step
 from prl_jax.tree import flatten
 

@@ -29,8 +29,8 @@ from prl_jax.methods import (
 )
 from prl_jax.methods.baselines import Rewards
 from prl_jax.methods.surrogates import Frozen
-from prl_jax.training.policy import Experience, Schedule, policy_objective
-from prl_jax.training.rollout import response_logprobs
+from prl_jax.training.policy import Schedule, policy_objective
+from prl_jax.training.rollout import Experience, response_logprobs
 from prl_jax.training.step import gradients
 
 ROWS, ROOM, GROUP = 8, 3, 4

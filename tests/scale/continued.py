@@ -32,16 +32,9 @@ from prl_jax.models import LOGICAL_AXES
 from prl_jax.processes import fetch, is_leader
 from prl_jax.sharding import make_mesh
 from prl_jax.stages.online import parts, whole
-from prl_jax.training.policy import (
-    CriticContext,
-    PolicyState,
-    make_updates,
-    prepare,
-    run_updates,
-    steer_kl,
-    with_returns,
-)
-from prl_jax.training.state import TrainState, create_state, released
+from prl_jax.training.policy import make_updates, prepare, run_updates
+from prl_jax.training.rollout import CriticContext
+from prl_jax.training.state import PolicyState, TrainState, create_state, released, steer_kl, with_returns
 from prl_jax.training.step import make_train_step
 from prl_jax.tree import flatten
 

@@ -40,22 +40,18 @@ from prl_jax.sharding import make_mesh
 from prl_jax.text.judging import JudgeTemplate, verdict_ids
 from prl_jax.training.compare import rewards_of
 from prl_jax.training.policy import (
-    CriticContext,
-    Experience,
-    PolicyState,
     Schedule,
     critic_objective,
-    initial_state,
     make_updates,
     policy_objective,
     prepare,
     run_updates,
     together,
-    with_returns,
 )
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
+from prl_jax.training.rollout import CriticContext, Experience
 from prl_jax.training.sft import SFT
-from prl_jax.training.state import create_state
+from prl_jax.training.state import PolicyState, create_state, initial_state, with_returns
 from prl_jax.training.step import Objective, gradients, make_train_step
 from prl_jax.tree import flatten
 from prl_jax.types import Rollout

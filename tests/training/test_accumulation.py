@@ -9,8 +9,9 @@ from running import unoptimised
 
 from prl_jax.methods import METHODS, LossKL
 from prl_jax.methods.surrogates import Frozen
-from prl_jax.training.policy import Critique, Experience, Schedule, critic_objective, policy_objective, together
+from prl_jax.training.policy import Schedule, critic_objective, policy_objective, together
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
+from prl_jax.training.rollout import Critique, Experience
 from prl_jax.training.sft import SFT
 from prl_jax.training.step import gradients, microbatches
 from prl_jax.types import ComparedPairs, ScoredPairs, SFTBatch

@@ -11,9 +11,9 @@ from fakes import make_decoder, make_rollout, make_scalar_model, one_device, wit
 from prl_jax.errors import UserError
 from prl_jax.methods import METHODS
 from prl_jax.models import LOGICAL_AXES
-from prl_jax.training.policy import CriticContext, PolicyState, Schedule, initial_state, prepare, steer_kl
-from prl_jax.training.rollout import join_rows, response_logprobs, response_values
-from prl_jax.training.state import create_state
+from prl_jax.training.policy import Schedule, prepare
+from prl_jax.training.rollout import CriticContext, join_rows, response_logprobs, response_values
+from prl_jax.training.state import PolicyState, create_state, initial_state, steer_kl
 
 PROMPTS, LENGTHS, ROOM = [3, 1, 4, 2], [2, 5, 1, 5], 5
 TRUNCATED = np.array([False, True, False, False])  # row 3 ends in the last slot

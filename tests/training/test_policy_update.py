@@ -13,18 +13,17 @@ from prl_jax.models import LOGICAL_AXES
 from prl_jax.optim import make_optimizer
 from prl_jax.sampling import SamplingConfig, generate, row_keys
 from prl_jax.training.policy import (
-    CriticContext,
     Schedule,
     Updates,
     critic_objective,
-    initial_state,
     make_updates,
     policy_objective,
     prepare,
     run_updates,
     together,
 )
-from prl_jax.training.state import create_state
+from prl_jax.training.rollout import CriticContext
+from prl_jax.training.state import create_state, initial_state
 
 ROWS, PROMPT, ROOM, WANTED, EOS = 32, 3, 4, 7, 21
 METHOD = with_pieces(METHODS["ppo"].method, regulariser=dict(coefficient=0.01, entropy=0.003))

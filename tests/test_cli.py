@@ -156,7 +156,7 @@ def test_samples_of_ppo_add_up(workdir):
         assert [row["step"] for row in rows] == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
         for row in rows:
             assert set(row) == {"step", "prompt", "response", "anchor", "p_12", "p_21", "reward", "logp", "kl"}
-            assert row["logp"] < 0 and (row["anchor"] is None) == (name in ("ppo", "group_ppo"))
+            assert row["logp"] < 0 and (row["anchor"] is None) == (name != "pairwise_ppo")
             assert (row["p_12"] is None) == (name == "ppo")
     for row in read_rows(workdir / "peer_ppo" / "samples.jsonl"):  # one opponent, so its judgement is the reward
         assert math.isclose(row["reward"], merged(row["p_12"], row["p_21"]), abs_tol=1e-6)

@@ -138,7 +138,9 @@ class _Reader:
 
     def look(self) -> None:
         """Notes the time if the step that is held has ended already, so that the next one is not counted to it."""
-        arrays = [x for x in self._held.metrics.values() if isinstance(x, jax.Array)] if self._held else []
+        arrays: list[Any] = (
+            [x for x in self._held.metrics.values() if isinstance(x, jax.Array)] if self._held else []
+        )  # `is_ready` stands in no stub of jax
         if arrays and all(x.is_ready() for x in arrays):
             self._seen = time.perf_counter()
 

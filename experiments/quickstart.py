@@ -12,8 +12,8 @@ samples; and an evaluation by the exact judge of the tasks.
 
 Hardware: 2 CPU cores, 2 GB of memory.
 Time: 5 minutes (smoke: 50 seconds), a little less on an idle machine.
-Result: judges of 0.73 to 0.79 accuracy on noisy labels (the best possible judge .87, always picking the longer
-response .49). Over seeds 0, 1, 2 Pairwise-RL wins .57, .58, .58 of the comparisons with SFT and BT + PPO .59, .60, .57;
+Result: judges of 0.70 to 0.76 accuracy on noisy labels (the best possible judge .87, always picking the longer
+response .49). Over seeds 0, 1, 2 Pairwise-RL wins .58, .61, .58 of the comparisons with SFT and BT + PPO .60, .60, .60;
 with much less SFT both can lose ground, because tiny judges are fooled by what the policy moves to.
 """
 

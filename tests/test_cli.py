@@ -93,7 +93,9 @@ def generate(model, prompts, out, *flags):
 def test_run_leaves_the_files_of_a_workdir(workdir):
     config = json.loads((workdir / "config.json").read_text())
     assert config["config"]["sft"]["optimizer"]["b2"] == 0.95 and config["versions"]["jax"] == jax.__version__
-    assert set(config) == {"config", "versions", "git_revision", "devices", "data"} and config["devices"] == ["cpu cpu"]
+    assert set(config) == {"config", "versions", "git_revision", "devices", "data", "models"} and config["devices"] == [
+        "cpu cpu"
+    ]
     for name in ("summary.json", "report.html", "report.md", "arms.png", "reliability.png", "win_rate_vs_kl.png"):
         assert (workdir / name).stat().st_size > 500, name
     assert {path.name for path in workdir.iterdir() if path.is_dir()} == {"data", *STAGES}

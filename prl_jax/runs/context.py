@@ -139,7 +139,9 @@ def is_directory(name: str) -> bool:
 
 def model_defaults(config: ConfigDict) -> Defaults:
     """Returns what a config says of models where their Hugging Face directories do not."""
-    return Defaults(**config.huggingface.to_dict(), dtype=config.model.dtype, remat=config.model.remat)
+    values = config.huggingface.to_dict()
+    values["stop_tokens"] = tuple(values["stop_tokens"])  # a list in a config that was read from JSON
+    return Defaults(**values, dtype=config.model.dtype, remat=config.model.remat)
 
 
 def start_of(section: ConfigDict) -> str:

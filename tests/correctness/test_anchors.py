@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from correctness.world import make_setup
 from fakes import LetterTokenizer, UtilityJudge, make_decoder, user
+from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import ModelCard
 from prl_jax.data.jsonl import JsonLines
@@ -79,7 +80,7 @@ def test_row_42_the_stage_writes_usable_anchors_and_its_result_has_the_counters(
         stage=lambda name: tmp_path,
         directory=tmp_path,
         name="anchors",
-        config={"anchors": section},
+        config=ConfigDict({"anchors": vars(section), "judges": {}}),
         key=context.key,
         mesh=context.mesh,
         defaults=context.defaults,

@@ -17,7 +17,7 @@ PAIR = {"prompt": "hi", "chosen": "hello", "rejected": "bye"}
 
 def recipe(folder: Path, rows: int, **values):
     path = write_rows(folder / "pairs.jsonl", [{**PAIR, "id": str(i)} for i in range(rows)])
-    return own_pairs(f"./model,{path}", holdout=10, generative={}, ppo={}, evaluation_batch=2, **values)
+    return own_pairs(f"./model,{path}", holdout=10, generative={}, online={}, evaluation_batch=2, **values)
 
 
 def ids(source, folder: Path) -> set[str]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import user
+from correctness.world import make_setup
+from fakes import make_decoder, user
 from ml_collections import ConfigDict
 from running import prl
 
@@ -13,7 +14,7 @@ from prl_jax.data.jsonl import write_jsonl
 from prl_jax.errors import UserError
 from prl_jax.inputs.checks import check_config
 from prl_jax.inputs.lengths import uses
-from prl_jax.judges import GoldJudge
+from prl_jax.judges import GoldJudge, PythonJudge, load_function
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.judges import JUDGES
 from prl_jax.runs.judges.kind import JudgeKind
@@ -21,6 +22,7 @@ from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.workdir import Workdir
 from prl_jax.sharding import make_mesh
 from prl_jax.stages import config as c
+from prl_jax.stages.online_step import roll_out
 
 RULES = """
 def shorter(prompts, first, second):
@@ -135,3 +137,11 @@ def test_a_function_that_fails_ends_a_command_with_its_name_and_row(rules, tmp_p
     assert good.code == 0 and json.loads(good.out)["accuracy"] == 0.5
     bad = prl("judge", "--judge", f"{rules}:broken", *argv, "--overwrite")
     assert bad.code == 2 and "my_rules.py:broken: row 2 of 2 is nan" in bad.err
+
+
+def test_a_function_that_fails_ends_a_step_with_its_name_and_row(rules):
+    """Before anything is updated: what was saved before stays the newest checkpoint."""
+    policy = make_decoder(0, layers=1)
+    setup = make_setup(policy)._replace(judge=PythonJudge(load_function(f"{rules}:broken"), f"{rules}:broken"))
+    with pytest.raises(UserError, match=r"my_rules.py:broken: row 2 of \d+ is nan"):
+        roll_out(setup, policy, np.arange(4), 1)

@@ -24,7 +24,7 @@ from prl_jax.sampling import SamplingConfig
 from prl_jax.sharding import batch_sharding, replicated, tree_shardings
 from prl_jax.streams import Stream
 from prl_jax.text.judging import verdict_ids
-from prl_jax.text.tokenizer import ByteTokenizer, HFTokenizer
+from prl_jax.text.tokenizer import ByteTokenizer, HFTokenizer, unsampled_ids
 from prl_jax.training.state import TrainState
 from prl_jax.tree import flatten, unflatten
 from prl_jax.types import TokenRows
@@ -86,6 +86,14 @@ class AbstractModels:
         verdicts = verdict_ids(tokenizer, asks) if asks else Tokens().verdicts
         return Tokens(tokenizer.eos_id, tokenizer.pad_id, verdicts)
 
+    @property
+    def unsampled(self) -> tuple[tuple[int, int], ...]:
+        """The ids that no response of a new model has; known of the run's byte tokenizer, as `tokens` are."""
+        if self.config.tokenizer.kind != "byte":
+            return ()
+        tokenizer = ByteTokenizer()
+        return unsampled_ids(tokenizer, self.vocab_size, (tokenizer.eos_id,))
+
     def sampling(self, name: str, **values: Any) -> SamplingConfig:
         """How a policy's responses are sampled; `values` as of `SamplingConfig`."""
         tokens = self.tokens(name)
@@ -96,7 +104,8 @@ class AbstractModels:
         if is_directory(name):
             return dataclasses.replace(self.card(name).config, lora=None)
         if not name:
-            return DecoderConfig.from_dict(self.config.model.to_dict(), vocab_size=self.vocab_size)
+            values = {"vocab_size": self.vocab_size, "unsampled": self.unsampled}
+            return DecoderConfig.from_dict(self.config.model.to_dict(), **values)
         section = self.config[name]
         found = self.decoder_config(start_of(section))
         trained_whole = start_of(section) and not section.lora.rank

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.long
 STEPS = {
     *(f"{stage}/{name}" for stage in ("sft", "bt", "genrm") for name in ("train_step", "validation")),
     *(f"anchors/{name}" for name in ("prefill", "decode", "judge")),
-    *(f"pairwise_ppo/{name}" for name in ("prefill", "decode", "judge", "prepare", "update")),
+    *(f"pairwise_ppo/{name}" for name in ("prefill", "decode", "judge", "prepare", "warm_up", "update")),
     *(f"pairwise_ppo/evaluation_{name}" for name in ("prefill", "decode", "judge")),
     *(f"evaluation/{name}" for name in ("bt_judge", "genrm_judge", "prefill", "decode", "log_ratio")),
 }

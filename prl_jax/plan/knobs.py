@@ -29,7 +29,7 @@ def helpful_keys(
         devices *= size
     if what in ACTIVATIONS:
         found = KINDS[section.kind].costs.smaller(section, stage, called, mesh) + _shorter(stage, config)
-        if not config.model.remat and called in ("train_step", "update"):
+        if not config.model.remat and called in ("train_step", "warm_up", "update"):
             found.insert(0, "model.remat=True (recompute activations)")
     else:
         found = _fewer_parameters(stage, section)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from prl_jax.config.rules import value_at
 from prl_jax.data.pipeline import batch_iterator
 from prl_jax.metrics import JsonlLog
 from prl_jax.models import Decoder
+from prl_jax.processes import is_leader
 from prl_jax.runs.best import BestSoFar
 from prl_jax.runs.context import StageContext, base_name
 from prl_jax.runs.models import LoadedModels
@@ -22,8 +24,18 @@ from prl_jax.runs.training import Training, train_stage
 from prl_jax.stages.anchors import read_anchors
 from prl_jax.stages.kind import Kind
 from prl_jax.stages.online_costs import COSTS
-from prl_jax.stages.online_models import Learner, construct, steps_of, warmup_of
-from prl_jax.stages.online_section import CHECKS, RULES, anchors_stage, batch_rows, declare, reads
+from prl_jax.stages.online_models import Learner, construct
+from prl_jax.stages.online_section import (
+    CHECKS,
+    RULES,
+    anchors_stage,
+    batch_rows,
+    declare,
+    only_warms_up,
+    reads,
+    steps_of,
+    warmup_of,
+)
 from prl_jax.stages.online_step import Setup, iteration, sample_rows
 from prl_jax.stages.win_rate import policy_win_rate
 from prl_jax.training.loop import LoopConfig
@@ -38,6 +50,8 @@ def run(context: StageContext) -> dict[str, float]:
     total = steps_of(section, name, len(setup.records))
     steps = lambda key: to_steps(value_at(section, key), key=f"{name}.{key}", total=total)  # noqa: E731
     warmup, log_every = warmup_of(section, name, total), steps("log_every")
+    if (line := only_warms_up(section, name, total)) and is_leader():
+        print(f"{name:<16} {line}", file=sys.stderr)
     updates = make_updates(setup.method, setup.schedule, *built.optimizers)
     iterator = batch_iterator(
         range(len(setup.records)), np.asarray, batch_size=section.prompts_per_step, seed=context.data_seed

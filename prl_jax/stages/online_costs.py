@@ -15,8 +15,8 @@ from prl_jax.methods import Critic, Method
 from prl_jax.methods.surrogates import Frozen
 from prl_jax.processes import whole_batch
 from prl_jax.stages.kind import Costs
-from prl_jax.stages.online_models import Learner, construct, steps_of
-from prl_jax.stages.online_section import anchors_stage, method_in
+from prl_jax.stages.online_models import Learner, construct
+from prl_jax.stages.online_section import anchors_stage, method_in, steps_of, warmup_of
 from prl_jax.training.policy import make_updates, prepare
 from prl_jax.training.rollout import CriticContext, Critique, Experience
 
@@ -61,7 +61,7 @@ def _learning(models: AbstractModels, name: str, built: Learner, held: Held) -> 
     experience = Experience(token_rows(size, before + room), rows(size, room), rollout.mask, frozen, critique)
     index = models.whole(size // built.schedule.minibatches, dtype=jnp.int32)
     updates, state = make_updates(built.method, built.schedule, *built.optimizers), built.state
-    if updates.warm_up is not None:
+    if updates.warm_up is not None and warmup_of(section, name, steps_of(section, name, EXAMPLES)):
         learns = (state.critic, state.deviation, experience, index)
         yield Step(name, "warm_up", updates.warm_up.trace(*learns), learns, held)
     yield Step(name, "update", updates.train.trace(state, experience, index), (state, experience, index), held)
@@ -104,16 +104,17 @@ def calls(estimate: Estimate, name: str) -> Iterator[Call]:
     read = 1 + trained_models
     yield Call("prepare", temporary, read * size * row, steps, moved=read * moved)
     micro = estimate.shard(size, section.minibatches * section.accumulate)
-    trained = trained_models * estimate.trained(decoder) * (2 if section.accumulate > 1 else 1)
-    # With remat the policy and the critic come one after the other.
-    together = 1 if decoder.remat and not estimate.unrolled(decoder) else trained_models
-    yield Call(
-        "update",
-        trained + together * estimate.training(decoder, micro, length, room),
-        trained_models * size / section.minibatches * row * passes(decoder),
-        steps * section.epochs * section.minibatches,
-        moved=trained_models * moved / section.minibatches * passes(decoder),
-    )
+    activations = estimate.training(decoder, micro, length, room)
+    parts, share = section.epochs * section.minibatches, passes(decoder) / section.minibatches
+    warmup = warmup_of(section, name, steps)
+    for function, models_trained, taken in (("warm_up", 1, warmup), ("update", trained_models, steps - warmup)):
+        if not taken:
+            continue
+        gradient = models_trained * estimate.trained(decoder) * (2 if section.accumulate > 1 else 1)
+        # With remat the policy and the critic come one after the other.
+        together = 1 if decoder.remat and not estimate.unrolled(decoder) else models_trained
+        work = models_trained * share
+        yield Call(function, gradient + together * activations, work * size * row, taken * parts, moved=work * moved)
     if every:
         tests, asked = 1 + steps // every, estimate.examples(name, "evaluation.prompts")
         yield from estimate.generate(section.policy, min(asked, section.evaluation.batch_size), asked * (tests + 1))
@@ -122,14 +123,18 @@ def calls(estimate: Estimate, name: str) -> Iterator[Call]:
 
 
 def judged_rows(config: ConfigDict, section: ConfigDict, method: Method) -> int:
-    """Rows that the judge reads in a step."""
+    """Rows that the judge reads in a step, at most; see `training.compare`."""
     kept = 0
     if anchors_stage(section):
         anchors = config[anchors_stage(section)]
         kept = anchors.keep if anchors.choice == "best_of_n" else 1
     size = section.prompts_per_step * section.group_size
     compared = method.opponents.per_response(section.group_size, kept)
-    return 2 * size * compared if method.reward.asks == "pairs" else size * (1 + compared)
+    among_themselves = method.opponents.candidates == "group"
+    if method.reward.asks == "scores":  # the anchors of a prompt are scored once
+        return size + (0 if among_themselves else section.prompts_per_step * compared)
+    # Both orders; within a group they serve both members of a pair.
+    return size * compared * (1 if among_themselves else 2)
 
 
 def smaller(section: ConfigDict, stage: str, function: str, mesh: Mapping[str, int]) -> list[str]:
@@ -140,7 +145,7 @@ def smaller(section: ConfigDict, stage: str, function: str, mesh: Mapping[str, i
         return [f"{stage}.evaluation.batch_size down"]
     rows = section.prompts_per_step * section.group_size
     least = mesh["data"] * mesh["fsdp"] * section.minibatches * section.accumulate
-    more = [f"{stage}.accumulate up"] if function == "update" and rows > least else []
+    more = [f"{stage}.accumulate up"] if function in ("warm_up", "update") and rows > least else []
     return [*more, f"{stage}.prompts_per_step or {stage}.group_size down"]
 
 

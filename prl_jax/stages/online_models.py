@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import optax
-from ml_collections import ConfigDict
 
-from prl_jax.config.durations import to_steps
 from prl_jax.methods import Method
 from prl_jax.runs.models import Models, Policy, stage_optimizer
-from prl_jax.stages.online_section import method_in, schedule_in
+from prl_jax.stages.online_section import method_in, schedule_in, steps_of, warmup_of
 from prl_jax.streams import Stream
 from prl_jax.training.policy import Schedule
 from prl_jax.training.state import PolicyState, clips_values
@@ -34,20 +32,6 @@ class Learner(NamedTuple):
     optimizers: tuple[optax.GradientTransformation, optax.GradientTransformation | None]
     reference: Policy
     judges: Mapping[str, Any]
-
-
-def steps_of(section: ConfigDict, name: str, examples: int) -> int:
-    """Steps of a stage with so many prompts."""
-    return to_steps(
-        section.duration, key=f"{name}.duration", batch_size=section.prompts_per_step, examples=examples
-    )  # fmt: skip
-
-
-def warmup_of(section: ConfigDict, name: str, total: int) -> int:
-    """The first steps, in which the critic learns alone; 0 without one."""
-    if not section.critic:
-        return 0
-    return to_steps(section.critic.warmup, key=f"{name}.critic.warmup", total=total)
 
 
 def construct(models: Models, name: str, examples: int) -> Learner:

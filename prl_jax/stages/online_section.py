@@ -121,6 +121,27 @@ def schedule_in(section: ConfigDict) -> Schedule:
     return Schedule(**{field.name: section[field.name] for field in dataclasses.fields(Schedule)})
 
 
+def steps_of(section: ConfigDict, name: str, examples: int) -> int:
+    """Steps of a stage with so many prompts."""
+    return to_steps(
+        section.duration, key=f"{name}.duration", batch_size=section.prompts_per_step, examples=examples
+    )  # fmt: skip
+
+
+def warmup_of(section: ConfigDict, name: str, total: int) -> int:
+    """The first steps of `total`, in which the critic learns alone; 0 without one."""
+    if not section.critic:
+        return 0
+    return min(to_steps(section.critic.warmup, key=f"{name}.critic.warmup", total=total), total)
+
+
+def only_warms_up(section: ConfigDict, name: str, total: int) -> str:
+    """A line about a stage whose critic learns alone in all `total` steps; "" where the policy learns too."""
+    if not 0 < total <= warmup_of(section, name, total):
+        return ""
+    return f"critic.warmup={section.critic.warmup!r} takes all {total} steps; the policy stays what it was"
+
+
 def anchors_stage(section: ConfigDict) -> str:
     """The stage whose anchors are the opponents; "" where they are none."""
     return section.opponents.get("stage", "")

@@ -15,6 +15,7 @@ from prl_jax.plan.work import expected_work
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.workdir import Workdir
 from prl_jax.sharding import make_mesh
+from prl_jax.stages.online_section import only_warms_up, warmup_of
 
 QUICKSTART = str(ROOT / "experiments" / "quickstart.py")
 
@@ -72,6 +73,23 @@ def test_work_grows_with_what_a_config_asks_for():
     rates = Rates(1e11, 1e10)
     low, high = expected_seconds(before["sft"], rates, mesh)
     assert 0 < low < high and expected_seconds(after["sft"], rates, mesh)[0] == pytest.approx(2 * low, rel=0.1)
+
+
+def test_a_warm_up_takes_its_steps_from_the_updates_and_may_take_all_of_them():
+    config, parts = config_of(QUICKSTART), 2 * 2
+    section = config.pairwise_ppo
+
+    def calls(warmup: str, duration: str) -> dict[str, float]:
+        section.critic.warmup, section.duration = warmup, duration
+        work = {work.stage: work for work in expected_work(config, make_mesh(), lambda stage, key: 1000)}
+        return {c.function: c.calls for c in work["pairwise_ppo"].calls if c.function in ("warm_up", "update")}
+
+    assert calls("5 steps", "20 steps") == {"warm_up": 5 * parts, "update": 15 * parts}
+    assert only_warms_up(section, "pairwise_ppo", 20) == ""
+    assert calls("0 steps", "20 steps") == {"update": 20 * parts}
+    assert calls("5 steps", "3 steps") == {"warm_up": 3 * parts} and warmup_of(section, "pairwise_ppo", 3) == 3
+    line = "critic.warmup='5 steps' takes all 3 steps; the policy stays what it was"
+    assert only_warms_up(section, "pairwise_ppo", 3) == line
 
 
 def test_a_forward_pass_is_two_operations_a_parameter_and_token():

@@ -8,6 +8,9 @@ from fakes import UtilityJudge, user
 from prl_jax.errors import UserError
 from prl_jax.judges import Scored
 from prl_jax.methods import PAR, Anchors, Group, NoOpponent, Peer, Pool, Score, WinProbability
+from prl_jax.stages import config as c
+from prl_jax.stages.online_costs import judged_rows
+from prl_jax.stages.online_section import method_in
 from prl_jax.training.compare import rewards_of
 
 GROUP = 4
@@ -153,6 +156,32 @@ class ScoringUtilityJudge(UtilityJudge):
         self.asked += list(zip(texts, responses, strict=True))
         scores = np.array([self.utility(*row) for row in zip(texts, responses, strict=True)], np.float32)
         return Scored(scores, np.zeros(len(scores), bool))
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "rows"),
+    [
+        ("p3o", {}, 4),  # 2 pairs, both orders
+        ("pref_grpo", {}, 24),  # 6 pairs a prompt, both orders
+        ("pairwise_rl", dict(group_size=2), 16),  # 4 responses, 2 anchors, both orders
+        ("pairwise_rl", dict(group_size=2, opponents=dict(kind="pool", draws=1)), 8),
+        ("grpo", {}, 8),
+        ("par", dict(group_size=4), 12),  # 8 responses, and 2 anchors of each prompt
+        ("par", dict(group_size=4, opponents=dict(kind="group"), baseline=dict(sees_opponent=False)), 8),
+    ],
+)
+def test_the_plan_counts_the_rows_that_a_judge_reads(method, more, rows):
+    stages = dict(anchors=c.anchors(keep=2), policy=c.online(method, prompts_per_step=2, **more))
+    config = c.build(stages)
+    section, pieces = config.policy, method_in(config.policy)
+    size = section.group_size
+    texts, asked = [text for text in "pq" for _ in range(size)], ScoringUtilityJudge(utility)
+    anchors = [(f"one {text}", f"another {text}") for text in texts]
+    responses = ["x" * i for i in range(1, 2 * size + 1)]
+    options = dict(size=size, anchors=anchors, reward=pieces.reward)
+    ask(asked, pieces.opponents, [user(text) for text in texts], responses, **options)
+    orders = 2 if pieces.reward.asks == "pairs" else 1
+    assert judged_rows(config, section, pieces) == orders * len(asked.asked) == rows
 
 
 def test_scores_are_those_of_the_judge_and_the_same_text_is_scored_once():

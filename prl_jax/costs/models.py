@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import ModelCard, trained_length
 from prl_jax.artifacts.models import abstract_model
-from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel, split
+from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel, combine, split
 from prl_jax.runs.context import is_directory, lora_config, root_of, start_of
 from prl_jax.runs.judges import JUDGES
 from prl_jax.runs.models import Policy
@@ -165,6 +165,11 @@ class AbstractModels:
             return self.card(name).kind == "scalar_judge"
         behind = JUDGES[section.kind].model(section)
         return self.scores(behind) if behind else JUDGES[section.kind].scores(section)
+
+    def copy(self, model: Decoder) -> Decoder:
+        """As of `Models`."""
+        trained, frozen = split(model)
+        return combine(_another(trained), frozen)
 
     def state(self, model: Decoder | ScalarModel, optimizer: Any) -> TrainState:
         """As of `Models`; sharded as `create_state` shards a real one."""

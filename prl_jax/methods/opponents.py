@@ -20,11 +20,19 @@ class Opponents(Protocol):
       candidates: "none", "anchors" (texts that an anchors stage has kept for the prompt) or "group" (the responses
         themselves).
       multiple: the number of responses to a prompt is a multiple of this.
+      remembers: how many earlier policies the stage keeps in memory for it.
+      every: the steps between two of them.
     """
 
     kind: ClassVar[str]
     candidates: ClassVar[str]
     multiple: ClassVar[int]
+
+    @property
+    def remembers(self) -> int: ...
+
+    @property
+    def every(self) -> int: ...
 
     def per_response(self, group_size: int, anchors: int) -> int:
         """Comparisons of a response, where a prompt has so many responses and anchors."""
@@ -40,8 +48,20 @@ class Opponents(Protocol):
         ...
 
 
+class _OfNow:
+    """Opponents that no earlier policy is among."""
+
+    @property
+    def remembers(self) -> int:
+        return 0
+
+    @property
+    def every(self) -> int:
+        return 1
+
+
 @dataclasses.dataclass(frozen=True)
-class NoOpponent:
+class NoOpponent(_OfNow):
     """Responses are scored one by one."""
 
     kind: ClassVar[str] = "none"
@@ -56,7 +76,7 @@ class NoOpponent:
 
 
 @dataclasses.dataclass(frozen=True)
-class Anchors:
+class Anchors(_OfNow):
     """Every anchor of the prompt.
 
     Attributes:
@@ -76,7 +96,7 @@ class Anchors:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pool:
+class Pool(_OfNow):
     """Some anchors of the prompt, drawn anew at each step, the same for all responses to the prompt.
 
     Attributes:
@@ -101,7 +121,7 @@ class Pool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Peer:
+class Peer(_OfNow):
     """The neighbour among the responses to the prompt: the first with the second, the third with the fourth."""
 
     kind: ClassVar[str] = "peer"
@@ -116,7 +136,7 @@ class Peer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class Group(_OfNow):
     """Every other response to the prompt."""
 
     kind: ClassVar[str] = "group"

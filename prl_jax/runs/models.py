@@ -36,7 +36,7 @@ from prl_jax.runs.judges.kind import Surroundings
 from prl_jax.sharding import replicated, sharded_init
 from prl_jax.streams import Stream
 from prl_jax.text.tokenizer import Tokenizer, unsampled_ids
-from prl_jax.training.state import TrainState, create_state
+from prl_jax.training.state import TrainState, copied, create_state
 
 
 class Policy(NamedTuple):
@@ -79,6 +79,9 @@ class Models(Protocol):
 
     def judge(self, name: str, *, batch_size: int) -> Any:
         """A judge that is asked about so many rows at once."""
+
+    def copy(self, model: Decoder) -> Decoder:
+        """The same model; what is trained of it has arrays of its own."""
 
     def state(self, model: Decoder | ScalarModel, optimizer: Any) -> TrainState:
         """A model before its first update."""
@@ -139,6 +142,9 @@ class LoadedModels:
 
     def judge(self, name: str, *, batch_size: int) -> Judge:
         return named_judge(self.context, name, batch_size=batch_size, trunks=self.trunks)
+
+    def copy(self, model: Decoder) -> Decoder:
+        return copied(model)
 
     def state(self, model: Decoder | ScalarModel, optimizer: Any) -> TrainState:
         return create_state(model, optimizer, self.mesh, LOGICAL_AXES)

@@ -123,6 +123,8 @@ def parts(state: PolicyState) -> tuple[Decoder, dict[str, Any]]:
         beside |= {"critic": critic.model, "critic_opt_state": critic.opt_state, "critic_step": critic.step}
     if state.deviation is not None:
         beside["deviation"] = state.deviation
+    if state.past:
+        beside["past"] = state.past
     return policy.model, beside
 
 
@@ -133,7 +135,7 @@ def whole(state: PolicyState, model: Decoder, beside: Mapping[str, Any]) -> Poli
     if critic is not None:
         saved = {"model": beside["critic"], "opt_state": beside["critic_opt_state"], "step": beside["critic_step"]}
         critic = critic._replace(**saved)
-    return PolicyState(policy, critic, beside["kl_coef"], beside.get("deviation"))
+    return PolicyState(policy, critic, beside["kl_coef"], beside.get("deviation"), beside.get("past", ()))
 
 
 KIND = Kind(

@@ -60,7 +60,7 @@ def _learning(models: AbstractModels, name: str, built: Learner, held: Held) -> 
     frozen = Frozen(number, number, number, rollout.mask)
     experience = Experience(token_rows(size, before + room), rows(size, room), rollout.mask, frozen, critique)
     index = models.whole(size // built.schedule.minibatches, dtype=jnp.int32)
-    updates, state = make_updates(built.method, built.schedule, *built.optimizers), built.state
+    updates, state = make_updates(built.method, built.schedule, *built.optimizers), built.state._replace(past=())
     if updates.warm_up is not None and warmup_of(section, name, steps_of(section, name, EXAMPLES)):
         learns = (state.critic, state.deviation, experience, index)
         yield Step(name, "warm_up", updates.warm_up.trace(*learns), learns, held)
@@ -73,10 +73,12 @@ def held(models: AbstractModels, name: str) -> Iterator[Held]:
 
 
 def _holding(built: Learner) -> Held:
-    policy, critic = built.state.policy, built.state.critic
+    policy, critic, past = built.state.policy, built.state.critic, built.state.past
     values = {}
     if critic is not None:
         values = {"critic": critic.model, "critic optimizer": (critic.opt_state, critic.step)}
+    if past:
+        values["earlier policies"] = past
     return {
         "policy": policy.model,
         "policy optimizer": (policy.opt_state, policy.step, built.state.kl_coef, built.state.deviation),

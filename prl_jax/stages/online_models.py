@@ -52,5 +52,6 @@ def construct(models: Models, name: str, examples: int) -> Learner:
         trunk = models.trainable(name, stream=Stream.CRITIC_ADAPTERS)
         critic = models.state(models.scalar(trunk, bias=method.reward.even), critic_optimizer)
     deviation = models.number(0.0) if clips_values(method) else None
-    state = PolicyState(policy, critic, models.number(method.regulariser.coefficient), deviation)
+    past = tuple(models.copy(policy.model) for _ in range(method.opponents.remembers))
+    state = PolicyState(policy, critic, models.number(method.regulariser.coefficient), deviation, past)
     return Learner(method, schedule, state, (optimizer, critic_optimizer), reference, judges)

@@ -27,7 +27,7 @@ from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.compare import rewards_of
 from prl_jax.training.policy import Schedule, Updates, prepare, run_updates
 from prl_jax.training.rollout import CriticContext, Experience
-from prl_jax.training.state import PolicyState, steer_kl, with_returns
+from prl_jax.training.state import PolicyState, remember, steer_kl, with_returns
 from prl_jax.types import Rollout
 
 SAMPLES_A_STEP = 4  # rows of samples.jsonl
@@ -86,6 +86,7 @@ def iteration(
     )
     if train_policy:
         state = steer_kl(state, before["kl"], len(done.responses), method)
+    state = remember(state, n, method.opponents.every)
     # A copy: the next update takes the state's arrays, which may be before anybody reads the metrics.
     metrics = {**metrics, **before, "kl_coef": jnp.copy(state.kl_coef), "reward": jnp.asarray(done.reward.mean())}
     metrics["truncated_prompts"] = jnp.asarray(done.truncated_prompts)

@@ -275,6 +275,7 @@ def run_updates(
     minibatch, whose ratio is 1. While `train_policy` is false the critic warms up: nothing of the policy is computed.
     """
     unit, seen = method.surrogate.unit, []
+    past, state = state.past, state._replace(past=())
     units = experience.mask.shape[0] // unit
     for epoch in range(schedule.epochs):
         order = jax.random.permutation(jax.random.fold_in(key, epoch), units)
@@ -289,4 +290,4 @@ def run_updates(
             seen.append(metrics)
     mean = jax.tree.map(lambda *x: sum(x) / len(x), *seen)
     first = {"clip_fraction_first": seen[0]["clip_fraction"]} if "clip_fraction" in seen[0] else {}
-    return state, {**mean, **first}
+    return state._replace(past=past), {**mean, **first}

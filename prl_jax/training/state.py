@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from prl_jax.methods import Critic, Method
-from prl_jax.models import combine, split
+from prl_jax.models import Decoder, combine, split
 from prl_jax.sharding import replicated, tree_shardings
 
 Tree = TypeVar("Tree")
@@ -63,6 +63,12 @@ def released(state: Tree) -> Tree:
     return combine(jax.tree.map(release, trained), frozen)
 
 
+def copied(model: Tree) -> Tree:
+    """The same model; what is trained of it has arrays of its own."""
+    trained, frozen = split(model)
+    return combine(jax.tree.map(jnp.copy, trained), frozen)
+
+
 class PolicyState(NamedTuple):
     """The state that an update carries from one step to the next.
 
@@ -72,12 +78,15 @@ class PolicyState(NamedTuple):
       kl_coef: float32 scalar, the regulariser's coefficient.
       deviation: float32 scalar, the running deviation of the returns, 0 before the first ones; None where no value is
         clipped by it.
+      past: earlier policies, the oldest first, where the opponents ask for them; at first they are all the start. No
+        update reads them.
     """
 
     policy: TrainState
     critic: TrainState | None
     kl_coef: Float[Array, ""]
     deviation: Float[Array, ""] | None = None
+    past: tuple[Decoder, ...] = ()
 
 
 def initial_state(policy: TrainState, critic: TrainState | None, method: Method) -> PolicyState:
@@ -110,6 +119,13 @@ def steer_kl(state: PolicyState, kl: Float[Array, ""], rows: int, method: Method
     target, horizon = method.regulariser.steer
     error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
     return state._replace(kl_coef=state.kl_coef * jnp.exp(error * min(rows / horizon, 1.0)))
+
+
+def remember(state: PolicyState, n: int, every: int) -> PolicyState:
+    """The state after step `n`: each `every` steps the policy takes the place of the oldest of the earlier ones."""
+    if not state.past or n % every:
+        return state
+    return state._replace(past=(*state.past[1:], copied(state.policy.model)))
 
 
 class JitUpdate:

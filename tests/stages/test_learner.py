@@ -1,0 +1,44 @@
+"""What a stage that trains a policy holds, in a run, in its checkpoints and in a plan."""
+
+import dataclasses
+
+import pytest
+from fakes import one_device, with_pieces
+
+from prl_jax.costs.models import AbstractModels, bytes_per_device
+from prl_jax.methods import Group
+from prl_jax.models import split
+from prl_jax.stages import KINDS, online_costs, online_models
+from prl_jax.stages import config as c
+from prl_jax.stages.kind import Checking
+from prl_jax.stages.online import parts, whole
+
+
+def models(**section) -> AbstractModels:
+    stages = dict(sft=c.sft(max_prompt=4, max_response=4), policy=c.online("spo", judge="gold", **section))
+    config = c.build(stages, model=dict(width=8, layers=1))
+    return AbstractModels(config, one_device(), Checking(config, KINDS).card)
+
+
+def learner(models: AbstractModels) -> online_models.Learner:
+    return online_models.construct(models, "policy", 100)
+
+
+def held(built: online_models.Learner) -> float:
+    return bytes_per_device(online_costs._holding(built))
+
+
+@dataclasses.dataclass(frozen=True)
+class Remembering(Group):
+    remembers: int = 3
+
+
+@pytest.mark.parametrize("lora", [{}, dict(rank=2)])
+def test_earlier_policies_are_held_and_saved(monkeypatch, lora):
+    """With adapters only these are kept: all stand on the same frozen base."""
+    before, read = learner(models(lora=lora)), online_models.method_in
+    monkeypatch.setattr(online_models, "method_in", lambda section: with_pieces(read(section), opponents=Remembering()))
+    built = learner(models(lora=lora))
+    assert held(built) - held(before) == 3 * bytes_per_device(split(built.state.policy.model)[0]) > 0
+    model, beside = parts(built.state)
+    assert len(beside["past"]) == 3 and whole(before.state, model, beside).past == built.state.past

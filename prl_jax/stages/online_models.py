@@ -12,7 +12,7 @@ from prl_jax.runs.models import Models, Policy, stage_optimizer
 from prl_jax.stages.online_section import method_in, schedule_in, steps_of, warmup_of
 from prl_jax.streams import Stream
 from prl_jax.training.policy import Schedule
-from prl_jax.training.state import PolicyState, clips_values
+from prl_jax.training.state import PolicyState, initial_state
 
 
 class Learner(NamedTuple):
@@ -51,7 +51,5 @@ def construct(models: Models, name: str, examples: int) -> Learner:
         critic_optimizer = stage_optimizer(section.critic.optimizer, total, updates, key=f"{name}.critic.optimizer")
         trunk = models.trainable(name, stream=Stream.CRITIC_ADAPTERS)
         critic = models.state(models.scalar(trunk, bias=method.reward.even), critic_optimizer)
-    deviation = models.number(0.0) if clips_values(method) else None
-    past = tuple(models.copy(policy.model) for _ in range(method.opponents.remembers))
-    state = PolicyState(policy, critic, models.number(method.regulariser.coefficient), deviation, past)
+    state = initial_state(policy, critic, method, number=models.number, copy=models.copy)
     return Learner(method, schedule, state, (optimizer, critic_optimizer), reference, judges)

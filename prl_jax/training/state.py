@@ -89,16 +89,29 @@ class PolicyState(NamedTuple):
     past: tuple[Decoder, ...] = ()
 
 
-def initial_state(policy: TrainState, critic: TrainState | None, method: Method) -> PolicyState:
-    """The state before the first update."""
-    number = lambda x: jax.device_put(jnp.float32(x), policy.step.sharding)  # noqa: E731
-    deviation = number(0.0) if clips_values(method) else None
-    return PolicyState(policy, critic, number(method.regulariser.coefficient), deviation)
+def initial_state(
+    policy: TrainState,
+    critic: TrainState | None,
+    method: Method,
+    *,
+    number: Callable[[float], Any] | None = None,
+    copy: Callable[[Decoder], Decoder] = copied,
+) -> PolicyState:
+    """The state before the first update.
 
-
-def clips_values(method: Method) -> bool:
-    """Whether values are clipped by a share of the running deviation of the returns."""
-    return isinstance(method.baseline, Critic) and method.baseline.clip > 0
+    Args:
+      policy, critic: with their optimizers.
+      method: what the state is for.
+      number: makes a float32 number of the state; by default where the policy's step is.
+      copy: makes an earlier policy of a model.
+    """
+    if number is None:
+        number = lambda x: jax.device_put(jnp.float32(x), policy.step.sharding)  # noqa: E731
+    # Values are clipped by a share of the deviation.
+    clips = isinstance(method.baseline, Critic) and method.baseline.clip > 0
+    deviation = number(0.0) if clips else None
+    past = tuple(copy(policy.model) for _ in range(method.opponents.remembers))
+    return PolicyState(policy, critic, number(method.regulariser.coefficient), deviation, past)
 
 
 def with_returns(state: PolicyState, deviation: Float[Array, ""]) -> PolicyState:

@@ -64,6 +64,7 @@ def check_config(config: ConfigDict) -> None:
 
 
 def _check_judges(config: ConfigDict) -> None:
+    always = build({}).judges
     for name, section in config.judges.items():
         key = f"judges.{name}"
         if name in config.stages or not _NAME.fullmatch(name):
@@ -71,11 +72,17 @@ def _check_judges(config: ConfigDict) -> None:
         kind = JUDGES.get(section.get("kind", "")) if isinstance(section, ConfigDict) else None
         if kind is None:
             raise UserError(f"{key}: is no judge; make it with c.judge(kind, ...), of kind {' or '.join(JUDGES)}")
+        if name in always and section.kind != always[name].kind:
+            raise UserError(
+                f"{key}.kind={section.kind!r}, expected {always[name].kind!r}, as every config has it; rename this one"
+            )
         conform(dict(section.items()), kind.declare(), f"{key}.")
         try:
             kind.check(section)
         except UserError as error:  # it begins with the key
             raise UserError(f"{key}.{error}") from error
+        if (behind := kind.model(section)) in config.judges:
+            raise UserError(f"{key}.model={behind!r}: is one of judges, expected a stage or a model directory")
 
 
 def _check_section(config: ConfigDict, name: str) -> None:

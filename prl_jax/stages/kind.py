@@ -126,9 +126,9 @@ class Checking:
         return name if section is None else JUDGES[section.kind].model(section)
 
     def suits(self, name: str, families: Sequence[str]) -> bool:
-        """Whether a name is that of a judge without a model which belongs to one of the families."""
+        """Whether a name is that of a judge without a model which can stand where one of the families is expected."""
         section = self.config.judges.get(name, None)
-        if section is None or self.behind(name):
+        if section is None or self.behind(name) or not only_judges(families):
             return False
         return "judge" in families or ("scalar_judge" in families and JUDGES[section.kind].scores(section))
 
@@ -150,7 +150,7 @@ class Checking:
         the families, or what stands for one (see `Rules.stages`)."""
         if value == "" and NONE in families:
             return
-        if value in self.config.judges and (behind := self.behind(value)):
+        if value in self.config.judges and only_judges(families) and (behind := self.behind(value)):
             self.reference(name, f"{key}={value!r}: judges.{value}.model", behind, families)
             return
         if self.suits(value, families):
@@ -184,6 +184,12 @@ class Checking:
         context = read_card(Path(root)).context if root else 0
         if context and needed > context:
             raise UserError(f"{keys}: take {needed} tokens, the context of the model holds {context}; give less")
+
+
+def only_judges(families: Sequence[str]) -> bool:
+    """Whether a judge is asked where these families are expected, so that the config's judges have names there; where
+    a model is trained further or sampled from they have not."""
+    return set(families) <= {"judge", "scalar_judge"}
 
 
 def check_directory(config: ConfigDict, key: str, directory: str) -> ModelCard:

@@ -101,11 +101,37 @@ def test_scores_are_asked_of_who_has_them(rules):
         ({"house": {"kind": "gold", "path": ""}}, "judges.house.path: no such key"),
         ({"sft": c.judge("gold")}, "judges.sft: a judge has a name of its own"),
         ({"a/b": c.judge("gold")}, "judges.a/b: a judge has a name of its own"),
+        ({"house": c.judge("model", model="house")}, "judges.house.model='house': is one of judges"),
+        ({"house": c.judge("model", model="gold")}, "judges.house.model='gold': is one of judges"),
+        (
+            {"gold": c.judge("model", model="./judge")},
+            "judges.gold.kind='model', expected 'gold', as every config",
+        ),
     ],
 )
 def test_judges_that_cannot_be_are_refused_by_key(judges, message):
     with pytest.raises(UserError, match=message):
         check_config(config_with(judges, judge="gold"))
+
+
+@pytest.mark.parametrize("kind", [dict(kind="gold"), dict(kind="model", model="sft")])
+@pytest.mark.parametrize("key", ["policy.policy", "more.init_from", "evaluation.opponent", "evaluation.arms"])
+def test_a_judge_is_no_model_to_start_from(key, kind):
+    """Also where a stage that trains a policy stands behind its name."""
+    config = c.build(
+        dict(
+            sft=c.sft(),
+            more=c.sft(init_from="sft"),
+            policy=c.online("spo", judge="gold", prompts=c.source(limit=8)),
+            evaluation=c.evaluation(),
+        ),
+        judges=dict(taste=c.judge(**kind)),
+    )
+    check_config(config)
+    arms = {"taste": dict(title="", judge="")}
+    config.update_from_flattened_dict({key: arms if key.endswith("arms") else "taste"})
+    with pytest.raises(UserError, match=f"{key}='taste' is not among the stages; expected one of: "):
+        check_config(config)
 
 
 def test_a_kind_is_its_file_and_a_row_of_the_table(tmp_path, monkeypatch):
@@ -140,7 +166,7 @@ def test_a_function_that_fails_ends_a_command_with_its_name_and_row(rules, tmp_p
 
 
 def test_a_function_that_fails_ends_a_step_with_its_name_and_row(rules):
-    """Before anything is updated: what was saved before stays the newest checkpoint."""
+    """In the first half of the step, which updates nothing."""
     policy = make_decoder(0, layers=1)
     setup = make_setup(policy)._replace(judge=PythonJudge(load_function(f"{rules}:broken"), f"{rules}:broken"))
     with pytest.raises(UserError, match=r"my_rules.py:broken: row 2 of \d+ is nan"):

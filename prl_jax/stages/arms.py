@@ -104,10 +104,11 @@ def compare_arms(
     ask = functools.partial(_judged, piece, judge, [record.prompt for record in records], section.batch_size)
     both = [ask(f"orders_{i}", arm.sampled.texts, opponents) for i, arm in enumerate(arms)]
     wins = [_wins(orders) for orders in both]
-    anchored = [None] * len(arms)
+    anchor_orders = []
     if has_anchors(section, records):
         anchors = [[record.reference for record in records]] * section.samples
-        anchored = [_wins(ask(f"anchor_orders_{i}", arm.sampled.texts, anchors)) for i, arm in enumerate(arms)]
+        anchor_orders = [ask(f"anchor_orders_{i}", arm.sampled.texts, anchors) for i, arm in enumerate(arms)]
+    anchored = [_wins(orders) for orders in anchor_orders] or [None] * len(arms)
     teller = context.config.judges.get(section.judge, None)
     gold = teller is not None and JUDGES[teller.kind].built_in_tasks
     table = [_row(*row, records, judges, section.bootstrap, gold) for row in zip(arms, wins, anchored, strict=True)]
@@ -116,7 +117,7 @@ def compare_arms(
         "arms": table,
         "paired": _differences(arms, wins, section.bootstrap),
         "win_rate_judge": section.judge,
-        "win_rate_judge_orders": _orders(both, arms, opponents),
+        "win_rate_judge_orders": _orders(both, anchor_orders, arms, opponents),
         "prompts": len(records),
         "samples_per_prompt": section.samples,
         "notes": [
@@ -212,10 +213,13 @@ def _wins(orders: Float[np.ndarray, "N K 4"]) -> Float[np.ndarray, "N K"]:
 
 
 def _orders(
-    both: Sequence[Float[np.ndarray, "N K 4"]], arms: Sequence[Arm], opponents: Sequence[Sequence[str]]
+    both: Sequence[Float[np.ndarray, "N K 4"]],
+    anchor_orders: Sequence[Float[np.ndarray, "N K 4"]],
+    arms: Sequence[Arm],
+    opponents: Sequence[Sequence[str]],
 ) -> dict[str, float | int | None]:
     """How the judge dealt with the two orders of the very comparisons that gave the win rates; identical responses,
-    which it is not asked about, left out."""
+    which it is not asked about, left out. Cut judgements are those against anchors too."""
     asked = [
         orders[n, k, :2]
         for orders, arm in zip(both, arms, strict=True)
@@ -224,7 +228,7 @@ def _orders(
         if text != other and np.isfinite(orders[n, k]).all()
     ]
     p_12, p_21 = np.array(asked, np.float64).reshape(-1, 2).T
-    cut = int(sum(orders[..., 3].sum() for orders in both))
+    cut = int(sum(orders[..., 3].sum() for orders in (*both, *anchor_orders)))
     if not asked:
         return {"n": 0, "order_consistency": None, "position_bias": None, "cut_judgements": cut}
     consistency, bias = order_consistency(p_12, p_21), position_bias(p_12, p_21)

@@ -94,7 +94,8 @@ def test_row_29_anchors_and_evaluations_count_them_too(judge, monkeypatch):
     assert cuts == (3 if isinstance(judge, ScalarJudge) else 2)  # responses, or pairs
     orders = [arms._judged(piece(), judge, PROMPTS, 4, "orders", [FIRST], [SECOND])]
     arm = arms.Arm("one", "one", False, None, SimpleNamespace(texts=[FIRST]))
-    assert arms._orders(orders, [arm], [SECOND])["cut_judgements"] == 2
+    assert arms._orders(orders, [], [arm], [SECOND])["cut_judgements"] == 2
+    assert arms._orders(orders, orders, [arm], [SECOND])["cut_judgements"] == 4
     monkeypatch.setattr(stage_models, "named_judge", lambda *_, **__: judge)
     context = SimpleNamespace(section=SimpleNamespace(batch_size=4, judges=("one",)))
     records = [PreferenceRecord(str(i), *row) for i, row in enumerate(zip(PROMPTS, FIRST, SECOND, strict=True))]

@@ -38,20 +38,24 @@ def make_context(tmp_path, name, **sections):
 
 def curve(tmp_path, prompts, stage, judge=None, *, policy="alike", seen=None, **values):
     """What PPO's evaluation measures of a policy in the stage of that name."""
+    judge = judge or make_judge()
+    found = measurer(tmp_path, prompts, stage, judge, **values)(POLICIES[policy])
+    if seen is not None:
+        seen += judge.asked
+    return found
+
+
+def measurer(tmp_path, prompts, stage, judge, **values):
+    """The function by which PPO measures its policies in the stage of that name."""
     batch_size = values.pop("batch_size", 4)
     source = c.source(kind="jsonl", path=prompts, **values)
     context = make_context(
         tmp_path, stage, **{stage: c.online("pairwise_rl", evaluation=dict(prompts=source, batch_size=batch_size))}
     )
-    judge = judge or make_judge()
     section = context.section.evaluation
-    measure = win_rate.policy_win_rate(
+    return win_rate.policy_win_rate(
         context, POLICIES["sft"], TOKENIZER, SAMPLING, judge=judge, max_prompt=4, section=section
     )
-    found = measure(POLICIES[policy])
-    if seen is not None:
-        seen += judge.asked
-    return found
 
 
 def tables(folder, prompts: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., arms.Table]:

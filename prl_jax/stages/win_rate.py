@@ -74,10 +74,13 @@ def policy_win_rate(
         )
         return texts
 
-    opponents = sample(opponent, True)
+    @functools.cache  # once, for the first evaluation
+    def opponents() -> list[str]:
+        return sample(opponent, True)
 
     def measure(model: Decoder) -> dict[str, float]:
-        judged = judge_pairs(judge, prompts, sample(model, False), opponents)
+        others = opponents()
+        judged = judge_pairs(judge, prompts, sample(model, False), others)
         found = win_rate_summary(judged.p_first)
         values = {key: np.nan if found[key] is None else found[key] for key in _MEASURED}
         counters = {"prompts_left_out": found["prompts_left_out"], "win_rate_cut_judgements": judged.cuts}

@@ -5,10 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
-from comparing import N, curve, make_judge, tables, write_prompts
+from comparing import POLICIES, N, curve, make_judge, measurer, tables, write_prompts
 from fakes import UtilityJudge
 from running import refused, says
 
+from prl_jax.stages import win_rate
 from prl_jax.streams import evaluation_key
 
 
@@ -37,6 +38,15 @@ def test_every_stage_measures_with_the_same_samples(tmp_path, prompts):
 def test_keys_depend_on_seed_sample_and_side_alone():
     keys = [evaluation_key(seed, opponent=side, sample=k) for seed in (0, 1) for side in (False, True) for k in (0, 1)]
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 8
+
+
+def test_the_opponent_is_sampled_once_and_only_where_somebody_measures(tmp_path, prompts, monkeypatch):
+    sampled, respond = [], win_rate.respond
+    monkeypatch.setattr(win_rate, "respond", lambda model, *a, **k: sampled.append(model) or respond(model, *a, **k))
+    measure = measurer(tmp_path, prompts, "ppo", make_judge())
+    assert sampled == []
+    measure(POLICIES["other"]), measure(POLICIES["alike"])
+    assert list(map(id, sampled)) == [id(POLICIES[name]) for name in ("sft", "other", "alike")]
 
 
 def test_a_win_rate_that_is_not_finite_stops_no_training(tmp_path, prompts):

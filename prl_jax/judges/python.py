@@ -90,7 +90,7 @@ def checked_numbers(answers: Any, count: int, name: str) -> Float[np.ndarray, "N
     """`[N]` float64, what a function returned for `count` rows.
 
     Raises:
-      UserError: it is no sequence of that many finite numbers. The message names the function and the row.
+      UserError: it is no sequence of that many finite numbers in the range of float32. The message names the function and the row.
     """
     shape = f"expected {count} numbers, one for each row"
     try:
@@ -105,8 +105,8 @@ def checked_numbers(answers: Any, count: int, name: str) -> Float[np.ndarray, "N
         value = np.asarray(row)
         if value.shape != () or value.dtype.kind not in "bifu":
             raise UserError(f"{where} is {_described(row)}, expected one number")
-        if not np.isfinite(value):
-            raise UserError(f"{where} is {value}, expected a finite number")
+        if not abs(value) <= np.finfo(np.float32).max:
+            raise UserError(f"{where} is {value}, expected a finite number in the range of float32")
         out[i] = value
     return out
 

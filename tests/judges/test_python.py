@@ -80,8 +80,9 @@ def test_what_a_function_returns_is_checked(answer, message):
 
 def test_scores_have_no_range_but_are_finite():
     assert ScoredPythonJudge(lambda *_: [-3, 1e6, 0.5], "rules").scores(PROMPTS, FIRST).tolist() == [-3, 1e6, 0.5]
-    with pytest.raises(UserError, match="rules: row 1 of 3 is inf, expected a finite number"):
-        ScoredPythonJudge(lambda *_: [float("inf"), 0, 0], "rules").scores(PROMPTS, FIRST)
+    for value in (float("inf"), -1e300):
+        with pytest.raises(UserError, match="rules: row 1 of 3 is .*, expected a finite number in the range of fl"):
+            ScoredPythonJudge(lambda *_, value=value: [value, 0, 0], "rules").scores(PROMPTS, FIRST)
 
 
 def test_an_exception_of_the_function_names_it():

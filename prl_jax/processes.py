@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from prl_jax.errors import Stopped, UserError
 from prl_jax.sharding import BATCH_AXES, batch_sharding, replicated
@@ -63,6 +63,39 @@ def as_leader(here: bool) -> bool:
     if jax.process_count() == 1:
         return here
     return bool(multihost_utils.broadcast_one_to_all(np.array(here)))
+
+
+def from_leader(ask: Callable[[], Float[np.ndarray, "N"]], count: int) -> Float[np.ndarray, "N"]:
+    """`[N]` float64 numbers that the first process has found, in every process; all of them must ask.
+
+    For what may answer every process otherwise: a function of the user's, or another program.
+
+    Args:
+      ask: finds the `count` numbers; it is called in the first process alone.
+
+    Raises:
+      UserError: `ask` has raised it; in every process the same.
+    """
+    if jax.process_count() == 1:
+        return ask()
+    numbers, failure = np.zeros(count), b""
+    if is_leader():
+        try:
+            numbers = np.asarray(ask(), np.float64)
+        except UserError as error:
+            failure = str(error).encode()
+    length = int(multihost_utils.broadcast_one_to_all(np.array(len(failure), np.int32)))
+    if length:
+        raise UserError(_bytes_of_leader(failure, length).decode())
+    return np.frombuffer(_bytes_of_leader(numbers.tobytes(), numbers.nbytes))
+
+
+def _bytes_of_leader(data: bytes, length: int) -> bytes:
+    """The bytes that the first process has; all processes know how many. Few lengths are sent: each one compiles."""
+    sent = np.zeros(1 << length.bit_length(), np.uint8)
+    if is_leader():
+        sent[:length] = np.frombuffer(data, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(sent))[:length].tobytes()
 
 
 def shared(look: Callable[[int], int], count: int) -> Int[np.ndarray, "N"]:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from prl_jax.errors import UserError
 from prl_jax.judges.base import Judged, Scored, check_lengths
+from prl_jax.processes import from_leader
 from prl_jax.text.chat import Prompt
 
 PairFunction = Callable[[Sequence[Prompt], Sequence[str], Sequence[str]], Any]
@@ -43,15 +44,7 @@ class PythonJudge:
         return Judged(z_12, z_21, self.merge)
 
     def _logits(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Float[np.ndarray, "N"]:
-        answers = _called(self.name, self.function, list(prompts), list(first), list(second))
-        p = checked_numbers(answers, len(prompts), self.name)
-        outside = np.flatnonzero((p < 0) | (p > 1))
-        if len(outside):
-            i = int(outside[0])
-            raise UserError(
-                f"{self.name}: row {i + 1} of {len(p)} is {p[i]:g}, expected a probability in [0, 1] that the response "
-                "in slot 1 is better; scores go through a function of (prompts, responses) (ScoredPythonJudge)"
-            )
+        p = answers(self.name, self.function, prompts, first, second, check=_check_probabilities)
         p = np.clip(p, _TINY, 1.0 - _TINY)
         return (np.log(p) - np.log1p(-p)).astype(np.float32)
 
@@ -72,8 +65,7 @@ class ScoredPythonJudge:
     def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Float[np.ndarray, "N"]:
         """`[N]` float32 scores."""
         check_lengths(prompts, responses)
-        answers = _called(self.name, self.function, list(prompts), list(responses))
-        return checked_numbers(answers, len(prompts), self.name).astype(np.float32)
+        return answers(self.name, self.function, prompts, responses).astype(np.float32)
 
     def scored(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Scored:
         """The scores, of texts that are never cut."""
@@ -86,17 +78,51 @@ class ScoredPythonJudge:
         return Judged(gap, -gap, self.merge)
 
 
-def checked_numbers(answers: Any, count: int, name: str) -> Float[np.ndarray, "N"]:
+def answers(
+    name: str,
+    function: Callable[..., Any],
+    *columns: Sequence[Any],
+    check: Callable[[Float[np.ndarray, "N"], str], None] = lambda numbers, name: None,
+) -> Float[np.ndarray, "N"]:
+    """`[N]` float64, what a function answers on `N` rows. In a run of several processes the first one asks for all.
+
+    Args:
+      name: how messages call it.
+      function: columns, a list each -> one number a row.
+      columns: of the rows.
+      check: `(numbers, name)` raises `UserError` for numbers that it must not give.
+    """
+
+    def ask() -> Float[np.ndarray, "N"]:
+        numbers = checked_numbers(_called(name, function, *map(list, columns)), len(columns[0]), name)
+        check(numbers, name)
+        return numbers
+
+    return from_leader(ask, len(columns[0]))
+
+
+def _check_probabilities(p: Float[np.ndarray, "N"], name: str) -> None:
+    outside = np.flatnonzero((p < 0) | (p > 1))
+    if len(outside):
+        i = int(outside[0])
+        raise UserError(
+            f"{name}: row {i + 1} of {len(p)} is {p[i]:g}, expected a probability in [0, 1] that the response in slot "
+            "1 is better; scores go through a function of (prompts, responses) (ScoredPythonJudge)"
+        )
+
+
+def checked_numbers(returned: Any, count: int, name: str) -> Float[np.ndarray, "N"]:
     """`[N]` float64, what a function returned for `count` rows.
 
     Raises:
-      UserError: it is no sequence of that many finite numbers in the range of float32. The message names the function and the row.
+      UserError: it is no sequence of that many finite numbers in the range of float32. The message names the function
+        and the row.
     """
     shape = f"expected {count} numbers, one for each row"
     try:
-        rows = list(answers)
+        rows = list(returned)
     except TypeError:
-        raise UserError(f"{name}: returned {_described(answers)}, {shape}") from None
+        raise UserError(f"{name}: returned {_described(returned)}, {shape}") from None
     if len(rows) != count:
         raise UserError(f"{name}: returned {len(rows)} values for {count} rows, {shape}")
     out = np.empty(count, np.float64)

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from running import ROOT, environment_of, free_port, together, write_rows
+from running import ROOT, environment_of, free_port, in_processes, together, write_rows
 
 pytestmark = pytest.mark.slow
 CONFIG = "tests/configs/micro.py:short"
@@ -167,6 +167,10 @@ def test_a_malformed_row_that_one_process_meets_is_told_by_all(environment, tmp_
         told = log.read()
     line = f'prl: sft.data: {path}:6: field "response" is missing (expected the response to imitate)'
     assert codes == [2, 2] and told.count(line) == 2 and "Traceback" not in told, told
+
+
+def test_a_function_of_the_users_is_asked_by_one_process_for_all():
+    in_processes(ROOT / "tests" / "asked_once.py", number=2, devices=1)
 
 
 def refusal(environment: dict[str, str], *more: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -48,6 +49,15 @@ def model_files(directory: Path) -> dict[str, str]:
         base = directory / name if isinstance(name, str) else None
     below = {} if base is None else model_files(base)
     return found | {f"base/{name}": value for name, value in below.items()}
+
+
+def looks(files: Iterable[Path]) -> dict[str, str]:
+    """Each file -> its size and checksum, in words.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    return {str(file): _look(file) for file in files}
 
 
 def difference(before: dict[str, str], now: dict[str, str]) -> str:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +12,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import ModelCard, command_length
+from prl_jax.artifacts.fingerprints import looks
 from prl_jax.artifacts.models import load_judge
 from prl_jax.commands.outputs import check_file, rows_file
 from prl_jax.commands.rows import (
@@ -32,11 +30,12 @@ from prl_jax.commands.rows import (
 )
 from prl_jax.config.declare import build
 from prl_jax.data.records import PreferenceRecord
+from prl_jax.errors import UserError
 from prl_jax.files import local_path
 from prl_jax.judges import Judge, Judged
 from prl_jax.measuring.records import Measured
 from prl_jax.runs.judges import JUDGES
-from prl_jax.runs.judges.kind import Surroundings
+from prl_jax.runs.judges.kind import JudgeKind, Surroundings
 from prl_jax.runs.stopping import StopSignal
 from prl_jax.sharding import make_mesh
 from prl_jax.stages.judging import judge_records, pair_metrics
@@ -75,8 +74,9 @@ def judge_file(
       Stopped: `stop` said so; the rows that were judged are kept, and the same command continues.
     """
     stop = StopSignal() if stop is None else stop
-    kind = "gold" if judge == "gold" else "python" if re.search(r"\.py:\w+$", judge) else "model"
-    asked = (_model if kind == "model" else functools.partial(_rule, kind))(judge, data, out, options)
+    kind, section = _named(judge)
+    model = kind.model(section)
+    asked = _model(model, data, out, options) if model else _rule(kind, section, judge, data, out, options)
 
     def ask(_: int, part: Sequence[PreferenceRecord]) -> list[dict[str, Any]]:
         return _judgements(part, judge_records(loaded, part))
@@ -91,20 +91,27 @@ def judge_file(
     return pair_metrics(*columns, list(asked.rows.records)) | dict(asked.rows.counts)
 
 
-def _rule(kind: str, judge: str, data: Path, out: Path, options: RowOptions) -> Asked:
+def _named(judge: str) -> tuple[JudgeKind, ConfigDict]:
+    """The kind of the judge that a command line names, and its section."""
+    kind, keys = next((kind, keys) for kind in JUDGES.values() if (keys := kind.word(judge)) is not None)
+    section = ConfigDict(kind.declare(**keys))
+    kind.check(section)
+    return kind, section
+
+
+def _rule(kind: JudgeKind, section: ConfigDict, judge: str, data: Path, out: Path, options: RowOptions) -> Asked:
     """A judge without a model, which reads rows of any length."""
-    check_file(out, inputs=[data], models=[], overwrite=options.overwrite)
-    section = ConfigDict(JUDGES[kind].declare(**({} if kind == "gold" else {"path": judge})))
-    JUDGES[kind].check(section)
+    for flag in ("max_length", "on_long", "template_args"):
+        if (given := getattr(options, flag)) != getattr(DEFAULT_OPTIONS, flag):
+            raise UserError(f"--{flag}={given}: {judge} has no model, and reads rows of any length; leave the flag out")
+    files = kind.files(section)
+    check_file(out, inputs=[data, *files], models=[], overwrite=options.overwrite)
     records = read_rows(data, "preference", options)
-    measured = measured_rows("judge", records, None, options, gold=JUDGES[kind].built_in_tasks)
+    measured = measured_rows("judge", records, None, options, gold=kind.built_in_tasks)
     rows = selected_rows(records, measured, np.zeros(len(records), np.int64), 0, options)
-    config = build({})
     assert records.fingerprint is not None
-    source = Path(judge.rpartition(":")[0])
-    known = hashlib.sha256(source.read_bytes()).hexdigest() if kind == "python" else ""
-    origin = {"command": "judge", "judge": judge, "sha256": known, "data": dataclasses.asdict(records.fingerprint)}
-    return Asked(lambda: JUDGES[kind].load(section, Surroundings(config, _no_model)), rows, origin)
+    origin = {"command": "judge", "judge": judge, "code": looks(files), "data": dataclasses.asdict(records.fingerprint)}
+    return Asked(lambda: kind.load(section, Surroundings(build({}), _no_model)), rows, origin)
 
 
 def _no_model(name: str) -> Judge:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from prl_jax.artifacts.fingerprints import model_files
+from prl_jax.artifacts.fingerprints import looks, model_files
 from prl_jax.artifacts.models import has_tokenizer
 from prl_jax.config.rules import value_at
 from prl_jax.data.sources import file_path
@@ -25,6 +25,7 @@ from prl_jax.inputs.readings import Reading, prompt_room, readings
 from prl_jax.measuring.records import IDENTICAL, PLAIN, TIE, Measured, invalid_rows, unused_keys, unused_line
 from prl_jax.processes import is_leader
 from prl_jax.runs.context import StageContext, first_model, is_directory, source_key, source_spec, trains_from_text
+from prl_jax.runs.judges import JUDGES
 from prl_jax.stages import KINDS
 from prl_jax.text.chat import Turn, encode_prompt, fit_turns
 from prl_jax.text.judging import encode_judge_row
@@ -85,12 +86,15 @@ def check_finished(contexts: Sequence[StageContext]) -> None:
 
 
 def recognise_models(context: StageContext) -> None:
-    """Raises `UserError` where a model directory that the config names is not what it was when the run began. One that
-    is gone is left to whoever needs it."""
+    """Raises `UserError` where a model directory that the config names, or a file that one of its judges is made of, is
+    not what it was when the run began. A directory that is gone is left to whoever needs it."""
     for name in dict.fromkeys(_directories(context.config)):
         files = model_files(Path(name))
         if files:
             context.workdir.recognise_model(name, files)
+    for name, section in context.config.judges.items():
+        if files := looks(JUDGES[section.kind].files(section)):
+            context.workdir.recognise_model(f"judges.{name}", files)
 
 
 def _directories(values: Any) -> Iterator[str]:

@@ -158,6 +158,15 @@ def load_function(path: str) -> Callable[..., Any]:
     return found
 
 
+def file_of(path: str) -> Path | None:
+    """The file that a function of `load_function` stands in; None where it is in none that Python reads."""
+    place = path.rpartition(":")[0]
+    if place.endswith(".py"):
+        return Path(place)
+    found = importlib.util.find_spec(place)
+    return Path(found.origin) if found is not None and found.has_location and found.origin else None
+
+
 def _from_file(file: Path, path: str) -> Any:
     if not file.is_file():
         raise UserError(f"{path}: no file {file}")

@@ -61,10 +61,11 @@ class Workdir:
             )
 
     def recognise_model(self, name: str, files: dict[str, str]) -> None:
-        """Remembers the files of a model directory (`model_files`) by the name that the config has for it.
+        """Remembers the files of a model directory (`model_files`), or those that a judge is made of (`looks`), by the
+        name that the config has for it.
 
         Raises:
-          UserError: it holds another model than the one that this run began with.
+          UserError: they are others than those that this run began with.
         """
         changed = difference(self._models.setdefault(name, files), files)
         if changed:

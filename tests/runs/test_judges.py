@@ -1,5 +1,6 @@
 """Judges by name: a section of the config, any kind, wherever a stage asks."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import pytest
 from correctness.world import make_setup
 from fakes import make_decoder, user
 from ml_collections import ConfigDict
-from running import prl
+from running import prl, refused, says
 
 from prl_jax.data.jsonl import write_jsonl
 from prl_jax.errors import UserError
 from prl_jax.inputs.checks import check_config
+from prl_jax.inputs.checks_of_data import recognise_models
 from prl_jax.inputs.lengths import uses
 from prl_jax.judges import GoldJudge, PythonJudge, load_function
 from prl_jax.runs.context import StageContext
@@ -152,6 +154,39 @@ def test_a_kind_is_its_file_and_a_row_of_the_table(tmp_path, monkeypatch):
     config = config_with({"mine": {"kind": "dummy", "strength": "strong"}}, judge="mine")
     with pytest.raises(UserError, match="judges.mine.strength='strong': expected a number"):
         check_config(config)
+
+
+def test_a_run_goes_on_with_the_rules_that_it_began_with(rules, tmp_path):
+    config = config_with({"house": c.judge("python", path=f"{rules}:shorter")}, judge="house")
+    workdir = lambda: Workdir(tmp_path / "run", config)  # noqa: E731
+    began = StageContext("policy", config, workdir(), make_mesh())
+    recognise_models(began)
+    began.workdir.create()
+    recognise_models(dataclasses.replace(began, workdir=workdir()))
+    rules.write_text(RULES.replace("0.9", "0.8"))
+    with pytest.raises(UserError, match=r"judges.house: has changed since .*/run was made from it: .*my_rules.py had"):
+        recognise_models(dataclasses.replace(began, workdir=workdir()))
+
+
+def test_the_file_of_a_function_is_known_however_it_is_named(rules):
+    section = lambda path: ConfigDict(c.judge("python", path=path))  # noqa: E731
+    files = JUDGES["python"].files
+    assert files(section(f"{rules}:shorter")) == [rules] and files(section("sys:intern")) == []
+    assert files(section("json:dumps")) == [Path(json.__file__)]
+
+
+def test_a_command_does_not_write_over_rules_nor_go_on_with_others(tmp_path):
+    rules, pairs, out = (tmp_path / name for name in ("my_rules.py", "pairs.jsonl", "out.jsonl"))
+    write_jsonl(pairs, [{"prompt": "a", "chosen": x, "rejected": "ccc"} for x in "bx"])
+    rules.write_text(
+        "def rule(prompts, first, second):\n    return [1 / (a != 'x' != b) for a, b in zip(first, second)]\n"
+    )
+    argv = ("judge", "--judge", f"{rules}:rule", "--data", pairs, "--batch_size", "1", "--out")
+    assert says(refused(*argv, rules, "--overwrite"), "my_rules.py: is the file that is read")
+    assert says(refused(*argv, out, "--max_length", "64"), "--max_length=64", "has no model", "leave the flag out")
+    assert says(refused(*argv, out), "my_rules.py:rule: failed on 1 rows: ZeroDivisionError")
+    rules.write_text(rules.read_text().replace("1 / ", "0.5 * "))
+    assert says(refused(*argv, out), "holds 1 rows of a command that was interrupted, with another code")
 
 
 def test_a_function_that_fails_ends_a_command_with_its_name_and_row(rules, tmp_path):

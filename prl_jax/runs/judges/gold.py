@@ -24,4 +24,10 @@ def load(section: ConfigDict, around: Surroundings) -> GoldJudge:
     return GoldJudge(lambda prompt, first, second: preference(prompt, first, second, intransitivity=strength))
 
 
-KIND = JudgeKind(name="gold", declare=declare, load=load, built_in_tasks=True)
+KIND = JudgeKind(
+    name="gold",
+    declare=declare,
+    load=load,
+    word=lambda word: {} if word == "gold" else None,
+    built_in_tasks=True,
+)

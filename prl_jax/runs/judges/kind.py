@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -34,6 +35,8 @@ class JudgeKind:
       check: raises `UserError`, which begins with a key of the section, for one that cannot be loaded.
       model: section -> the stage or model directory behind the judge; "" where none is.
       scores: section -> whether it scores single responses too, where no model behind it tells.
+      files: section -> the files that it is made of, where no model is behind it.
+      word: what a command line may call a judge -> the keys of its section; None for what is none of this kind.
       built_in_tasks: whether it knows no other prompts than those of the built-in tasks.
     """
 
@@ -43,4 +46,6 @@ class JudgeKind:
     check: Callable[[ConfigDict], None] = lambda section: None
     model: Callable[[ConfigDict], str] = lambda section: ""
     scores: Callable[[ConfigDict], bool] = lambda section: False
+    files: Callable[[ConfigDict], Sequence[Path]] = lambda section: ()
+    word: Callable[[str], Mapping[str, Any] | None] = lambda word: None
     built_in_tasks: bool = False

@@ -26,4 +26,5 @@ KIND = JudgeKind(
     load=lambda section, around: around.model(section.model),
     check=check,
     model=lambda section: section.model,
+    word=lambda word: {"model": word},
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -9,6 +11,7 @@ from ml_collections import ConfigDict
 from prl_jax.config.declare import filled
 from prl_jax.errors import UserError
 from prl_jax.judges import Judge, PythonJudge, ScoredPythonJudge, load_function
+from prl_jax.judges.python import file_of
 from prl_jax.runs.judges.kind import JudgeKind, Surroundings
 
 GIVES = ("probabilities", "scores")
@@ -40,6 +43,18 @@ def load(section: ConfigDict, around: Surroundings) -> Judge:
     return kind(load_function(section.path), section.path)
 
 
+def files(section: ConfigDict) -> list[Path]:
+    """The file of the function; what it imports is not looked at."""
+    file = file_of(section.path)
+    return [] if file is None else [file]
+
+
 KIND = JudgeKind(
-    name="python", declare=declare, load=load, check=check, scores=lambda section: section.gives == "scores"
+    name="python",
+    declare=declare,
+    load=load,
+    check=check,
+    scores=lambda section: section.gives == "scores",
+    files=files,
+    word=lambda word: {"path": word} if re.search(r"\.py:\w+$", word) else None,
 )

@@ -160,7 +160,7 @@ def _run_until(stop: StopSignal, argv: Sequence[str]) -> None:
     summary = workdir.path / SUMMARY_FILE
     found = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None
     if found is not None:
-        print(terminal_table(found))
+        print(terminal_table(found, values.config.judges.to_dict()))
     print(f"Report: {report}")
     if failed := _not_finite(found or {}):
         raise UserError(f"{summary}: numbers that are not finite were left out: {', '.join(failed)}")

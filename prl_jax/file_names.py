@@ -3,6 +3,8 @@
 # In the workdir itself.
 CONFIG_FILE = "config.json"  # the config, and what the run was made with
 SUMMARY_FILE = "summary.json"  # what an evaluation came to
+REPORT_FILE = "report.html"
+REPORT_TEXT_FILE = "report.md"
 LOCK_FILE = ".lock"
 DATA_DIR = "data"  # built-in data, and measurements of others
 MEASURED_DIR = "measured"

@@ -1,4 +1,4 @@
-"""Puts the report together: `report.html`, `report.md` and PNG figures, from the files of workdirs alone."""
+"""Puts the report together: a page, its text in Markdown and PNG figures, from the files of workdirs alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from prl_jax.errors import UserError
+from prl_jax.file_names import REPORT_FILE, REPORT_TEXT_FILE
 from prl_jax.files import write_text
 from prl_jax.reporting import tables
 from prl_jax.reporting.caveats import caveats
@@ -33,7 +34,7 @@ def build_report(workdirs: Sequence[Path]) -> Path:
       workdirs: of `prl run`. Details come from the first; the final table compares all.
 
     Returns:
-      The path of `report.html`, a page that needs no other file; `report.md` and the PNG figures stand beside it.
+      The path of the page, which needs no other file; the same in Markdown and the PNG figures stand beside it.
 
     Errors: `UserError` when a workdir is none, one of its files is malformed, or the report cannot be written.
     """
@@ -41,12 +42,12 @@ def build_report(workdirs: Sequence[Path]) -> Path:
         raise UserError("a report needs at least one workdir")
     runs = read_runs(workdirs)
     directory = runs[0].path
-    page = directory / "report.html"
+    page = directory / REPORT_FILE
     try:
         figures = write_figures(runs, directory, pooled=not obstacles(runs))
         context = {**_context(runs), "figures": _figures(figures)}
         environment = _environment()
-        for name in ("report.md", "report.html"):
+        for name in (REPORT_TEXT_FILE, REPORT_FILE):
             write_text(directory / name, environment.get_template(f"{name}.jinja").render(context))
     except OSError as error:
         raise UserError(f"{page}: cannot write the report ({error.strerror}); make room and try again") from error

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prl_jax.reporting.inputs import RunFiles, number
-from prl_jax.reporting.names import section_of
+from prl_jax.reporting.names import is_exact, judge_section, judges_of_config, model_behind, section_of
 from prl_jax.reporting.pooling import obstacles
 from prl_jax.reporting.tables import arms_of, judges_of
 from prl_jax.reporting.trust import is_measured, no_judges, sentences
@@ -46,18 +46,7 @@ def _of_judges(run: RunFiles) -> list[str]:
     notes, none = [], no_judges(run)
     teller = str(run.summary.get("win_rate_judge") or "")
     if teller and arms_of(run.summary):
-        if teller == "gold":
-            notes.append("Win rates are told by the exact judge of the built-in tasks.")
-        else:
-            notes.append(f"Win rates are told by a learned judge ({teller}), which has errors and tastes of its own.")
-            same = [str(arm["name"]) for arm in arms_of(run.summary) if _learned_from(run, arm) == teller]
-            if same:
-                notes.append(
-                    f"{' and '.join(same)} learned from {teller}, which tells the win rates: they say how well its "
-                    "taste was met, its errors included. Train another judge on other pairs to tell them."
-                )
-            if teller not in none and not is_measured(run, teller):
-                notes.append(f"Nothing here shows how often {teller} is right: name it in the evaluation's judges.")
+        notes += _of_teller(run, teller, trusted=teller not in none)
     notes += sentences(list(none), none, run.summary)
     learned = [(arm["name"], arm["judge"]) for arm in arms_of(run.summary) if arm.get("judge") in none]
     notes += [f"{name} learned from {judge}, so that its win rate means nothing." for name, judge in learned]
@@ -70,6 +59,32 @@ def _of_judges(run: RunFiles) -> list[str]:
                 f"The judge {judge['stage']} is no better than always picking the longer response "
                 f"({accuracy:.3f} against {longer:.3f})."
             )
+    return notes
+
+
+def _of_teller(run: RunFiles, teller: str, *, trusted: bool) -> list[str]:
+    """Whose word the win rates are, and what it is worth; `trusted` where nothing shows that it is none."""
+    judges = judges_of_config(run)
+    if is_exact(judges, teller):
+        return ["Win rates are told by the exact judge of the built-in tasks."]
+    section = judge_section(judges, teller)
+    learned = not section or "model" in section
+    if learned:
+        notes = [f"Win rates are told by a learned judge ({teller}), which has errors and tastes of its own."]
+    else:
+        path, kind = section.get("path"), section.get("kind")
+        what = f"a function of yours ({path})" if path else f"a judge of kind '{kind}'"
+        notes = [f"Win rates are told by {teller}, {what}: they show what it was written to reward, and nothing else."]
+    model = model_behind(judges, teller)
+    same = [str(arm["name"]) for arm in arms_of(run.summary) if model_behind(judges, _learned_from(run, arm)) == model]
+    if same:
+        remedy = "Train another judge on other pairs to tell them." if learned else "Let another judge tell them."
+        notes.append(
+            f"{' and '.join(same)} learned from {teller}, which tells the win rates: they say how well its taste was "
+            f"met, its errors included. {remedy}"
+        )
+    if trusted and not is_measured(run, teller):
+        notes.append(f"Nothing here shows how often {teller} is right: name it in the evaluation's judges.")
     return notes
 
 

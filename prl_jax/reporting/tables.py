@@ -243,13 +243,13 @@ def combined_table(runs: Sequence[RunFiles], *, pooled: bool) -> Table:
     )
 
 
-def terminal_table(summary: Mapping[str, Any]) -> str:
+def terminal_table(summary: Mapping[str, Any], judges: Mapping[str, Any]) -> str:
     """The final table for the terminal: arms, their differences, judges, aligned plain text without a trailing newline.
-    Judges that are none are named below."""
+    Judges that are none are named below; `judges` is the section of the config that says which name is whose."""
     summary = clean(summary)
     pairs = _table(_PAIR_COLUMNS, pairs_of(summary))
     parts = [_aligned(table) for table in (arms_table(summary), pairs, judges_table(summary)) if table.rows]
-    reasons = no_judges_of_summary(summary)
+    reasons = no_judges_of_summary(summary, judges)
     if reasons:
         parts.append("\n".join(sentences(list(reasons), reasons, summary)))
     return "\n\n".join(parts).replace(DASH, "-") or "no results"

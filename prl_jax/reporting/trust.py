@@ -9,16 +9,17 @@ import numpy as np
 
 from prl_jax.evaluation import judge_faults, order_consistency, position_bias
 from prl_jax.reporting.inputs import JUDGE, REWARDED, RunFiles, StageFiles, number
-from prl_jax.reporting.names import section_of
+from prl_jax.reporting.names import is_exact, judges_of_config, model_behind, section_of
 
 _METRICS = ("accuracy", "accuracy_low", "accuracy_high", "longer_wins", "order_consistency", "position_bias")
 
 
 def no_judges(run: RunFiles) -> dict[str, str]:
-    """Judge -> what shows that it is none, from all that the run has measured of it."""
-    evidence = _of_summary(run.summary)
+    """Judge -> what shows that it is none, from all that the run has measured of it and of the model behind it."""
+    judges, evidence = judges_of_config(run), _of_summary(run.summary)
+    held_out = {model_behind(judges, name) for name in evidence}
     for stage in run.of_role(JUDGE):
-        if stage.name not in evidence:  # not on held-out pairs, but as it trained
+        if stage.name not in held_out:  # not on held-out pairs, but as it trained
             metrics = stage.result.get("metrics")
             metrics = metrics if isinstance(metrics, Mapping) else {}
             values = {key: number(metrics, f"validation_{key}") for key in _METRICS}
@@ -26,12 +27,12 @@ def no_judges(run: RunFiles) -> dict[str, str]:
     for stage in run.of_role(REWARDED):
         judge = str(section_of(run, stage.name).get("judge") or "")
         evidence.setdefault(judge, []).append((f"as {stage.name} met it", sample_orders(stage) or {}))
-    return _faulty(evidence)
+    return _faulty(evidence, judges)
 
 
-def no_judges_of_summary(summary: Mapping[str, Any]) -> dict[str, str]:
-    """`no_judges`, from `summary.json` alone."""
-    return _faulty(_of_summary(summary))
+def no_judges_of_summary(summary: Mapping[str, Any], judges: Mapping[str, Any]) -> dict[str, str]:
+    """`no_judges`, from `summary.json` and the config's section `judges` alone."""
+    return _faulty(_of_summary(summary), judges)
 
 
 def sample_orders(stage: StageFiles) -> dict[str, float] | None:
@@ -49,9 +50,11 @@ def sample_orders(stage: StageFiles) -> dict[str, float] | None:
 
 
 def is_measured(run: RunFiles, judge: str) -> bool:
-    """Whether anything in the run shows how often a judge is right."""
-    judges = run.summary.get("judges")
-    return isinstance(judges, Mapping) and isinstance(judges.get(judge), Mapping)
+    """Whether anything in the run shows how often a judge is right, under this name or another one of its model."""
+    judges, measured = judges_of_config(run), run.summary.get("judges")
+    measured = measured if isinstance(measured, Mapping) else {}
+    models = {model_behind(judges, str(name)) for name, row in measured.items() if isinstance(row, Mapping)}
+    return model_behind(judges, judge) in models
 
 
 Evidence = dict[str, list[tuple[str, Mapping[str, Any]]]]
@@ -67,15 +70,16 @@ def _of_summary(summary: Mapping[str, Any]) -> Evidence:
     return evidence
 
 
-def _faulty(evidence: Evidence) -> dict[str, str]:
-    """The exact judge needs no evidence; of each other one the first that speaks against it."""
+def _faulty(evidence: Evidence, judges: Mapping[str, Any]) -> dict[str, str]:
+    """The first evidence against each judge, which speaks against all names of its model; the exact judge needs none."""
     found: dict[str, str] = {}
     for judge, items in evidence.items():
         for where, metrics in items:
             faults = judge_faults({key: number(metrics, key) for key in _METRICS})
-            if faults and judge not in ("", "gold"):
-                found.setdefault(judge, "; ".join(faults) + (f" ({where})" if where else ""))
-    return found
+            if faults and judge and not is_exact(judges, judge):
+                reason = "; ".join(faults) + (f" ({where})" if where else "")
+                found.setdefault(model_behind(judges, judge), reason)
+    return {name: found[model] for name in (*evidence, *judges) if (model := model_behind(judges, name)) in found}
 
 
 def sentences(names: Sequence[str], reasons: Mapping[str, str], summary: Mapping[str, Any]) -> list[str]:

@@ -203,6 +203,36 @@ def test_a_judge_that_was_not_evaluated_is_known_by_what_it_did():
     assert any("Nothing here shows how often other is right" in note for note in unknown)
 
 
+NAMED = {"exact": {"kind": "gold"}, "house": {"kind": "python", "path": "my_rules.py:shorter"}}
+NAMED |= {"taste": {"kind": "model", "model": "genrm"}, "gold": {"kind": "python", "path": "fake.py:gold"}}
+
+
+@pytest.mark.parametrize(
+    ("teller", "learned", "expected"),
+    [
+        ("exact", "exact", ["the exact judge of the built-in tasks"]),
+        ("house", "genrm", ["told by house, a function of yours (my_rules.py:shorter)", "how often house is right"]),
+        ("house", "house", ["P learned from house, which tells", "Let another judge", "how often house is right"]),
+        ("taste", "genrm", ["a learned judge (taste)", "P learned from taste, which tells", "Train another judge"]),
+        ("genrm", "taste", ["a learned judge (genrm)", "P learned from genrm, which tells", "Train another judge"]),
+        ("gold", "genrm", ["told by gold, a function of yours (fake.py:gold)"]),
+    ],
+)
+def test_names_of_judges_stand_for_what_the_config_says(teller, learned, expected):
+    """Two names of one stage are one judge; the exact one is known by its kind."""
+    arms, config = [arm("P", 0.51, 0.55, 0.60, learned)], {"judges": NAMED}
+    orders = {"order_consistency": 0.0, "position_bias": 0.0}
+    notes = " ".join(caveats([run(arms, config=config, judges={"genrm": JUDGE}, win_rate_judge=teller)]))
+    assert all(text in notes for text in expected) and notes.count("told by") == 1
+    assert ("learned from" in notes) == any("learned from" in text for text in expected)
+    assert ("right: name it" in notes) == (teller in ("house", "gold"))
+    found = headline([run(arms, config=config, win_rate_judge=teller, win_rate_judge_orders=orders)])
+    assert ("is no judge" in found[0]) == (teller != "exact")
+    trained = StageFiles("genrm", "judge", [], [], {"metrics": {"validation_order_consistency": 0.0}})
+    found = headline([run(arms, config=config, win_rate_judge=teller, stages=[trained])])
+    assert ("is no judge" in found[0]) == bool({teller, learned} & {"taste", "genrm"})
+
+
 def test_caveats_name_seed_judge_and_weak_judges():
     judges = {"bt": {"accuracy": 0.6, "accuracy_low": 0.52, "accuracy_high": 0.68, "longer_wins": 0.65}}
     judges |= {"pairwise": {"accuracy": 0.8, "longer_wins": 0.7, "not_finite": 3}}

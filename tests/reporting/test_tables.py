@@ -22,7 +22,7 @@ def test_the_terminal_table_is_aligned():
     judges = {"pairwise": {"n": 10, "accuracy": 0.75, "accuracy_low": 0.7, "accuracy_high": 0.8, "not_finite": 0}}
     pair = {"arm": "Pairwise-RL", "other": "sft, greedy", "difference": 0.074, "difference_low": 0.06}
     paired = [pair | {"difference_high": 0.088}, {"arm": "sft, greedy", "other": "x", "difference": 0.1}]
-    text = tables.terminal_table({"opponent": "sft", "arms": ARMS, "paired": paired, "judges": judges})
+    text = tables.terminal_table({"opponent": "sft", "arms": ARMS, "paired": paired, "judges": judges}, {})
     assert text.splitlines() == [
         "                            win rate vs sft",
         "arm          judge                    [95%]     KL",
@@ -42,12 +42,12 @@ def test_the_terminal_table_is_aligned():
 
 
 def test_the_terminal_gets_no_control_characters():
-    text = tables.terminal_table({"arms": [{"name": "\x1b[2Jx\x07", "win_rate": 0.5}]})
+    text = tables.terminal_table({"arms": [{"name": "\x1b[2Jx\x07", "win_rate": 0.5}]}, {})
     assert "\x1b" not in text and "\x07" not in text and "␛[2Jx␇" in text
 
 
 def test_an_empty_summary_is_said():
-    assert tables.terminal_table({}) == "no results"
+    assert tables.terminal_table({}, {}) == "no results"
 
 
 def test_columns_without_any_value_are_left_out():
@@ -103,11 +103,13 @@ def test_times_of_stages_and_their_share():
 
 
 def test_a_judge_that_is_none_is_named_on_the_terminal():
-    text = tables.terminal_table({"judges": {"genrm": {"accuracy": 0.55, "order_consistency": 0.0}}})
+    text = tables.terminal_table({"judges": {"genrm": {"accuracy": 0.55, "order_consistency": 0.0}}}, {})
     assert text.splitlines()[-1].startswith("genrm is no judge: order consistency 0.00")
     orders = {"order_consistency": 0.02, "position_bias": 0.1}
-    text = tables.terminal_table({"arms": ARMS, "win_rate_judge": "told", "win_rate_judge_orders": orders})
+    summary = {"arms": ARMS, "win_rate_judge": "told", "win_rate_judge_orders": orders}
+    text = tables.terminal_table(summary, {})
     assert text.splitlines()[-1].startswith("told is no judge: order consistency 0.02")
+    assert "no judge" not in tables.terminal_table(summary, {"told": {"kind": "gold"}})
 
 
 def test_differences_of_runs_and_their_mean():
@@ -132,4 +134,4 @@ def test_p_values_stand_beside_the_differences_and_have_no_mean():
     runs = [run(label="a", summary=paired(0.0123)), run(label="b", summary=paired(0.0006))]
     table = tables.paired_table(runs, pooled=True)
     assert table.header[-1] == "p, corrected" and [row[-1] for row in table.rows] == ["0.012", "<0.001", "–"]
-    assert tables.terminal_table(paired(0.2)).splitlines()[-1].endswith("+2.0      0.200")
+    assert tables.terminal_table(paired(0.2), {}).splitlines()[-1].endswith("+2.0      0.200")

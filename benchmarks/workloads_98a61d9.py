@@ -1,6 +1,6 @@
-"""`workloads.py` for commit 98a61d9: what later checkouts are compared with. It stays as it is.
+"""The workloads for commit 98a61d9, with which later checkouts are compared: what it calls in its own way.
 
-That commit has no benchmark of this kind itself, and its functions are called as it declares them.
+That commit has no benchmark of this kind itself; its functions are called as it declares them, so this stays as it is.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,174 +18,48 @@ from ml_collections import ConfigDict
 from prl_jax.stages.cards import ModelCard
 from prl_jax.stages.ppo_step import Setup, iteration
 from prl_jax.training.ppo import CriticContext, PPOConfig, initial_state, make_update, prepare, run_update
-from workload_shapes import NORM_EPS, OPTIMIZER, PPO, ROPE_THETA, Inputs, Size, Step, Words
+from workload_shapes import OPTIMIZER, PPO, Step
+from workload_steps import (
+    World,
+    counter,
+    generation,
+    given_rollout,
+    judging,
+    learner_states,
+    log_probabilities,
+    numbers,
+    pairs,
+    sft_loop,
+    sft_step,
+    supervised,
+)
 
-from prl_jax.data.pipeline import batch_iterator
-from prl_jax.data.records import PromptRecord, SFTRecord
-from prl_jax.data.rows import encode_sft
-from prl_jax.judges import GenerativeJudge, ScalarJudge
-from prl_jax.losses import chunked_logprobs
-from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel
 from prl_jax.optim import make_optimizer
 from prl_jax.processes import fetch, put_batch
-from prl_jax.sampling import SamplingConfig, generate, row_keys
-from prl_jax.sharding import make_mesh, replicated, tree_shardings
+from prl_jax.sharding import replicated
 from prl_jax.stages import config as sections
-from prl_jax.text.chat import Turn
-from prl_jax.text.judging import JudgeTemplate
-from prl_jax.training.loop import LoopConfig, run_loop
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
-from prl_jax.training.sft import SFT
-from prl_jax.training.state import create_state
-from prl_jax.training.step import make_train_step
-from prl_jax.types import PreferenceBatch, Rollout, SFTBatch, TokenRows
-
-RECORDS = 256  # prompts and demonstrations to draw from
-
-
-class World:
-    """Models and inputs of a size, on the mesh of all devices."""
-
-    def __init__(self, size: Size):
-        self.size, self.mesh, self.inputs = size, make_mesh(), Inputs(size)
-        self.config = DecoderConfig(
-            vocab_size=size.vocab,
-            width=size.width,
-            layers=size.layers,
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
-            mlp_width=size.mlp_width,
-            rope_theta=ROPE_THETA,
-            norm_eps=NORM_EPS,
-            tied_embeddings=False,
-        )
-        self.tokenizer = Words(size.vocab)
-        self.sampling = SamplingConfig(size.response, (size.vocab + 1,), 0)  # no token ends a response
-
-    def decoder(self, seed: int) -> Decoder:
-        return self._initial(jax.random.key(seed))
-
-    @functools.cached_property
-    def _initial(self) -> Callable[[jax.Array], Decoder]:
-        """Makes decoders, born on the mesh; compiled once for all of them."""
-        make = lambda key: Decoder(self.config, key=key)  # noqa: E731
-        shardings = tree_shardings(jax.eval_shape(make, jax.random.key(0)), self.mesh, LOGICAL_AXES)
-        return jax.jit(make, out_shardings=shardings)
-
-    def scalar_model(self, seed: int, *, bias: float | None = None) -> ScalarModel:
-        model = ScalarModel(self.decoder(seed), bias=bias)
-        model.scalar.weight[...] = 0.02 * jax.random.normal(jax.random.key(seed + 99), (self.size.width,))
-        model.scalar = jax.device_put(model.scalar, replicated(self.mesh))
-        return model
-
-    def rows(self, count: int, length: int) -> TokenRows:
-        return TokenRows(*self.inputs.token_rows(count, length))
-
-    def user_prompt(self) -> tuple[Turn, ...]:
-        """A prompt of `size.prompt` tokens, of which the chat template adds three."""
-        return (Turn("user", self.inputs.text(self.size.prompt - 3)),)
-
-
-def sft_step(world: World) -> Step:
-    """W1: one step of SFT."""
-    size = world.size
-    rows = world.rows(size.rows, size.length)
-    targets = np.zeros((size.rows, size.length), np.int32)
-    targets[:, :-1] = rows.tokens[:, 1:]
-    mask = np.ones(targets.shape, bool)
-    mask[:, -1] = False
-    return _supervised(world, SFT, world.decoder(0), SFTBatch(rows, targets, mask))
+from prl_jax.types import PreferenceBatch, SFTBatch
 
 
 def bradley_terry_step(world: World) -> Step:
     """W2: one step of a Bradley-Terry model."""
-    return _supervised(world, bradley_terry_objective(), world.scalar_model(0), _pairs(world))
+    return supervised(world, bradley_terry_objective(), world.scalar_model(0), PreferenceBatch(*pairs(world)))
 
 
 def generative_step(world: World) -> Step:
     """W2p: one step of a generative judge, both orders of each pair."""
-    return _supervised(world, generative_objective((5, 6)), world.decoder(0), _pairs(world))
+    return supervised(world, generative_objective((5, 6)), world.decoder(0), PreferenceBatch(*pairs(world)))
 
 
-def sft_loop(world: World) -> Step:
-    """L1: some steps of SFT as a stage does them, their batches by the data pipeline and their metrics logged."""
-    size, half = world.size, world.size.length // 2
-    texts = [(world.inputs.text(half - 3), world.inputs.text(size.length - half - 1)) for _ in range(RECORDS)]
-    records = [SFTRecord(str(i), (Turn("user", text),), answer) for i, (text, answer) in enumerate(texts)]
-    encode = functools.partial(encode_sft, world.tokenizer, max_prompt=half, max_response=size.length - half)
-
-    def with_flag(record: SFTRecord) -> tuple[SFTBatch, np.ndarray]:
-        row, truncated = encode(record)
-        return row, np.asarray(truncated)
-
-    iterator = batch_iterator(records, with_flag, batch_size=size.rows, seed=0)
-    optimizer = make_optimizer(**OPTIMIZER)
-    train_step = make_train_step(SFT, optimizer)
-    state, done, cut = create_state(world.decoder(0), optimizer, world.mesh, LOGICAL_AXES), 0, 0
-    logged: dict[int, Mapping[str, float]] = {}
-
-    def step(state: Any, n: int) -> tuple[Any, Mapping[str, jax.Array]]:
-        nonlocal cut
-        batch, truncated = put_batch(next(iterator), world.mesh)
-        cut += int(fetch(truncated, world.mesh).sum())
-        return train_step(state, batch)
-
-    def repeat() -> dict[str, float]:
-        nonlocal state, done
-        config = LoopConfig(done + size.loop_steps, log_every=1)
-        state = run_loop(
-            "loop",
-            state,
-            done,
-            config,
-            step=step,
-            on_step=lambda n, values: None,
-            write=logged.__setitem__,
-            save=lambda n, state: None,
-        )
-        done = config.total
-        return dict(logged[done])
-
-    return repeat
-
-
-def generation(world: World) -> Step:
-    """W3: responses to one batch of prompts."""
-    size, model, calls = world.size, world.decoder(0), _counter()
-    prompts = (world.inputs.tokens(size.batch, size.prompt), np.ones((size.batch, size.prompt), bool))
-
-    def step() -> dict[str, float]:
-        keys = row_keys(jax.random.key(calls()), 0, size.batch)
-        rollout = fetch(generate(model, *put_batch(prompts, world.mesh), keys, config=world.sampling), world.mesh)
-        assert rollout.response.shape == (size.batch, size.response) and rollout.mask.all()
-        return {"tokens": float(rollout.response.sum()), "logp": float(rollout.logp.sum())}
-
-    return step
-
-
-def log_probabilities(world: World) -> Step:
-    """W6: token log-probabilities over a large vocabulary in chunks, with their gradients."""
-    size, key = world.size, jax.random.key(0)
-    shape = (size.logprob_rows, size.logprob_length)
-    hidden = jax.random.normal(key, (*shape, size.logprob_width))
-    embedding = 0.02 * jax.random.normal(key, (size.logprob_width, size.logprob_vocab))
-    targets, mask = jax.random.randint(key, shape, 0, size.logprob_vocab), jnp.ones(shape, bool)
-
-    @jax.jit
-    def gradients(hidden: jax.Array, embedding: jax.Array) -> tuple[jax.Array, Any]:
-        mean = lambda hidden, embedding: chunked_logprobs(hidden, embedding, targets, mask)[0].mean()  # noqa: E731
-        return jax.value_and_grad(mean, (0, 1))(hidden, embedding)
-
-    def step() -> dict[str, float]:
-        value, _ = jax.block_until_ready(gradients(hidden, embedding))
-        return {"logp": float(value)}
-
-    return step
+def take(given: tuple[SFTBatch, np.ndarray], mesh: jax.sharding.Mesh) -> tuple[SFTBatch, int]:
+    """A batch of the pipeline on the mesh, and how many of its rows were cut."""
+    batch, truncated = put_batch(given, mesh)
+    return batch, int(fetch(truncated, mesh).sum())
 
 
 class PolicyUpdate(NamedTuple):
-    """What updates a policy from judged rollouts: its configuration, its first state and the jitted function."""
+    """The parts that update a policy from judged rollouts: configuration, first state and the jitted function."""
 
     config: PPOConfig
     state: Any
@@ -195,9 +69,7 @@ class PolicyUpdate(NamedTuple):
 def policy_update(world: World, *, minibatches: int) -> PolicyUpdate:
     """PPO with a critic of its own, of the policy's size."""
     config, optimizers, update = _ppo(minibatches)
-    models = (world.decoder(0), world.scalar_model(1, bias=0.0))
-    states = (create_state(m, o, world.mesh, LOGICAL_AXES) for m, o in zip(models, optimizers, strict=True))
-    state = initial_state(*states, config)
+    state = initial_state(*learner_states(world, optimizers), config)
     # As the stage does: elsewhere, the second call would compile once more.
     state = state._replace(kl_coef=jax.device_put(state.kl_coef, replicated(world.mesh)))
     return PolicyUpdate(config, state, update)
@@ -213,43 +85,27 @@ def _ppo(minibatches: int) -> tuple[PPOConfig, tuple[Any, Any], Callable[..., An
 
 def policy_step(world: World) -> Step:
     """W4: one update on given rollouts and scores, their log-probabilities and values included."""
-    size, calls = world.size, _counter()
+    calls = counter()
     config, state, update = policy_update(world, minibatches=1)
-    rows, room = size.update_rows, (size.update_rows, size.response)
-    rollout = Rollout(
-        prompt=world.inputs.tokens(rows, size.prompt),
-        prompt_mask=np.ones((rows, size.prompt), bool),
-        response=world.inputs.tokens(*room),
-        mask=np.ones(room, bool),
-        logp=np.zeros(room, np.float32),
-        truncated=np.zeros(rows, bool),
-    )
-    rollout = put_batch(rollout, world.mesh)
+    rollout = given_rollout(world)
     context = CriticContext(rollout.prompt, rollout.prompt_mask)
-    reference, score = world.decoder(2), jnp.asarray(world.inputs.normal(rows))
+    reference, score = world.decoder(2), jnp.asarray(world.inputs.normal(world.size.update_rows))
 
     def step() -> dict[str, float]:
         nonlocal state
         experience, before = prepare(state, reference, rollout, context, score, config=config)
         key = jax.random.key(calls())
         state, metrics = run_update(update, state, experience, key, config, train_policy=True)
-        return _numbers({**metrics, **before})
+        return numbers({**metrics, **before})
 
     return step
 
 
 def policy_iteration(world: World, *, pairwise: bool) -> Step:
     """W5, W5p: one whole iteration: sample, judge (by scores, or against an anchor), freeze, update."""
-    size, calls = world.size, _counter()
+    size, calls = world.size, counter()
     config, state, update = policy_update(world, minibatches=size.batch // size.update_rows)
-    reference, judge_model = world.decoder(2), world.decoder(3) if pairwise else world.scalar_model(3)
-    records = [PromptRecord(id=str(i), prompt=world.user_prompt()) for i in range(RECORDS)]
-    anchors = [[world.inputs.text(size.response)] if pairwise else () for _ in records]
-    if pairwise:
-        room = dict(max_length=size.judge_length, mesh=world.mesh)
-        judge = GenerativeJudge(judge_model, world.tokenizer, JudgeTemplate(), **room)
-    else:
-        judge = ScalarJudge(judge_model, world.tokenizer, max_length=size.prompt + size.response, mesh=world.mesh)
+    surroundings = judging(world, pairwise=pairwise)
     section = sections.ppo(
         reward="pairwise" if pairwise else "score",
         opponents="anchor",
@@ -267,26 +123,23 @@ def policy_iteration(world: World, *, pairwise: bool) -> Step:
         card=card,
         tokenizer=world.tokenizer,
         sampling=world.sampling,
-        judge=judge,
-        win_rate_judge=judge,
-        records=records,
-        anchors=anchors,
-        reference=reference,
+        win_rate_judge=surroundings.judge,
+        **surroundings._asdict(),
     )
 
     def step() -> dict[str, float]:
         nonlocal state
         n = calls()
-        index = (np.arange(size.batch) + n * size.batch) % len(records)
+        index = (np.arange(size.batch) + n * size.batch) % len(surroundings.records)
         state, metrics, _, _ = iteration(setup, update, state, index, n, train_policy=True)
-        return _numbers(metrics)
+        return numbers(metrics)
 
     return step
 
 
 WORKLOADS: dict[str, Callable[[World], Step]] = {
     "W1": sft_step,
-    "L1": sft_loop,
+    "L1": functools.partial(sft_loop, take=take),
     "W2": bradley_terry_step,
     "W2p": generative_step,
     "W3": generation,
@@ -295,39 +148,3 @@ WORKLOADS: dict[str, Callable[[World], Step]] = {
     "W5p": functools.partial(policy_iteration, pairwise=True),
     "W6": log_probabilities,
 }
-
-
-def _supervised(world: World, objective: Any, model: Any, batch: Any) -> Step:
-    optimizer = make_optimizer(**OPTIMIZER)
-    train_step = make_train_step(objective, optimizer)
-    state = create_state(model, optimizer, world.mesh, LOGICAL_AXES)
-
-    def step() -> dict[str, float]:
-        nonlocal state
-        state, metrics = train_step(state, put_batch(batch, world.mesh))
-        return _numbers(metrics)
-
-    return step
-
-
-def _pairs(world: World) -> PreferenceBatch:
-    count = world.size.rows // 2
-    first, second = (world.rows(count, world.size.length) for _ in range(2))
-    return PreferenceBatch(first, second, np.ones(count, np.float32), np.ones(count, np.float32))
-
-
-def _numbers(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
-    """The metrics of a step, once its devices have them."""
-    return {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-
-
-def _counter() -> Callable[[], int]:
-    """A function that returns 1, 2, 3, ..."""
-    calls = 0
-
-    def count() -> int:
-        nonlocal calls
-        calls += 1
-        return calls
-
-    return count

@@ -7,6 +7,7 @@ renamed; a link is followed to the file that it names, and stays a link; whateve
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import IO, Any, BinaryIO, TextIO
 
 from prl_jax.errors import UserError
 
@@ -204,6 +205,18 @@ def open_lock(path: Path) -> TextIO:
     return os.fdopen(number, "r+")
 
 
+def lock(file: IO[Any]) -> bool:
+    """Whether no other process has locked a file; this one has then, until it closes the file or ends in any way. On a
+    file system without locks nobody has."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def write_bytes(path: AnyPath, data: bytes) -> None:
     """Writes a file as `replacing` does."""
     with replacing(path) as file:
@@ -234,6 +247,15 @@ def finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a JSON object and of those within it, by their dotted keys, such as `mesh.data`."""
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from leaves(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
 
 
 def parse_json(data: str | bytes) -> Any:

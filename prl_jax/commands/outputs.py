@@ -4,7 +4,6 @@ was computed outlives an interruption."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gzip
 import hashlib
 import io
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prl_jax.errors import UserError
-from prl_jax.files import local_path, parse_json, replacing, target_of, to_json
+from prl_jax.files import local_path, lock, parse_json, replacing, target_of, to_json
 
 _OVERWRITE = "delete it, name another --out, or give --overwrite"
 
@@ -164,12 +163,8 @@ def rows_file(out: Path, made_from: Mapping[str, Any], *, overwrite: bool) -> It
     with os.fdopen(number, "r+b", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(number).st_mode):
             raise UserError(f"{path}: is no regular file; remove it or name another --out")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{path}: another command is writing it; wait, or name another --out") from error
-        except OSError:
-            pass  # a file system without locks
+        if not lock(file):
+            raise UserError(f"{path}: another command is writing it; wait, or name another --out")
         data, begin = file.read(), to_json(header) + b"\n"
         found, size = _whole_lines(data)
         if not found and not begin.startswith(data) or found and set(found[0]) != set(header):

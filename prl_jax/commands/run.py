@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 from prl_jax.commands.shortage import shortage_told
 from prl_jax.errors import Stopped, UserError
 from prl_jax.file_names import LOCK_FILE
-from prl_jax.files import make_directory, open_lock
+from prl_jax.files import lock, make_directory, open_lock
 from prl_jax.inputs.checks import check_config
 from prl_jax.inputs.checks_of_data import check_finished, check_inputs, recognise_models
 from prl_jax.inputs.lengths import with_lengths
@@ -109,12 +108,8 @@ def _alone(path: Path) -> Iterator[None]:
     try:
         file = open_lock(path / LOCK_FILE)
     except OSError as error:
-        raise UserError(f"{path / '.lock'}: cannot be locked ({error.strerror}); remove it") from error
+        raise UserError(f"{path / LOCK_FILE}: cannot be locked ({error.strerror}); remove it") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{path}: another run is at work here; wait for it, or name another --workdir") from error
-        except OSError:
-            pass  # a file system without locks
+        if not lock(file):
+            raise UserError(f"{path}: another run is at work here; wait for it, or name another --workdir")
         yield

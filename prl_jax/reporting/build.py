@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from prl_jax.errors import UserError
 from prl_jax.file_names import REPORT_FILE, REPORT_TEXT_FILE
-from prl_jax.files import write_text
+from prl_jax.files import leaves, write_text
 from prl_jax.reporting import tables
 from prl_jax.reporting.caveats import caveats
 from prl_jax.reporting.figures import write_figures
@@ -90,7 +90,7 @@ def _context(runs: Sequence[RunFiles]) -> dict[str, Any]:
         "stages": tables.stages_table(first),
         "learning": [(_curve_of(first, stage.name), f"learning_{stage.name}") for stage in first.stages],
         "samples": _samples(first),
-        "environment": _flat({key: value for key, value in first.config.items() if key != "config"} if config else {}),
+        "environment": _lines({key: value for key, value in first.config.items() if key != "config"} if config else {}),
         "config": config if config else first.config,
     }
 
@@ -140,15 +140,9 @@ def _text(value: Any) -> str:
     return tables.DASH if value is None else str(value)
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _lines(value: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Nested mappings as lines `a.b -> text`."""
-    lines: list[tuple[str, str]] = []
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            lines += _flat(item, f"{prefix}{key}.")
-        else:
-            lines.append((f"{prefix}{key}", ", ".join(map(str, item)) if isinstance(item, list) else str(item)))
-    return lines
+    return [(key, ", ".join(map(str, x)) if isinstance(x, list) else str(x)) for key, x in leaves(value)]
 
 
 def _markdown(text: str) -> Markup:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prl_jax.files import leaves
 from prl_jax.reporting.inputs import RunFiles
 
 # Keys in which seeds of one experiment may differ beside the seed: where and how a run ran (a test compares them with
@@ -42,8 +43,8 @@ def obstacles(runs: Sequence[RunFiles]) -> list[str]:
 
 def _different(one: RunFiles, other: RunFiles) -> list[str]:
     """Keys of the config with another value, and data files that have changed, with both values."""
-    pairs = [(dict(_flat(one.settings)), dict(_flat(other.settings)), "")]
-    pairs += [(dict(_flat(_data(one))), dict(_flat(_data(other))), "data file ")]
+    pairs = [(dict(leaves(one.settings)), dict(leaves(other.settings)), "")]
+    pairs += [(dict(leaves(_data(one))), dict(leaves(_data(other))), "data file ")]
     found = []
     for first, second, prefix in pairs:
         for key in dict.fromkeys((*first, *second)):
@@ -57,14 +58,6 @@ def _data(run: RunFiles) -> Mapping[str, Any]:
     """Fingerprints of the files that a run has read, where its config.json has them."""
     data = run.config.get("data")
     return data if "config" in run.config and isinstance(data, Mapping) else {}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _short(value: Any) -> str:

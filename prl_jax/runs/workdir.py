@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from prl_jax.artifacts.fingerprints import difference
 from prl_jax.data.sources import Fingerprint
 from prl_jax.errors import UserError
 from prl_jax.file_names import CONFIG_FILE, DATA_DIR, RESULT_FILE
-from prl_jax.files import is_leftover, local_path, parse_json, write_json
+from prl_jax.files import is_leftover, leaves, local_path, parse_json, write_json
 from prl_jax.metrics import read_result
 
 # Sections that may differ between the runs that share a workdir: where and how it runs, not what it computes.
@@ -125,7 +125,7 @@ def kept_config(path: Path) -> Mapping[str, Any]:
 
 
 def _check_same(path: Path, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    before, now = dict(_flat(known)), dict(_flat(given))
+    before, now = dict(leaves(known)), dict(leaves(given))
     different = sorted(
         key
         for key in before.keys() | now.keys()
@@ -148,14 +148,6 @@ def _difference(before: Fingerprint, now: Fingerprint) -> str:
         if getattr(before, field) != getattr(now, field)
     ]
     return "; ".join([*parts, f"SHA-256 {before.sha256[:12]} then, {now.sha256[:12]} now"])
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _git_revision() -> str | None:

@@ -66,7 +66,7 @@ _PANELS: Mapping[str, Sequence[Panel]] = {
     ),
     REWARDED: (
         ("Reward", "mean per response", {"reward": "reward"}),
-        ("Win rate against anchors", "by the judge that is asked", {"win_rate_anchors": "all", "win_rate_pool": "drawn"}),
+        ("Win rate against anchors", "by its judge", {"win_rate_anchors": "all", "win_rate_pool": "drawn"}),
         ("Win rate against its start", "win-rate judge, 95 %", {"win_rate": "win rate"}),
         ("KL to the reference", "nats per response", {"kl": "KL"}),
         ("Entropy", "nats per token", {"entropy": "entropy"}),

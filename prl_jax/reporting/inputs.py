@@ -103,13 +103,14 @@ def read_run(path: Path, *, label: str) -> RunFiles:
 
 
 def _in_words_of_today(value: Any) -> Any:
-    """A config or summary in which the policy that arms are compared with is called `opponent`: older workdirs said
-    `baseline`. A policy's own section keeps that word for the piece of its method."""
+    """A config, a summary or rows of metrics in the words of today: older workdirs called the policy that arms are
+    compared with `baseline`. A policy's own section keeps that word for the piece of its method."""
     if isinstance(value, list):
         return [_in_words_of_today(item) for item in value]
     if not isinstance(value, Mapping):
         return value
-    words = {"is_baseline": "is_opponent"} | ({"baseline": "opponent"} if "arms" in value else {})
+    words = {"is_baseline": "is_opponent", "win_rate_anchor": "win_rate_anchors"}
+    words |= {"baseline": "opponent"} if "arms" in value else {}
     return {words.get(key, key): _in_words_of_today(item) for key, item in value.items()}
 
 
@@ -173,7 +174,7 @@ def _is_stage(folder: Path) -> bool:
 def _read_stage(folder: Path) -> StageFiles:
     result = clean(read_result(folder / RESULT_FILE)) if (folder / RESULT_FILE).exists() else {}
     # Not cleaned: the report shows numbers of names that it knows, never a name from here.
-    metrics = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
+    metrics = _in_words_of_today(read_metrics(folder / METRICS_FILE)) if (folder / METRICS_FILE).exists() else []
     samples, kind = _read_rows(folder / SAMPLES_FILE), str(result.get("kind", ""))
     family = str(result.get("family", "")) or _FAMILIES.get(kind, kind)
     reported = result.get("metrics")

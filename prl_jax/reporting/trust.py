@@ -71,7 +71,7 @@ def _of_summary(summary: Mapping[str, Any]) -> Evidence:
 
 
 def _faulty(evidence: Evidence, judges: Mapping[str, Any]) -> dict[str, str]:
-    """The first evidence against each judge, which speaks against all names of its model; the exact judge needs none."""
+    """The first evidence against each judge, which is against all names of its model; the exact judge needs none."""
     found: dict[str, str] = {}
     for judge, items in evidence.items():
         for where, metrics in items:

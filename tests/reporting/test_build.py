@@ -83,7 +83,7 @@ def curve(rng, step, total, kind):
 def ppo_row(rng, step, gain):
     done = 1 - math.exp(-step / 25)
     row = {"step": step, "reward": 0.5 + gain * done + 0.02 * rng.normal(), "kl": 3 * done * (1 + 0.05 * rng.normal())}
-    row |= {"win_rate_anchor": 0.4 + gain * done, "entropy": 1.4 - 0.6 * done, "clip_fraction": 0.1 * (1 - done)}
+    row |= {"win_rate_anchors": 0.4 + gain * done, "entropy": 1.4 - 0.6 * done, "clip_fraction": 0.1 * (1 - done)}
     row |= {"response_length": 12 - 3 * done, "value_loss": None if step == 2 else 0.05 * (1 - done) + 0.01}
     if step % 10 == 0:
         win = 0.5 + gain * done + 0.01 * rng.normal()

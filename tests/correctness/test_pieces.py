@@ -9,7 +9,7 @@ from correctness.world import PLAIN, TEMPERATURE, VALID
 from fakes import make_decoder, with_pieces
 
 from prl_jax.errors import UserError
-from prl_jax.methods import PIECES, Critic, LossKL, RewardKL, TokenClip, piece_of
+from prl_jax.methods import PIECES, Critic, LossKL, TokenClip, piece_of
 from prl_jax.training.policy import Updates, critic_objective, make_updates, policy_objective, run_updates
 from prl_jax.training.state import PolicyState, initial_state, steer_kl, with_returns
 
@@ -96,12 +96,6 @@ def test_row_36_a_number_out_of_range_is_refused_by_its_key(slot, kind, field, w
     for value in wrong:
         with pytest.raises(UserError, match=rf"^{slot}\.{field}="):
             piece_of(slot, {"kind": kind, field: value})
-
-
-def test_row_36_the_reward_holds_k1_alone():
-    assert not hasattr(RewardKL(), "estimator")
-    with pytest.raises(UserError, match=r"^regulariser\.estimator: 'reward_kl' has no such key"):
-        piece_of("regulariser", {"kind": "reward_kl", "estimator": "k3"})
 
 
 @pytest.fixture(scope="module")

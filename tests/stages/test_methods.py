@@ -50,7 +50,7 @@ def test_every_method_of_the_table_runs(tmp_path):
         assert [row["step"] for row in rows] == [1, 2], name
         last, values = rows[-1], preset.method.baseline.reads_values
         assert np.isfinite([last[key] for key in ("reward", "kl", "loss", "policy_loss", "grad_norm")]).all(), name
-        assert last["grad_norm"] > 0 or last["reward"] == rows[0]["reward"], name
+        assert last["grad_norm"] > 0, name
         assert ("value_loss" in last) == ("critic_grad_norm" in last) == values, name
         tree = json.loads(next((folder / "checkpoints").glob("*/train/_METADATA")).read_text())["tree_metadata"]
         saved = {entry["key_metadata"][0]["key"].split(".")[0] for entry in tree.values()}

@@ -4,11 +4,13 @@
 
 MODEL is the directory of a Gemma 3 4B language model (model_type gemma3_text); PAIRS.jsonl[.gz] has `prompt`, `chosen`,
 `rejected`. SFT on the chosen responses, a generative judge on the pairs, pairwise PPO against the chosen responses;
-every parameter is trained. The first 128 rows are kept for evaluation; prompts and responses have 512 tokens.
+every parameter is trained. The first 128 rows are kept for evaluation. Of 400 others and more, half train the judge, a
+quarter trains the referee that tells the win rates, and a quarter gives the policy's prompts (`own_model.py`). Prompts
+and responses have 512 tokens.
 
 Hardware: 16 TPU v6e chips of 32 GB (v6e:4x4), the same command on each host.
-Memory: 40 bytes a parameter of state (README, "Models"), 155 GB, cut over 16 chips: 9.7 GB each; with activations the
-compiler plans at most 13 GB for any step function.
+Memory: 44 bytes per parameter of state (README, "Models"), 171 GB, cut over 16 chips: 10.7 GB each; with activations
+the compiler plans at most 14 GB for any step function.
 Time: not measured on TPUs; its step functions are compiled ahead of time in the tests, in 4 minutes on 2 CPUs.
 Result: a win rate of 0.5 against SFT at the start; no run of this size has been made.
 """

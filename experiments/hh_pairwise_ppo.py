@@ -12,6 +12,8 @@ Time: 10 minutes of CPU, 12 minutes on a busy machine.
 Result: with seed 0, the referee itself is right on .55 of the test pairs, so its word counts for little. By it,
 BT + PPO wins .59 [.58, .61] of the comparisons with SFT (by answers of 16 tokens in place of 43, at a KL of 3.7) and
 Pairwise-RL .50 [.49, .51] (KL .5). The judges reach .56 and .61; always picking the longer response would reach .39.
+These numbers are of 2026-11-21: the rows of judges, and what a policy samples, have changed since, so that a run now
+gives others.
 """
 
 from ml_collections import ConfigDict

@@ -4,11 +4,13 @@
 
 MODEL is the directory of a Llama 3.2 1B checkpoint; PAIRS.jsonl[.gz] has `prompt`, `chosen`,
 `rejected`. SFT on the chosen responses, a generative judge on the pairs, pairwise PPO against the chosen responses;
-every parameter is trained. The first 128 rows are kept for evaluation; prompts and responses have 512 tokens.
+every parameter is trained. The first 128 rows are kept for evaluation. Of 400 others and more, half train the judge, a
+quarter trains the referee that tells the win rates, and a quarter gives the policy's prompts (`own_model.py`). Prompts
+and responses have 512 tokens.
 
 Hardware: 16 TPU v5e chips of 16 GB (v5e:4x4), the same command on each host.
-Memory: 40 bytes a parameter of state (README, "Models"), 50 GB, cut over 16 chips: 3.1 GB each; with activations the
-compiler plans at most 6.6 GB for any step function.
+Memory: 44 bytes per parameter of state (README, "Models"), 54 GB, cut over 16 chips: 3.4 GB each; with activations the
+compiler plans at most 6.9 GB for any step function.
 Time: not measured on TPUs; its step functions are compiled ahead of time in the tests, in 2 minutes on 2 CPUs.
 Result: a win rate of 0.5 against SFT at the start; no run of this size has been made.
 """

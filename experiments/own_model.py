@@ -7,7 +7,8 @@
 MODEL is an instruction-tuned Hugging Face checkpoint directory (config.json, safetensors, tokenizer). PAIRS.jsonl[.gz]
 has `prompt`, `chosen` and `rejected` in each row; the first 100 rows are kept for evaluation. Of 400 others and more,
 the first quarter trains a second judge, `referee`, which tells the win rates; the second one gives the prompts of PPO,
-with their chosen responses as anchors; the rest trains the judge that PPO asks. Fewer train one judge, which does both.
+with their chosen responses as anchors; the rest, half of them, trains the judge that PPO asks. Fewer train one judge,
+which does both. The split is by row: pairs of one prompt that stand next to each other mostly stay together.
 Lengths, in tokens, are as long as the data need, unless they are given: `--config.huggingface.max_prompt=N`,
 `.max_response=N`, and `--config.genrm.max_length=N` (and `referee`) for the judges' rows.
 

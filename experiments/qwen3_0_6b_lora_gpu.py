@@ -4,8 +4,9 @@
 
 MODEL is the directory of Qwen3-0.6B (config.json, safetensors, tokenizer); PAIRS.jsonl[.gz] has `prompt`, `chosen`,
 `rejected`; the first 500 rows are kept for evaluation. A generative judge is trained on the pairs; pairwise PPO
-compares with the chosen responses; a referee of its own pairs tells the win rates (see `own_model.py`). Lengths are as
-long as the data need, unless they are given.
+compares with the chosen responses. Of 400 others and more, half train the judge, a quarter trains the referee that
+tells the win rates, and a quarter gives the policy's prompts (`own_model.py`). Lengths are as long as the data need,
+unless they are given.
 
 Hardware: 1 GPU of 24 GB.
 Memory: parameters 1.2 GB in bfloat16, shared by all; adapters with optimizer 0.7 GB for policy and critic. With prompts

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from prl_jax.data.lines import Lines
+from prl_jax.data.lines import Limits, Lines
 from prl_jax.data.sources import SourceSpec, file_path
 from prl_jax.errors import UserError
 from prl_jax.runs.context import is_directory
@@ -23,8 +23,8 @@ def full_training(
     Args:
       arguments: see `own_pairs`.
       title: of the report.
-      batch_size: rows of an update; a PPO step, which samples and judges, has those of two, and an evaluation too, so
-        that the same compiled functions serve both.
+      batch_size: rows of an update; a step of the policy, which samples and judges, has those of two, and an evaluation
+        too, so that the same compiled functions serve both.
       accumulate: microbatches of an update.
       mesh: sizes of the axes of the device mesh.
       length: tokens of a prompt, and of a response.
@@ -68,9 +68,10 @@ def own_pairs(
 
     A generative judge on the pairs, chosen responses as anchors, pairwise PPO and an evaluation. A judge that the
     policy has learned to please cannot tell how good it has become: of `_ENOUGH` pairs and more, a quarter trains a
-    judge of its own, the referee, which tells the win rates, and the prompts of another quarter are for PPO. Of fewer
-    pairs, or a file that cannot be read yet, all train the one judge, which then tells the win rates too, as the report
-    says.
+    judge of its own, the referee, which tells the win rates, the prompts of another quarter are the policy's, and half
+    of the pairs train the judge that the policy asks. Of fewer pairs all train the one judge, which then tells the win
+    rates too, as the report says. The split is by row: pairs of one prompt that stand apart in the file may come to
+    both sides of it. A file that is not there, which `prl plan` does not need, counts as one that is split.
 
     Args:
       arguments: `MODEL,PAIRS`, the part of `--config FILE.py:MODEL,PAIRS`.
@@ -92,7 +93,7 @@ def own_pairs(
         )
     model = model if is_directory(model) else f"./{model}"
     rows = lambda **part: c.source(kind="jsonl", path=pairs, **part)  # noqa: E731
-    quarter = _quarter(pairs, holdout)
+    quarter = _quarter(pairs, holdout, Limits(**root.get("limits", {})))
     held_out, for_referee = rows(limit=holdout), rows(skip=holdout, limit=quarter)
     train, for_judge = rows(skip=holdout + quarter), rows(skip=holdout + 2 * quarter)
     prompts, referee = rows(skip=holdout + quarter, limit=quarter), "referee" if quarter else "genrm"
@@ -129,10 +130,13 @@ def own_pairs(
     return c.build(stages, **{"model": dict(dtype="bfloat16", remat=True), **root})
 
 
-def _quarter(pairs: str, holdout: int) -> int:
-    """A quarter of the pairs that are not held out; 0 where they are too few to be split, or cannot be read."""
+def _quarter(pairs: str, holdout: int, limits: Limits) -> int:
+    """The rows in a quarter of the pairs that are not held out; 0 where they are too few to be split."""
     try:
-        train = len(Lines(file_path(SourceSpec("jsonl", path=pairs)))) - holdout
-    except UserError:  # is told when the run looks at its data
+        path = file_path(SourceSpec("jsonl", path=pairs))
+        if not path.exists():
+            return _ENOUGH // 4
+        train = len(Lines(path, limits)) - holdout
+    except UserError:  # a file that cannot be read: the run says so when it looks at its data
         return 0
     return train // 4 if train >= _ENOUGH else 0

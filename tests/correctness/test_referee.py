@@ -41,20 +41,25 @@ def test_row_35_judge_policy_and_referee_learn_from_pairs_of_their_own(tmp_path,
 
 
 def test_row_35_too_few_pairs_are_not_split(tmp_path):
+    """A file that is not there, as a plan may have it, counts as one of enough pairs."""
     config = recipe(tmp_path, 409)
     assert "referee" not in config.stages and config.evaluation.judge == "genrm"
     assert len(ids(config.genrm.data, tmp_path)) == len(ids(config.pairwise_ppo.prompts, tmp_path)) == 399
+    absent = own_pairs("./model,absent.jsonl", holdout=10, generative={}, online={}, evaluation_batch=2)
+    assert absent.evaluation.judge == absent.pairwise_ppo.evaluation.judge == "referee" in absent.stages
+    bounded = recipe(tmp_path, 410, limits=dict(max_line_mib=0))
+    assert "referee" not in bounded.stages  # as a file beyond its limits, which the run refuses
 
 
 @pytest.mark.parametrize(("teller", "noted"), [("genrm", True), ("referee", False), ("gold", False)])
 @pytest.mark.parametrize("told_by", ["section", "arm"])
 def test_row_35_the_report_says_where_the_same_judge_tells(teller, noted, told_by):
     arms = [
-        {"name": "SFT", "stage": "sft", "is_baseline": True, "judge": None, "win_rate": 0.5},
-        {"name": "Mine", "stage": "ppo", "is_baseline": False, "judge": None, "win_rate": 0.6},
+        {"name": "SFT", "stage": "sft", "is_opponent": True, "judge": None, "win_rate": 0.5},
+        {"name": "Mine", "stage": "mine", "is_opponent": False, "judge": None, "win_rate": 0.6},
     ]
-    config = {"stages": ["sft", "ppo"], "sft": {"kind": "sft"}, "ppo": {"kind": "ppo"}}
-    (config["ppo"] if told_by == "section" else arms[1])["judge"] = "genrm"
+    config = {"stages": ["sft", "mine"], "sft": {"kind": "sft"}, "mine": {"kind": "online"}}
+    (config["mine"] if told_by == "section" else arms[1])["judge"] = "genrm"
     summary = {"arms": arms, "win_rate_judge": teller, "prompts": 100, "judges": {teller: {"accuracy": 0.7}}}
     notes = caveats([RunFiles(Path("x"), "x", {"config": config}, summary, [], [])])
     same = [note for note in notes if note.startswith(f"Mine learned from {teller}, which tells the win rates")]

@@ -89,7 +89,8 @@ def source(**values: Any) -> dict[str, Any]:
 def lora(**values: Any) -> dict[str, Any]:
     """Low-rank adapters on a frozen model: all that the stage trains. Rank 0 trains the whole model.
 
-    Dropout is for SFT and judges: never in rollouts or scoring, nor in PPO, whose ratios it would move.
+    Dropout is for SFT and judges: never in rollouts or scoring, nor where a policy learns from its own samples, whose
+    ratios it would move.
     """
     return filled(dict(rank=0, alpha=16.0, targets=LORA_TARGETS, dropout=0.0), values, "lora")
 

@@ -123,7 +123,7 @@ class AbstractModels:
         return self._decoders[name]
 
     def policy(self, name: str) -> Policy:
-        """As of `Models`."""
+        """The same as in `Models`."""
         return Policy(self.card(name), self.decoder(name))
 
     def trained_config(self, stage: str) -> DecoderConfig:
@@ -135,7 +135,7 @@ class AbstractModels:
         return dataclasses.replace(config, param_dtype="float32") if start_of(section) else config
 
     def trainable(self, stage: str, *, stream: Stream = Stream.ADAPTERS) -> Decoder:
-        """As of `Models`."""
+        """The same as in `Models`."""
         section = self.config[stage]
         fresh = _another(_decoder(self.trained_config(stage), self.mesh))
         if not section.lora.rank:
@@ -143,12 +143,12 @@ class AbstractModels:
         return unflatten(fresh, flatten(fresh) | flatten(self.decoder(start_of(section))))
 
     def scalar(self, decoder: Decoder, *, bias: float | None = None) -> ScalarModel:
-        """As of `Models`."""
+        """The same as in `Models`."""
         model = _another(_scalar(decoder.config, bias, self.mesh))
         return unflatten(model, flatten(model) | {f"decoder.{k}": leaf for k, leaf in flatten(decoder).items()})
 
     def judge(self, name: str, *, batch_size: int = 0) -> AbstractJudge | None:
-        """As of `Models`; None for a judge without arrays."""
+        """The same as in `Models`; None for a judge without arrays."""
         section = self.config.judges.get(name, None)
         if section is not None:
             behind = JUDGES[section.kind].model(section)
@@ -172,12 +172,12 @@ class AbstractModels:
         return combine(_another(trained), frozen)
 
     def state(self, model: Decoder | ScalarModel, optimizer: Any) -> TrainState:
-        """As of `Models`; sharded as `create_state` shards a real one."""
+        """The same as in `Models`; sharded as `create_state` shards a real one."""
         moments = self.placed(jax.eval_shape(optimizer.init, split(model)[0]), LOGICAL_AXES)
         return TrainState(model, moments, self.whole(dtype=jnp.int32))
 
     def number(self, value: float) -> jax.ShapeDtypeStruct:
-        """As of `Models`."""
+        """The same as in `Models`."""
         return self.whole(dtype=jnp.float32)
 
     def placed(self, tree: Any, logical_axes: Mapping[str, tuple[str, ...]]) -> Any:

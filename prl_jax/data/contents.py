@@ -71,7 +71,7 @@ def _name(head: bytes) -> tuple[str, str] | None:
 
 
 def _name_text(text: bytes) -> tuple[str, str] | None:
-    """The same of what may be text: `text` begins with its first character that is not blank."""
+    """`_name` for what may be text: `text` begins with its first character that is not blank."""
     first, *following = re.split(rb"[\r\n]", text, maxsplit=1)
     if text.startswith(b"["):
         return "a JSON array", "write one object per line, for example jq -c '.[]' FILE > rows.jsonl"

@@ -42,7 +42,8 @@ def read_slot(row: Mapping[str, Any], meta: Mapping[str, Any], where: str) -> in
 def read_p_chosen(
     row: Mapping[str, Any], meta: Mapping[str, Any], slot: int | None, tie: bool, where: str
 ) -> float | None:
-    """Told by the row, by its `meta`, or by the votes in it; a tie's `chosen` is the one presented first."""
+    """The probability that `chosen` is better, from the row, its `meta`, or the votes in it; a tie's `chosen` is the
+    response presented first."""
     for name, value in (("p_chosen", row.get("p_chosen")), ("meta.p_chosen", meta.get("p_chosen"))):
         if value is not None:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:

@@ -1,4 +1,4 @@
-"""From records to numpy rows of one static length.
+"""Records as numpy rows of one static length.
 
 Each encoder gives one row (no batch axis) of a type in `prl_jax.types` and tells whether something was cut off;
 `stack_rows` makes the batch. Masks and segments come from lengths, never from comparing tokens with the pad token.

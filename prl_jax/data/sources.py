@@ -226,7 +226,7 @@ def _builder(spec: SourceSpec, path: str, data_dir: Path) -> Any:
 
 
 def _tfds_fingerprint(builder: Any, rows: int) -> Fingerprint:
-    """By the names and sizes of all files, and what those say that describe the rest (version, shards, features)."""
+    """The fingerprint of a data set: names and sizes of its files, and the contents of those that describe it."""
     digest, size = hashlib.sha256(), 0
     for path in sorted(Path(builder.data_path).iterdir()):
         length = path.stat().st_size

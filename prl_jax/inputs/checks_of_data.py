@@ -184,7 +184,7 @@ def _check_words(context: StageContext, tokenizer: Tokenizer) -> None:
 
 
 def _check_pairs(section: ConfigDict, path: str, kinds: np.ndarray) -> None:
-    """There is a pair to learn from, or to be right about."""
+    """Raises `UserError` where there is no pair to learn from, or to be right about."""
     identical, ties = (int((kinds == kind).sum()) for kind in (IDENTICAL, TIE))
     if (kinds == PLAIN).any() or (ties and section.get("soft_labels", False)):
         return

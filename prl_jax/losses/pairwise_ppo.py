@@ -1,4 +1,4 @@
-"""From win probabilities to rewards and policy updates.
+"""Rewards from win probabilities, and losses of pairs of responses.
 
 Source: Pairwise-RL (arXiv 2504.04950), whose objective is not published; the joint clip is that of P3O
 (arXiv 2310.00212).

@@ -60,7 +60,7 @@ class Measured:
 
     @classmethod
     def of(cls, rows: Int[np.ndarray, "N C"], reason: str) -> Measured:
-        """From the numbers of each record in the order of `COLUMNS`."""
+        """Measurements of the numbers of each record in the order of `COLUMNS`."""
         columns = dict(zip(COLUMNS, rows.T, strict=True))
         problems, kinds = np.flatnonzero(columns.pop("problem")).tolist(), columns.pop("kind")
         unused = columns.pop("unused")

@@ -77,7 +77,7 @@ METHODS: Mapping[str, Preset] = MappingProxyType(
             "RLOO",
             "arXiv 2402.14740",
             "confirmed",
-            "With PPO's clip, which does nothing on the first pass over a batch.",
+            "With PPO's clip, which does nothing on the first minibatch of a step.",
         ),
         "pref_grpo": Preset(
             Method(Group(), WinProbability(), Standardised(eps=1e-8), _SEQUENCES, LossKL(coefficient=0.04)),

@@ -39,7 +39,7 @@ class Memory(NamedTuple):
 
     @property
     def known(self) -> float:
-        """Without `temporary`, which the compiler finds."""
+        """The sum without `temporary`, which the compiler finds."""
         return self.parameters + self.optimizer + self.judge + self.cache + self.rows
 
 

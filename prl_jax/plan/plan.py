@@ -45,7 +45,7 @@ class Seconds(NamedTuple):
 
     @property
     def step(self) -> float:
-        """The three overlap at best."""
+        """Seconds of a call in which the three overlap completely."""
         return max(self)
 
 
@@ -104,7 +104,7 @@ class Plan(NamedTuple):
         return all(function.fits is not False for function in self.functions)
 
     def function(self, name: str) -> Function:
-        """By name; KeyError where there is none."""
+        """The function of that name; KeyError where there is none."""
         return {function.name: function for function in self.functions}[name]
 
 

@@ -1,4 +1,4 @@
-"""From the name of a slice of accelerators to its devices, which need not be there."""
+"""The devices of a slice of accelerators by its name; they need not be there."""
 
 from __future__ import annotations
 

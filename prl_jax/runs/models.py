@@ -112,7 +112,7 @@ class LoadedModels:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """That of a stage which trains from text."""
+        """The tokenizer of a stage which trains from text."""
         return stage_tokenizer(self.context)
 
     def policy(self, name: str) -> Policy:

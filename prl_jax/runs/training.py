@@ -30,10 +30,10 @@ class Position(Protocol):
     """Something that a stage goes on from where it was, such as the iterator of its data."""
 
     def get_state(self) -> Any:
-        """Where it is, as JSON holds it."""
+        """Returns the place where it is, as JSON holds it."""
 
     def set_state(self, state: Any) -> None:
-        """Puts it there."""
+        """Continues from such a place."""
 
 
 class Count:

@@ -1,4 +1,4 @@
-"""From logits to the distribution that is sampled, and draws from it."""
+"""The distribution that is sampled, made of logits, and draws from it."""
 
 from __future__ import annotations
 

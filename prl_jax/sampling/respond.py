@@ -1,4 +1,4 @@
-"""From prompts as text to responses as text."""
+"""Responses as text to prompts as text."""
 
 from __future__ import annotations
 

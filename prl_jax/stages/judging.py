@@ -20,7 +20,7 @@ def judge_records(judge: Judge, records: Sequence[PreferenceRecord]) -> Judged:
 
 
 def record_metrics(judged: Judged, records: Sequence[PreferenceRecord]) -> dict[str, Any]:
-    """As `pair_metrics`."""
+    """The metrics of judgements, see `pair_metrics`."""
     return pair_metrics(judged.p_12.astype(np.float64), judged.p_21.astype(np.float64), judged.p_first, records)
 
 

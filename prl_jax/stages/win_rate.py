@@ -1,8 +1,8 @@
 """Win rates of policies: who judges, against what, with which random numbers.
 
-Every policy that an evaluation measures, in the curves of PPO and in the final table alike, meets the same samples of
-the opponent and draws its own with the same random numbers as every other policy (`evaluation_key`). What then differs
-between two policies is the policies: equal ones have equal numbers.
+Every policy that an evaluation measures, in the curves of training and in the final table alike, meets the same samples
+of the opponent and draws its own with the same random numbers as every other policy (`evaluation_key`). What then
+differs between two policies is the policies: equal ones have equal numbers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From lists of token ids to arrays of one static length."""
+"""Lists of token ids as arrays of one static length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From sampled responses to what the PPO update learns from."""
+"""The arrays that an update of the policy learns from, made of sampled responses."""
 
 from __future__ import annotations
 

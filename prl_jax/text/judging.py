@@ -13,7 +13,6 @@ to a structural token of `compact-v1`. In `question-v1`, a heading inside a cont
 again: what differs in prompt or responses differs in the row.
 """
 
-import functools
 import re
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -34,6 +33,7 @@ _MARKER = re.compile(
     r"\[(?=\s*(?:prompt|response\s*\d+|question)\s*\])|#(?=##\s*(?:system|user|assistant)\s*:)", re.IGNORECASE
 )
 _TURN = re.compile(r"^(?=\\*(?:system|user|assistant):)", re.MULTILINE)  # a line that begins like one of `prompt_text`
+_HEADINGS = ("[Prompt]\n", "\n\n[Response 1]\n", "\n\n[Response 2]\n", "\n\n[Question]\n")  # of question-v1
 
 
 @dataclass(frozen=True)
@@ -154,17 +154,34 @@ def _pieces(tokenizer: Tokenizer, template: JudgeTemplate, prompt: Prompt, first
         turns = [([role_id(tokenizer, turn.role)], [*tokenizer.encode(turn.content), eos]) for turn in prompt]
         return _Pieces([], turns, separators, responses, [eos], [_structural(tokenizer, "verdict")])
     stem = _answer(tokenizer, template)[0]
-    yes, no = template.verdicts
     before, after = _user_frame(tokenizer)
-    question = f"\n\n[Question]\nIs response 1 better than response 2? Answer {yes} or {no}."
+    heading, *separators, asked = _HEADINGS
     return _Pieces(
-        lead=before + tokenizer.encode("[Prompt]\n"),
-        turns=[([], _plain_prompt(tokenizer, prompt))],
-        separators=(tokenizer.encode("\n\n[Response 1]\n"), tokenizer.encode("\n\n[Response 2]\n")),
+        lead=before + tokenizer.encode(heading),
+        turns=[([], tokenizer.encode(_plain_prompt(prompt)))],
+        separators=(tokenizer.encode(separators[0]), tokenizer.encode(separators[1])),
         responses=responses,
         closing=[],
-        tail=tokenizer.encode(question) + after + stem,
+        tail=tokenizer.encode(asked + _question(template)) + after + stem,
     )
+
+
+def question_text(template: JudgeTemplate, prompt: Prompt, first: str, second: str, question: str = "") -> str:
+    """One comparison of `question-v1` as the text of a user's turn, whole, for models that are asked in text.
+
+    Args:
+      template: its verdict words stand in the question.
+      prompt: what was asked.
+      first, second: the responses in slot 1 and slot 2.
+      question: stands in the place of the template's own question; "" leaves that.
+    """
+    contents = (_plain_prompt(prompt), _escaped(first), _escaped(second), question or _question(template))
+    return "".join(part for pair in zip(_HEADINGS, contents, strict=True) for part in pair)
+
+
+def _question(template: JudgeTemplate) -> str:
+    yes, no = template.verdicts
+    return f"Is response 1 better than response 2? Answer {yes} or {no}."
 
 
 def _escaped(text: str) -> str:
@@ -172,11 +189,11 @@ def _escaped(text: str) -> str:
     return _MARKER.sub(lambda match: "\\" + match[0], text)
 
 
-def _plain_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+def _plain_prompt(prompt: Prompt) -> str:
     """A prompt as `question-v1` writes it: `prompt_text` of contents that imitate neither headings nor turns."""
     contents = [_TURN.sub(r"\\", _escaped(turn.content)) for turn in prompt]
     turns = [turn._replace(content=content) for turn, content in zip(prompt, contents, strict=True)]
-    return tokenizer.encode(prompt_text(tuple(turns)))
+    return prompt_text(tuple(turns))
 
 
 def _user_frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -246,7 +263,7 @@ def _fit(pieces: _Pieces, max_length: int, tokenizer: Tokenizer, template: Judge
         first, second = first[:limit], second[:limit]
     room -= len(first) + len(second)
     if template.name == "question-v1":
-        encode = functools.partial(_plain_prompt, tokenizer)
+        encode = lambda turns: tokenizer.encode(_plain_prompt(turns))  # noqa: E731
         visible, _ = fit_turns(tokenizer, prompt, room, encode=encode)
         return pieces._replace(turns=[([], encode(visible))], responses=(first, second))
 

@@ -8,6 +8,7 @@ REPORT_TEXT_FILE = "report.md"
 LOCK_FILE = ".lock"
 DATA_DIR = "data"  # built-in data, and measurements of others
 MEASURED_DIR = "measured"
+ANSWERS_DIR = "answers"  # of remote judges, among the data
 
 # In the folder of a stage.
 RESULT_FILE = "result.json"  # of a finished stage

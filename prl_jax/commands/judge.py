@@ -111,7 +111,7 @@ def _rule(kind: JudgeKind, section: ConfigDict, judge: str, data: Path, out: Pat
     rows = selected_rows(records, measured, np.zeros(len(records), np.int64), 0, options)
     assert records.fingerprint is not None
     origin = {"command": "judge", "judge": judge, "code": looks(files), "data": dataclasses.asdict(records.fingerprint)}
-    return Asked(lambda: kind.load(section, Surroundings(build({}), _no_model)), rows, origin)
+    return Asked(lambda: kind.load(section, Surroundings(build({}), _no_model, out.parent)), rows, origin)
 
 
 def _no_model(name: str) -> Judge:

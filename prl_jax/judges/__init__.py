@@ -1,17 +1,20 @@
 """Judges: whatever tells which of two responses is better, in both orders."""
 
-from prl_jax.judges.base import Judge, Judged, Scored, ScoringJudge, judge_pairs
+from prl_jax.judges.base import CountingJudge, Judge, Judged, Scored, ScoringJudge, judge_pairs
 from prl_jax.judges.generative import GenerativeJudge
 from prl_jax.judges.gold import GoldJudge
 from prl_jax.judges.python import PythonJudge, ScoredPythonJudge, load_function
+from prl_jax.judges.remote import RemoteJudge
 from prl_jax.judges.scalar import ScalarJudge
 
 __all__ = [
+    "CountingJudge",
     "GenerativeJudge",
     "GoldJudge",
     "Judge",
     "Judged",
     "PythonJudge",
+    "RemoteJudge",
     "ScalarJudge",
     "Scored",
     "ScoredPythonJudge",

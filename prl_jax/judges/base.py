@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -88,6 +88,13 @@ class ScoringJudge(Protocol):
     def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged: ...
 
     def scored(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Scored: ...
+
+
+@runtime_checkable
+class CountingJudge(Protocol):
+    """A judge that counts what it does, since it was made."""
+
+    def counters(self) -> Mapping[str, float]: ...
 
 
 def judge_pairs(judge: Judge, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from prl_jax.artifacts.cards import ModelCard, read_card
 from prl_jax.artifacts.models import Trunks, load_decoder, load_judge, load_policy
 from prl_jax.config.durations import to_steps
+from prl_jax.file_names import DATA_DIR
 from prl_jax.judges import Judge
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel
 from prl_jax.optim import make_optimizer
@@ -169,7 +170,9 @@ def named_judge(context: StageContext, name: str, *, batch_size: int, trunks: Tr
         return load_judge(directory, context.mesh, batch_size=batch_size, trunks=trunks, defaults=context.defaults)
 
     section = context.config.judges.get(name, None)
-    return load(name) if section is None else JUDGES[section.kind].load(section, Surroundings(context.config, load))
+    if section is None:
+        return load(name)
+    return JUDGES[section.kind].load(section, Surroundings(context.config, load, context.workdir.path / DATA_DIR))
 
 
 def origin_of(context: StageContext) -> dict[str, Any]:

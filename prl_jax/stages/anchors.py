@@ -26,7 +26,7 @@ from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.pieces import Pieces, batches, pieces
 from prl_jax.sampling import respond
 from prl_jax.stages.anchors_costs import COSTS, construct
-from prl_jax.stages.judging import check_finite
+from prl_jax.stages.judging import check_finite, judge_counters
 from prl_jax.stages.kind import Checking, Kind, Reads, check_temperature
 from prl_jax.streams import candidate_key
 from prl_jax.text.chat import Prompt, Turn
@@ -216,7 +216,7 @@ def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> tuple[
         )
         scores, cuts = rank_scores(judge, prompts, candidates, size, piece)
     chosen, counters = choose(candidates, scores, section.keep)
-    return chosen, {**counters, "cut_judgements": cuts}
+    return chosen, {**counters, "cut_judgements": cuts, **judge_counters(judge)}
 
 
 def rankings(judge: Judge, count: int) -> int:

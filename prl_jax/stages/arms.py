@@ -27,6 +27,7 @@ from prl_jax.runs.context import StageContext
 from prl_jax.runs.judges import JUDGES
 from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.pieces import Pieces, batches
+from prl_jax.stages.judging import judge_counters
 from prl_jax.stages.win_rate import Sampled, finite, sample_policy
 from prl_jax.text.chat import Prompt, prompt_text
 
@@ -117,7 +118,7 @@ def compare_arms(
         "arms": table,
         "paired": _differences(arms, wins, section.bootstrap),
         "win_rate_judge": section.judge,
-        "win_rate_judge_orders": _orders(both, anchor_orders, arms, opponents),
+        "win_rate_judge_orders": _orders(both, anchor_orders, arms, opponents) | judge_counters(judge),
         "prompts": len(records),
         "samples_per_prompt": section.samples,
         "notes": [

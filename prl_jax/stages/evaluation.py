@@ -25,7 +25,7 @@ from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.pieces import Pieces, batches, pieces
 from prl_jax.stages.arms import Table, arm_rows, arms_pieces, compare_arms
 from prl_jax.stages.evaluation_costs import COSTS
-from prl_jax.stages.judging import judge_records, record_metrics
+from prl_jax.stages.judging import judge_counters, judge_records, record_metrics
 from prl_jax.stages.kind import Checking, Kind, Reads, check_temperature
 from prl_jax.stages.win_rate import finite
 from prl_jax.text.chat import prompt_text
@@ -124,7 +124,7 @@ def evaluate_judge(
 
     z_12, z_21, cut = np.array(piece.each(f"judge_{number}", records, size, ask), np.float32).T
     judged = Judged(z_12, z_21, judge.merge, cut > 0)
-    metrics = record_metrics(judged, records) | {"cut_judgements": judged.cuts}
+    metrics = record_metrics(judged, records) | {"cut_judgements": judged.cuts} | judge_counters(judge)
     answered = np.isfinite(judged.p_first)
     soft = np.array([record.soft_label for record in records])
     metrics["reliability"] = reliability_bins(judged.p_first[answered].astype(np.float64), soft[answered])

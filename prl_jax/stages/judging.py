@@ -11,7 +11,7 @@ from jaxtyping import Float
 from prl_jax.data.records import PreferenceRecord
 from prl_jax.errors import UserError
 from prl_jax.evaluation import judge_metrics, longer_first
-from prl_jax.judges import GenerativeJudge, Judge, Judged, judge_pairs
+from prl_jax.judges import CountingJudge, GenerativeJudge, Judge, Judged, RemoteJudge, judge_pairs
 
 
 def judge_records(judge: Judge, records: Sequence[PreferenceRecord]) -> Judged:
@@ -45,9 +45,15 @@ def pair_metrics(
 def imitations(judge: Judge, responses: Sequence[str]) -> dict[str, float]:
     """The share of responses that hold what would be a part of a generative judge's frame, if the judge did not keep
     contents apart from it: a policy that learns to write these tries to forge the judge's question."""
-    if not isinstance(judge, GenerativeJudge):
+    if not isinstance(judge, GenerativeJudge | RemoteJudge):
         return {}
     return {"frame_imitations": float(np.mean([judge.template.imitated_by(text) for text in responses]))}
+
+
+def judge_counters(judge: Judge) -> dict[str, float]:
+    """The numbers of a judge that counts, as metrics: since it was loaded, thus not of an attempt before this one."""
+    counts = judge.counters() if isinstance(judge, CountingJudge) else {}
+    return {f"judge_{name}": float(count) for name, count in counts.items()}
 
 
 def check_finite(values: Float[np.ndarray, "N"], what: str) -> None:

@@ -19,7 +19,7 @@ from prl_jax.models import Decoder
 from prl_jax.processes import fetch, local_rows, put_batch
 from prl_jax.runs.context import StageContext
 from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, row_keys
-from prl_jax.stages.judging import check_finite, imitations
+from prl_jax.stages.judging import check_finite, imitations, judge_counters
 from prl_jax.streams import Stream, stream_key
 from prl_jax.text.chat import Prompt, fit_prompt, prompt_text
 from prl_jax.text.padding import pad_rows
@@ -64,7 +64,7 @@ class Step(NamedTuple):
 
 def iteration(
     setup: Setup, updates: Updates, state: PolicyState, index: np.ndarray, n: int, *, train_policy: bool
-) -> tuple[PolicyState, dict[str, jax.Array], Step, Experience]:
+) -> tuple[PolicyState, dict[str, jax.Array | float], Step, Experience]:
     """One step: sample, judge, freeze, update."""
     method, schedule = setup.method, setup.schedule
     done = roll_out(setup, state.policy.model, index, n)
@@ -92,6 +92,7 @@ def iteration(
     metrics["truncated_prompts"] = jnp.asarray(done.truncated_prompts)
     metrics["cut_judgements"] = jnp.asarray(done.cut_judgements)
     metrics |= {name: jnp.asarray(value) for name, value in imitations(setup.judge, done.responses).items()}
+    metrics |= judge_counters(setup.judge)
     if done.judged.z_ya is not None:
         metrics |= _judge_metrics(method.opponents.kind, done.judged)
     return state, metrics, done, experience

@@ -26,6 +26,7 @@ from prl_jax.processes import batch_rows, fetch, put_batch, whole_batch
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.pieces import Pieces
 from prl_jax.sampling import SamplingConfig, respond
+from prl_jax.stages.judging import judge_counters
 from prl_jax.streams import evaluation_key
 from prl_jax.text.chat import Prompt
 from prl_jax.text.tokenizer import Tokenizer
@@ -84,6 +85,7 @@ def policy_win_rate(
         found = win_rate_summary(judged.p_first)
         values = {key: np.nan if found[key] is None else found[key] for key in _MEASURED}
         counters = {"prompts_left_out": found["prompts_left_out"], "win_rate_cut_judgements": judged.cuts}
+        counters |= {f"win_rate_{name}": count for name, count in judge_counters(judge).items()}
         return values | {name: float(count) for name, count in counters.items() if count}
 
     return measure

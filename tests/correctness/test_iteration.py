@@ -22,6 +22,7 @@ NO_UPDATES = Updates(no_update, lambda critic, *_: (critic, {}))
 @pytest.fixture(scope="module")
 def setup(models):
     setup = make_setup(models.policy, bias=0.4, regulariser=dict(steer=(50.0, 8.0)))
+    setup.judge.counters = lambda: {"asked": len(setup.judge.asked)}
     return setup._replace(sampling=dataclasses.replace(setup.sampling, stop_ids=tuple(range(15, 32))))
 
 
@@ -63,6 +64,12 @@ def test_row_20_an_iteration_logs_how_often_the_orders_disagree(iterated):
     agreed = [one == other or 0.3 * abs(len(one) - len(other)) > 0.4 for one, other in pairs]
     assert any(one == other for one, other in pairs) and 1 < sum(agreed) < 4
     np.testing.assert_allclose(metrics.get("order_disagreement", -1), 1 - np.mean(agreed), atol=1e-6)
+
+
+def test_an_iteration_logs_what_its_judge_counts(iterated):
+    metrics, done, _ = iterated
+    pairs = np.array(done.responses).reshape(4, 2)
+    assert metrics.get("judge_asked") == sum(one != other for one, other in pairs)
 
 
 def test_row_25_the_coefficient_stands_still_while_the_policy_does(iterated, fresh):

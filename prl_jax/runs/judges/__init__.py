@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from prl_jax.runs.judges import gold, model, python
+from prl_jax.runs.judges import gold, model, python, remote
 from prl_jax.runs.judges.kind import JudgeKind
 
 # On a command line the first one that takes a word has it: any word can be the directory of a model.
-JUDGES: Mapping[str, JudgeKind] = {kind.name: kind for kind in (gold.KIND, python.KIND, model.KIND)}
+JUDGES: Mapping[str, JudgeKind] = {kind.name: kind for kind in (gold.KIND, python.KIND, remote.KIND, model.KIND)}

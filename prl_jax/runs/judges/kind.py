@@ -18,10 +18,12 @@ class Surroundings(NamedTuple):
     Attributes:
       config: the whole config.
       model: loads the judge of a stage or of a model directory.
+      folder: where it may keep files of its own.
     """
 
     config: ConfigDict
     model: Callable[[str], Judge]
+    folder: Path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,20 +13,22 @@ import prl_jax
 from prl_jax.errors import UserError
 from prl_jax.memory import shortage
 
-# What a line of the package calls, or the function that it is in -> the function as `prl plan` names it; the innermost
-# line that is one of these tells.
+# What a line of the package calls, or the function that it is in -> the function as `prl plan` names it, or "generate"
+# for what is around its "prefill" and "decode"; the innermost line that is one of these tells.
 _CALLS = {
     r"\btrain_step\(": "train_step",
     r"\bsums\(": "validation",
+    r"\bgenerate\(": "generate",
     r"\bprefill\(": "prefill",
     r"\bdecode\(": "decode",
     r"\bprepare\(": "prepare",
-    r"\b(run_)?update\(": "update",
+    r"\bupdates\.warm_up\(": "warm_up",
+    r"\bupdates\.train\(": "update",
     r"\blog_ratio\(": "log_ratio",
     r"\b(in_batches|forward|judge_rows|score_rows)\(": "judge",
     r"\b(load_\w+|from_hf|restore\w*|construct|create_state|sharded_init)\(": "loading",
 }
-_INSIDE = {"respond": "decode", "_jitted": "", "policy_win_rate": "evaluation", "measure": "evaluation"}
+_INSIDE = {"respond": "generate", "measure": "evaluation"}
 
 
 @contextlib.contextmanager
@@ -60,6 +62,6 @@ def function_of(trace: TracebackType | None) -> str:
             continue
         named = next((name for call, name in _CALLS.items() if re.search(call, frame.line or "")), "")
         found = named or _INSIDE.get(frame.name, "") or found
-        if frame.name in ("measure", "policy_win_rate"):
+        if frame.name == "measure":
             prefix = "evaluation_"
     return found if not prefix or found in ("evaluation", "loading") else prefix + found

@@ -5,10 +5,13 @@ import functools
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from correctness.world import make_setup
 from fakes import make_decoder
 from running import says
 
@@ -19,8 +22,10 @@ from prl_jax.commands import shortage
 from prl_jax.commands.shortage import shortage_told
 from prl_jax.errors import UserError
 from prl_jax.sampling.decode import SamplingConfig, generate, row_keys
-from prl_jax.stages import KINDS
+from prl_jax.stages import KINDS, online_step
 from prl_jax.stages import config as c
+from prl_jax.training.policy import Updates, run_updates
+from prl_jax.training.state import PolicyState, TrainState
 
 ROOT = Path(prl_jax.__file__).parent
 
@@ -47,6 +52,23 @@ def test_the_function_is_the_innermost_that_plan_names(monkeypatch):
     monkeypatch.setattr(decode, "decode", fail)
     assert told(call).startswith("sft/decode: ")
     assert told(fail).startswith("sft: out of device memory")
+
+
+@pytest.mark.usefixtures("unchecked")  # stand-ins for a state and what was sampled
+def test_each_part_of_a_step_is_told_by_its_name(monkeypatch):
+    setup, rollout = make_setup(None), SimpleNamespace(mask=jnp.ones((4, 2), bool))
+    state, pieces = PolicyState(TrainState(None, None, None), None, None), (setup.method, setup.schedule)
+    update = functools.partial(run_updates, Updates(fail, fail), state, rollout, jax.random.key(0), *pieces)
+    assert told(functools.partial(update, train_policy=True)).startswith("sft/update: ")
+    assert told(functools.partial(update, train_policy=False)).startswith("sft/warm_up: ")
+    step = functools.partial(online_step.iteration, setup, None, state, np.arange(4), 1, train_policy=True)
+    monkeypatch.setattr(online_step, "generate", fail)
+    assert told(step).startswith("sft/generate: ")
+    done = SimpleNamespace(reward=np.zeros(8, np.float32), rollout=None)
+    monkeypatch.setattr(online_step, "roll_out", lambda *_: done)
+    monkeypatch.setattr(online_step, "critic_context", lambda *_: None)
+    monkeypatch.setattr(online_step, "prepare", fail)
+    assert told(step).startswith("sft/prepare: ")
 
 
 def test_every_call_that_is_looked_for_is_there():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -123,7 +124,8 @@ def _reference(record: PromptRecord) -> str:
     return record.reference
 
 
-class Candidates(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Candidates:
     """`K` sampled responses to each of `N` prompts.
 
     Attributes:
@@ -134,12 +136,12 @@ class Candidates(NamedTuple):
     texts: Sequence[Sequence[str]]
     truncated: Bool[np.ndarray, "K N"]
 
-    @property
+    @functools.cached_property
     def empty(self) -> Bool[np.ndarray, "K N"]:
         """Responses that say nothing."""
         return np.array([[not text.strip() for text in column] for column in self.texts], bool)
 
-    @property
+    @functools.cached_property
     def repeated(self) -> Bool[np.ndarray, "K N"]:
         """Responses that an earlier sample of their prompt has said already, and whole where they are whole."""
         out = np.zeros(self.truncated.shape, bool)
@@ -151,7 +153,7 @@ class Candidates(NamedTuple):
                 said.add(one)
         return out
 
-    @property
+    @functools.cached_property
     def usable(self) -> Bool[np.ndarray, "K N"]:
         """Responses that can be anchors: whole, not empty, and each text once."""
         return ~(self.empty | self.truncated | self.repeated)

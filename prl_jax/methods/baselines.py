@@ -45,7 +45,8 @@ class Baseline(Protocol):
 
     Attributes:
       kind: its name in configs.
-      reads_values: whether it has a critic, with an optimizer, a warm-up and memory of its own.
+      reads_values: whether it has a critic, with an optimizer, a warm-up and memory of its own. Whoever needs a field
+        of the critic asks for the class `Critic` instead, whose fields the type checker knows.
       least_group: how many responses a prompt needs at least.
       bootstraps: whether a truncated response earns a value in place of its score.
     """

@@ -68,10 +68,6 @@ class GenerativeJudge:
         z, count = np.where(even, 0.0, log_probs[:, 0] - log_probs[:, 1]).astype(np.float32), len(prompts)
         return Judged(z[:count], z[count:], self.merge, cut[:count] | cut[count:])
 
-    def check_fits(self, prompt: Prompt, first: str, second: str) -> None:
-        """Raises `UserError` for a pair that is too long, with `on_long="error"`."""
-        self._encode(prompt, first, second)
-
     def verdict_mass(
         self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
     ) -> Float[np.ndarray, "N"]:

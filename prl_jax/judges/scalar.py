@@ -72,11 +72,6 @@ class ScalarJudge:
         scores, cut = in_batches(forward, encode, len(prompts), self.batch_size, self.mesh)
         return Scored(scores, cut[:, 0])
 
-    def check_fits(self, prompt: Prompt, first: str, second: str) -> None:
-        """Raises `UserError` for a pair that is too long, with `on_long="error"`."""
-        for response in (first, second):
-            self._row(prompt, response)
-
     def _row(self, prompt: Prompt, response: str) -> tuple[list[int], bool]:
         """The tokens of a row, and whether anything was cut."""
         question, answer = encode_prompt(self.tokenizer, prompt), encode_response(self.tokenizer, response)

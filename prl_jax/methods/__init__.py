@@ -10,7 +10,7 @@ from prl_jax.methods.method import Method
 from prl_jax.methods.opponents import Anchors, Group, NoOpponent, Opponents, Peer, Pool
 from prl_jax.methods.regularisers import InsideKL, LossKL, Regulariser, RewardKL
 from prl_jax.methods.rewards import PAR, Judgements, Reward, Score, WinProbability
-from prl_jax.methods.sections import PIECES, SLOTS, method_of, piece_of, section_of, sections_of
+from prl_jax.methods.sections import PIECES, SLOTS, method_of, piece_of, section_of
 from prl_jax.methods.surrogates import PairClip, PairRegression, Surrogate, TokenClip
 from prl_jax.methods.table import METHODS, Preset
 
@@ -49,5 +49,4 @@ __all__ = [
     "method_of",
     "piece_of",
     "section_of",
-    "sections_of",
 ]

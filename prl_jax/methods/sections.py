@@ -38,11 +38,6 @@ def section_of(piece: Any) -> dict[str, Any]:
     return {"kind": piece.kind, **{field.name: getattr(piece, field.name) for field in dataclasses.fields(piece)}}
 
 
-def sections_of(method: Method) -> dict[str, dict[str, Any]]:
-    """The sections of all pieces, by their slots."""
-    return {slot: section_of(getattr(method, slot)) for slot in SLOTS}
-
-
 def piece_of(slot: str, section: Mapping[str, Any]) -> Any:
     """The piece that a section describes; fields that it leaves out have their defaults.
 

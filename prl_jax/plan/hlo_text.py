@@ -75,10 +75,6 @@ class Computation(NamedTuple):
     def root(self) -> Instruction:
         return next(i for i in self.instructions.values() if i.is_root)
 
-    def bytes_of(self, names: tuple[str, ...]) -> int:
-        """Returns the bytes of the arrays that these instructions give."""
-        return sum(shape.bytes for name in names for shape in self.instructions[name].shapes)
-
 
 def parse(text: str) -> dict[str, Computation]:
     """The computations of `compiled.as_text()`."""

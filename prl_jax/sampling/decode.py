@@ -53,11 +53,6 @@ class SamplingConfig:
                 f"top_p={self.top_p} (in (0, 1]), top_k={self.top_k} (>= 0) is out of range"
             )
 
-    @property
-    def truncates(self) -> bool:
-        """Whether tokens are cut from the distribution, so that its log-probabilities are not the model's."""
-        return self.top_k > 0 or self.top_p < 1.0
-
 
 def row_keys(key: PRNGKeyArray, first_row: int | Int[Array, ""], rows: int) -> Key[Array, "N"]:
     """A key for each global row: the same rows draw the same noise however they are spread over devices."""

@@ -101,7 +101,7 @@ def test_row_06_and_row_07_a_stage_gives_trainer_and_sampler_one_distribution(mo
     monkeypatch.setattr(stage_models, "load_decoder", lambda *_: models.policy)
     made, _ = online._setup(setup.context)
     assert made.schedule.temperature == made.sampling.temperature == TEMPERATURE
-    assert not made.sampling.truncates  # row 7: the ratio is that of the whole distribution
+    assert (made.sampling.top_k, made.sampling.top_p) == (0, 1.0)  # row 7: the ratio is that of the whole distribution
 
 
 @pytest.mark.parametrize("cut", [{"top_k": 5}, {"top_p": 0.9}], ids=str)

@@ -30,6 +30,7 @@ from prl_jax.commands.rows import (
 )
 from prl_jax.config.declare import build
 from prl_jax.data.records import PreferenceRecord
+from prl_jax.data.sources import Records
 from prl_jax.errors import UserError
 from prl_jax.files import local_path
 from prl_jax.judges import Judge, Judged
@@ -111,11 +112,15 @@ def _rule(kind: JudgeKind, section: ConfigDict, judge: str, data: Path, out: Pat
     rows = selected_rows(records, measured, np.zeros(len(records), np.int64), 0, options)
     assert records.fingerprint is not None
     origin = {"command": "judge", "judge": judge, "code": looks(files), "data": dataclasses.asdict(records.fingerprint)}
-    return Asked(lambda: kind.load(section, Surroundings(build({}), _no_model, out.parent)), rows, origin)
+    return Asked(lambda: kind.load(section, Surroundings(build({}), _no_model, _no_source, out.parent)), rows, origin)
 
 
 def _no_model(name: str) -> Judge:
     raise AssertionError(f"{name}: a judge without a model asks for one")
+
+
+def _no_source(section: ConfigDict, what: str) -> Records:
+    raise AssertionError(f"{section}: a judge without a source reads one")
 
 
 def _model(judge: str, data: Path, out: Path, options: RowOptions) -> Asked:

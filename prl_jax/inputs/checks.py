@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from prl_jax.config.conform import conform
 from prl_jax.config.declare import build
 from prl_jax.config.durations import to_steps
-from prl_jax.config.rules import value_at
+from prl_jax.config.rules import names_at, value_at
 from prl_jax.data.gold import make_arguments
 from prl_jax.data.gold.arguments import SPLITS
 from prl_jax.data.sources import KINDS as SOURCE_KINDS
@@ -83,6 +83,21 @@ def _check_judges(config: ConfigDict) -> None:
             raise UserError(f"{key}.{error}") from error
         if (behind := kind.model(section)) in config.judges:
             raise UserError(f"{key}.model={behind!r}: is one of judges, expected a stage or a model directory")
+        for source in kind.sources:
+            _check_source(section[source], f"{key}.{source}")
+    for name in config.judges:
+        _check_members(config, (name,))
+
+
+def _check_members(config: ConfigDict, path: tuple[str, ...]) -> None:
+    """Raises `UserError` where a judge asks one that asks it; `path` leads from a judge to one that it asks."""
+    section = config.judges.get(path[-1], None)
+    if section is None or not (key := JUDGES[section.kind].members):
+        return
+    for member in names_at(section, key):
+        if member in path:
+            raise UserError(f"judges.{path[-1]}.{key}: {member!r} asks itself: {' -> '.join((*path, member))}")
+        _check_members(config, (*path, member))
 
 
 def _check_section(config: ConfigDict, name: str) -> None:
@@ -110,21 +125,25 @@ def _check_section(config: ConfigDict, name: str) -> None:
         with naming(f"{name}.{key}"):
             make_optimizer(**values, total_steps=1)
     for key in rules.sources:
-        source = value_at(section, key)
-        if source.kind not in SOURCE_KINDS:
-            raise UserError(f"{name}.{key}.kind={source.kind!r}, expected one of {', '.join(SOURCE_KINDS)}")
-        if source.limit < 0 or source.skip < 0:
-            raise UserError(f"{name}.{key}: limit={source.limit}, skip={source.skip}, expected at least 0")
-        if source.kind == "gold" and source.split not in SPLITS:
-            raise UserError(f"{name}.{key}.split={source.split!r}, expected one of {', '.join(SPLITS)}")
-        if source.kind == "gold" and source.path:
-            raise UserError(
-                f"{name}.{key}.path={source.path!r} is not read, since kind is 'gold', the built-in tasks; set "
-                f"{name}.{key}.kind to 'jsonl' or 'tfds' as well"
-            )
+        _check_source(value_at(section, key), f"{name}.{key}")
     if rules.evaluates and section.result == "best":
         key = rules.evaluates
         if not to_steps(value_at(section, key), key=f"{name}.{key}", total=1):
             raise UserError(f"{name}.result='best': nothing is evaluated ({name}.{key}={value_at(section, key)!r})")
     for further in kind.checks:
         further(check, name)
+
+
+def _check_source(source: ConfigDict, key: str) -> None:
+    """Raises `UserError` for the section of a source, at a dotted key, that names no records."""
+    if source.kind not in SOURCE_KINDS:
+        raise UserError(f"{key}.kind={source.kind!r}, expected one of {', '.join(SOURCE_KINDS)}")
+    if source.limit < 0 or source.skip < 0:
+        raise UserError(f"{key}: limit={source.limit}, skip={source.skip}, expected at least 0")
+    if source.kind == "gold" and source.split not in SPLITS:
+        raise UserError(f"{key}.split={source.split!r}, expected one of {', '.join(SPLITS)}")
+    if source.kind == "gold" and source.path:
+        raise UserError(
+            f"{key}.path={source.path!r} is not read, since kind is 'gold', the built-in tasks; set {key}.kind to "
+            "'jsonl' or 'tfds' as well"
+        )

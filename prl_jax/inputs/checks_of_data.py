@@ -6,6 +6,8 @@ that a chat template refuses shows with its file and line before the first stage
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +27,8 @@ from prl_jax.inputs.readings import Reading, prompt_room, readings
 from prl_jax.measuring.records import IDENTICAL, PLAIN, TIE, Measured, invalid_rows, unused_keys, unused_line
 from prl_jax.processes import is_leader
 from prl_jax.runs.context import StageContext, first_model, is_directory, source_key, source_spec, trains_from_text
-from prl_jax.runs.judges import JUDGES
+from prl_jax.runs.judges import JUDGES, behind
+from prl_jax.runs.models import named_judge, surroundings
 from prl_jax.stages import KINDS
 from prl_jax.text.chat import Turn, encode_prompt, fit_turns
 from prl_jax.text.judging import encode_judge_row
@@ -60,6 +63,8 @@ def check_inputs(
                 continue
             if source.kind == "gold":  # made when the stage runs; nothing is wrong with them
                 said += [f"{key}: {line}" for line in _room_for_any(context, key, measurements, absent)]
+                if not absent:
+                    _check_judges(context, key, what)
                 continue
             if absent and not _exists(source):
                 continue
@@ -67,6 +72,8 @@ def check_inputs(
                 bad, lines = _check_source(context, key, what, measurements, named, absent)
             merged = {*found.get(source_key(source, what), ()), *bad}
             found[source_key(source, what)] = sorted(merged)
+            if not absent:
+                _check_judges(dataclasses.replace(context, left_out=found), key, what)
             said += [f"{key}: {line}" for line in lines]
         if trains_from_text(section) and not (absent and _no_tokenizer(context, first_model(context))):
             _check_words(context, measurements.tokenizer(context, first_model(context)))
@@ -170,6 +177,19 @@ def _check_source(
     line = unused_line({k: n for k, n in unused.items() if (source.path, k) not in named}, len(measured[0]))
     named.update((source.path, k) for k in unused)
     return bad, list(dict.fromkeys([*lines, line] if line else lines))
+
+
+def _check_judges(context: StageContext, key: str, what: str) -> None:
+    """Raises `UserError` where a judge would be asked about a prompt of a source that it cannot judge."""
+    section, judges = context.section, context.config.judges
+    asked = [reads.model for reads in KINDS[section.kind].reads(context.name, section, key)]
+    for name in dict.fromkeys(one for judge in asked for one in behind(judges, judge) if one in judges):
+        check = JUDGES[judges[name].kind].check_prompts
+        if check is not None:
+            load = functools.partial(named_judge, context, batch_size=1)
+            with naming(f"{context.name}.{key}: judges.{name}"):
+                prompts = (record.prompt for record in context.records(value_at(section, key), what))
+                check(judges[name], surroundings(context, load), prompts)
 
 
 def _check_words(context: StageContext, tokenizer: Tokenizer) -> None:

@@ -6,19 +6,26 @@ from prl_jax.judges.gold import GoldJudge
 from prl_jax.judges.python import PythonJudge, ScoredPythonJudge, load_function
 from prl_jax.judges.remote import RemoteJudge
 from prl_jax.judges.scalar import ScalarJudge
+from prl_jax.judges.verifier import Check, Constraints, Exact, Number, Pattern, VerifierJudge
 
 __all__ = [
+    "Check",
+    "Constraints",
     "CountingJudge",
+    "Exact",
     "GenerativeJudge",
     "GoldJudge",
     "Judge",
     "Judged",
+    "Number",
+    "Pattern",
     "PythonJudge",
     "RemoteJudge",
     "ScalarJudge",
     "Scored",
     "ScoredPythonJudge",
     "ScoringJudge",
+    "VerifierJudge",
     "judge_pairs",
     "load_function",
 ]

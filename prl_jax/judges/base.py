@@ -14,6 +14,8 @@ from prl_jax.processes import batch_rows, fetch, put_batch, whole_batch
 from prl_jax.text.chat import Prompt
 from prl_jax.types import TokenRows
 
+_TINY = 1e-12  # how near to 0 and 1 a probability is believed
+
 
 class Judged(NamedTuple):
     """Judgements of `N` pairs, as logits of "slot 1 wins", float32.
@@ -143,6 +145,12 @@ def in_batches(
         parts.append(values)
         known.append(flags)
     return np.concatenate(parts)[:count], np.concatenate(known)[:count]
+
+
+def logits(p: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    """Logits of probabilities, float32; within 1e-12 of 0 and 1 these are taken for no nearer."""
+    p = np.clip(p.astype(np.float64), _TINY, 1.0 - _TINY)
+    return (np.log(p) - np.log1p(-p)).astype(np.float32)
 
 
 def _sigmoid(z: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:

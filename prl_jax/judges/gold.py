@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from prl_jax.judges.base import Judged, check_lengths
+from prl_jax.judges.base import Judged, check_lengths, logits
 from prl_jax.text.chat import Prompt, prompt_text
 
 
@@ -26,6 +26,5 @@ class GoldJudge:
         check_lengths(prompts, first, second)
         rows = zip(prompts, first, second, strict=True)
         p = np.array([self.preference(prompt_text(x), a, b) for x, a, b in rows], np.float64)
-        p = np.clip(p, 1e-12, 1.0 - 1e-12)
-        z = (np.log(p) - np.log1p(-p)).astype(np.float32)
+        z = logits(p)
         return Judged(z, -z)

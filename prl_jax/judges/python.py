@@ -13,13 +13,12 @@ import numpy as np
 from jaxtyping import Float
 
 from prl_jax.errors import UserError
-from prl_jax.judges.base import Judged, Scored, check_lengths
+from prl_jax.judges.base import Judged, Scored, check_lengths, logits
 from prl_jax.processes import from_leader
 from prl_jax.text.chat import Prompt
 
 PairFunction = Callable[[Sequence[Prompt], Sequence[str], Sequence[str]], Any]
 ScoreFunction = Callable[[Sequence[Prompt], Sequence[str]], Any]
-_TINY = 1e-12  # how near to 0 and 1 a probability is believed
 
 
 class PythonJudge:
@@ -44,9 +43,7 @@ class PythonJudge:
         return Judged(z_12, z_21, self.merge)
 
     def _logits(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Float[np.ndarray, "N"]:
-        p = answers(self.name, self.function, prompts, first, second, check=_check_probabilities)
-        p = np.clip(p, _TINY, 1.0 - _TINY)
-        return (np.log(p) - np.log1p(-p)).astype(np.float32)
+        return logits(answers(self.name, self.function, prompts, first, second, check=_check_probabilities))
 
 
 class ScoredPythonJudge:

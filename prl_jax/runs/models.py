@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from prl_jax.artifacts.cards import ModelCard, read_card
 from prl_jax.artifacts.models import Trunks, load_decoder, load_judge, load_policy
 from prl_jax.config.durations import to_steps
+from prl_jax.errors import naming
 from prl_jax.file_names import DATA_DIR
 from prl_jax.judges import Judge
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel
@@ -164,15 +166,18 @@ def named_judge(context: StageContext, name: str, *, batch_size: int, trunks: Tr
       batch_size: rows that it is asked about at once.
       trunks: as of `load_model`.
     """
-
-    def load(model: str) -> Judge:
-        directory = context.stage(model)
-        return load_judge(directory, context.mesh, batch_size=batch_size, trunks=trunks, defaults=context.defaults)
-
     section = context.config.judges.get(name, None)
     if section is None:
-        return load(name)
-    return JUDGES[section.kind].load(section, Surroundings(context.config, load, context.workdir.path / DATA_DIR))
+        length = dict(batch_size=batch_size, defaults=context.defaults)
+        return load_judge(context.stage(name), context.mesh, trunks=trunks, **length)
+    load = functools.partial(named_judge, context, batch_size=batch_size, trunks=trunks)
+    with naming(f"judges.{name}"):
+        return JUDGES[section.kind].load(section, surroundings(context, load))
+
+
+def surroundings(context: StageContext, load: Callable[[str], Judge]) -> Surroundings:
+    """The surroundings of the judges of a stage, which `load` loads by their names."""
+    return Surroundings(context.config, load, context.records, context.workdir.path / DATA_DIR)
 
 
 def origin_of(context: StageContext) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from running import prl, refused, says
 from prl_jax.data.jsonl import write_jsonl
 from prl_jax.errors import UserError
 from prl_jax.inputs.checks import check_config
-from prl_jax.inputs.checks_of_data import recognise_models
+from prl_jax.inputs.checks_of_data import check_inputs, recognise_models
 from prl_jax.inputs.lengths import uses
+from prl_jax.inputs.measurements import Measurements
 from prl_jax.judges import GoldJudge, PythonJudge, load_function
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.judges import JUDGES
@@ -101,6 +102,16 @@ def test_scores_are_asked_of_who_has_them(rules):
         ({"house": c.judge("python", gives="stars", path="x.py:f")}, "judges.house.gives='stars'"),
         ({"house": c.judge("model")}, "judges.house.model: empty"),
         ({"house": {"kind": "gold", "path": ""}}, "judges.house.path: no such key"),
+        ({"v": c.judge("verifier", check="taste")}, "judges.v.check='taste', expected one of 'exact', 'number'"),
+        ({"v": c.judge("verifier", tolerance=0.1)}, "judges.v.tolerance=0.1: check='exact' does not read it"),
+        ({"v": c.judge("verifier", check="number", tolerance=-1.0)}, "judges.v.tolerance=-1.0, expected at least 0"),
+        ({"v": c.judge("verifier", check="regex")}, "judges.v.pattern: empty"),
+        ({"v": c.judge("verifier", check="regex", pattern="(")}, r'judges.v.pattern: "\(" is no regular expression'),
+        (
+            {"v": c.judge("verifier", check="regex", pattern="a", answers=c.source(split="test"))},
+            r"judges.v.answers: the pattern has no group \(\?P<answer>",
+        ),
+        ({"v": c.judge("verifier", answers=c.source(kind="csv"))}, "judges.v.answers.kind='csv', expected one of"),
         ({"sft": c.judge("gold")}, "judges.sft: a judge has a name of its own"),
         ({"a/b": c.judge("gold")}, "judges.a/b: a judge has a name of its own"),
         ({"house": c.judge("model", model="house")}, "judges.house.model='house': is one of judges"),
@@ -134,6 +145,47 @@ def test_a_judge_is_no_model_to_start_from(key, kind):
     config.update_from_flattened_dict({key: arms if key.endswith("arms") else "taste"})
     with pytest.raises(UserError, match=f"{key}='taste' is not among the stages; expected one of: "):
         check_config(config)
+
+
+def answered(tmp_path, rows) -> dict:
+    write_jsonl(tmp_path / "answers.jsonl", rows)
+    return c.source(kind="jsonl", path=str(tmp_path / "answers.jsonl"))
+
+
+SUMS = [{"prompt": "1+1", "reference": "#### 2"}, {"prompt": "2+2", "response": "It is 4."}]
+
+
+def test_a_verifier_knows_what_its_source_says(tmp_path):
+    """A prompt that it does not know is named before anything runs."""
+    judges = {"sums": c.judge("verifier", check="number", answers=answered(tmp_path, SUMS))}
+    config = config_with(judges, judge="sums", evaluation=dict(judge="sums"))
+    check_config(config)
+    judged = judge_in(config, "sums", tmp_path)([user("1+1"), user("2+2")], ["2", "5"], ["3", "four: 4"])
+    np.testing.assert_allclose(judged.p_first, [1, 0], atol=1e-6)
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "1+1"}, {"prompt": "5+5"}])
+    prompts = c.source(kind="jsonl", path=str(tmp_path / "prompts.jsonl"))
+    policy = c.online("ppo", judge="sums", prompts=prompts, evaluation=dict(prompts=prompts, judge="sums"))
+    config = c.build(dict(sft=c.sft(max_prompt=12, max_response=6), policy=policy), judges=judges)
+    context = StageContext("policy", config, Workdir(tmp_path / "run", config), make_mesh())
+    with pytest.raises(UserError, match='policy.prompts: judges.sums: .*answers.jsonl: none of its 2 prompts is "5'):
+        check_inputs([context], Measurements())
+    check_inputs([context], Measurements(), absent=True)  # a plan does without
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([*SUMS, {"prompt": "3+3"}, {"prompt": "4"}], r"answers.jsonl:3: no reference answer.*\(1 more of 4 rows"),
+        ([*SUMS, {"prompt": "2+2", "reference": "5"}], r"answers.jsonl:3: another answer .* answers.jsonl:2$"),
+        ([*SUMS, {"prompt": 7}], "answers.jsonl:3: field"),
+    ],
+)
+def test_a_source_that_says_nothing_or_two_things_is_refused(tmp_path, monkeypatch, rows, message):
+    monkeypatch.chdir(tmp_path)
+    answered(tmp_path, rows)
+    judges = {"sums": c.judge("verifier", check="number", answers=c.source(kind="jsonl", path="answers.jsonl"))}
+    with pytest.raises(UserError, match=f"judges.sums: {message}"):
+        judge_in(config_with(judges, judge="sums"), "sums", tmp_path)
 
 
 def test_a_kind_is_its_file_and_a_row_of_the_table(tmp_path, monkeypatch):

@@ -2,8 +2,24 @@
 
 from collections.abc import Mapping
 
-from prl_jax.runs.judges import gold, model, python, remote
+from ml_collections import ConfigDict
+
+from prl_jax.config.rules import names_at
+from prl_jax.runs.judges import gold, model, python, remote, verifier
 from prl_jax.runs.judges.kind import JudgeKind
 
 # On a command line the first one that takes a word has it: any word can be the directory of a model.
-JUDGES: Mapping[str, JudgeKind] = {kind.name: kind for kind in (gold.KIND, python.KIND, remote.KIND, model.KIND)}
+_KINDS = (gold.KIND, python.KIND, remote.KIND, verifier.KIND, model.KIND)
+JUDGES: Mapping[str, JudgeKind] = {kind.name: kind for kind in _KINDS}
+
+
+def behind(judges: ConfigDict, name: str) -> tuple[str, ...]:
+    """The names behind the name of a judge, members of members included: of stages and of model directories, and of
+    `judges` that have no model behind them. A name that `judges` has not stands for itself."""
+    section = judges.get(name, None)
+    if section is None:
+        return (name,)
+    kind = JUDGES[section.kind]
+    if not kind.members:
+        return (kind.model(section) or name,)
+    return tuple(one for member in names_at(section, kind.members) for one in behind(judges, member))

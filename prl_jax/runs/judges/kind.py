@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from prl_jax.data.sources import Records
 from prl_jax.judges import Judge
+from prl_jax.text.chat import Prompt
 
 
 class Surroundings(NamedTuple):
@@ -17,12 +19,14 @@ class Surroundings(NamedTuple):
 
     Attributes:
       config: the whole config.
-      model: loads the judge of a stage or of a model directory.
+      judge: loads a judge by its name: of the config's judges, of a stage, or a model directory.
+      records: reads a section of a source as records of a kind ("prompt").
       folder: where it may keep files of its own.
     """
 
     config: ConfigDict
-    model: Callable[[str], Judge]
+    judge: Callable[[str], Judge]
+    records: Callable[[ConfigDict, str], Records]
     folder: Path
 
 
@@ -36,10 +40,14 @@ class JudgeKind:
       load: makes the judge.
       check: raises `UserError`, which begins with a key of the section, for one that cannot be loaded.
       model: section -> the stage or model directory behind the judge; "" where none is.
-      scores: section -> whether it scores single responses too, where no model behind it tells.
+      members: key of the section that holds the names of the judges that it asks; "" where it asks none.
+      sources: keys of sources that it reads.
+      scores: section -> whether it scores single responses too, where neither a model nor members behind it tell.
       files: section -> the files that it is made of, where no model is behind it.
       word: what a command line may call a judge -> the keys of its section; None for what is none of this kind.
       built_in_tasks: whether it knows no other prompts than those of the built-in tasks.
+      check_prompts: raises `UserError` for the first of some prompts that the judge cannot be asked about; None of a
+        kind that can be asked about any.
     """
 
     name: str
@@ -47,7 +55,10 @@ class JudgeKind:
     load: Callable[[ConfigDict, Surroundings], Judge]
     check: Callable[[ConfigDict], None] = lambda section: None
     model: Callable[[ConfigDict], str] = lambda section: ""
+    members: str = ""
+    sources: Sequence[str] = ()
     scores: Callable[[ConfigDict], bool] = lambda section: False
     files: Callable[[ConfigDict], Sequence[Path]] = lambda section: ()
     word: Callable[[str], Mapping[str, Any] | None] = lambda word: None
     built_in_tasks: bool = False
+    check_prompts: Callable[[ConfigDict, Surroundings, Iterable[Prompt]], None] | None = None

@@ -23,7 +23,7 @@ def check(section) -> None:
 KIND = JudgeKind(
     name="model",
     declare=declare,
-    load=lambda section, around: around.model(section.model),
+    load=lambda section, around: around.judge(section.model),
     check=check,
     model=lambda section: section.model,
     word=lambda word: {"model": word},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,20 +67,20 @@ def generating(
 def judging(
     models: AbstractModels,
     stage: str,
-    judge: AbstractJudge | None,
+    judge: Sequence[AbstractJudge],
     batch_size: int,
     count: int | None,
     held: Mapping[str, Any],
     prefix: str = "",
 ) -> Iterator[Step]:
-    """The function that judges `count` rows, if that is known, in batches of at most `batch_size`."""
-    if judge is None:
-        return
+    """The function of each model of a judge that judges `count` rows, if that is known, in batches of at most
+    `batch_size`; those of several models have numbers."""
     size = batch_size if count is None else min(batch_size, 1 << (count - 1).bit_length())
-    arguments = (judge.model, models.token_rows(whole_batch(size, models.mesh), judge.length))
-    scalar = isinstance(judge.model, ScalarModel)
-    traced = score_rows.trace(*arguments) if scalar else judge_rows.trace(*arguments, verdicts=judge.verdicts)
-    yield Step(stage, f"{prefix}judge", traced, arguments, held)
+    for number, one in enumerate(judge, 1):
+        arguments = (one.model, models.token_rows(whole_batch(size, models.mesh), one.length))
+        scalar = isinstance(one.model, ScalarModel)
+        traced = score_rows.trace(*arguments) if scalar else judge_rows.trace(*arguments, verdicts=one.verdicts)
+        yield Step(stage, f"{prefix}{f'{number}_' if judge[1:] else ''}judge", traced, arguments, held)
 
 
 def abstract_rollout(models: AbstractModels, size: int, card: ModelCard) -> Rollout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from prl_jax.artifacts.cards import ModelCard, trained_length
 from prl_jax.artifacts.models import abstract_model
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel, combine, split
 from prl_jax.runs.context import is_directory, lora_config, root_of, start_of
-from prl_jax.runs.judges import JUDGES
+from prl_jax.runs.judges import JUDGES, behind
 from prl_jax.runs.models import Policy
 from prl_jax.sampling import SamplingConfig
 from prl_jax.sharding import batch_sharding, replicated, tree_shardings
@@ -147,12 +147,12 @@ class AbstractModels:
         model = _another(_scalar(decoder.config, bias, self.mesh))
         return unflatten(model, flatten(model) | {f"decoder.{k}": leaf for k, leaf in flatten(decoder).items()})
 
-    def judge(self, name: str, *, batch_size: int = 0) -> AbstractJudge | None:
-        """The same as in `Models`; None for a judge without arrays."""
-        section = self.config.judges.get(name, None)
-        if section is not None:
-            behind = JUDGES[section.kind].model(section)
-            return self.judge(behind) if behind else None
+    def judge(self, name: str, *, batch_size: int = 0) -> tuple[AbstractJudge, ...]:
+        """The same as in `Models`: the models that it asks, one after the other; none for a judge without arrays."""
+        return tuple(self._judge(one) for one in behind(self.config.judges, name) if one not in self.config.judges)
+
+    def _judge(self, name: str) -> AbstractJudge:
+        """The model of a stage or directory."""
         card, verdicts = self.card(name), self.tokens(name).verdicts
         decoder = self.decoder(name) if is_directory(name) else self.trainable(name)
         model = self.scalar(decoder) if card.kind == "scalar_judge" else decoder
@@ -160,11 +160,11 @@ class AbstractModels:
 
     def scores(self, name: str) -> bool:
         """Whether a judge scores single responses."""
+        return all(map(self._scores, behind(self.config.judges, name)))
+
+    def _scores(self, name: str) -> bool:
         section = self.config.judges.get(name, None)
-        if section is None:
-            return self.card(name).kind == "scalar_judge"
-        behind = JUDGES[section.kind].model(section)
-        return self.scores(behind) if behind else JUDGES[section.kind].scores(section)
+        return self.card(name).kind == "scalar_judge" if section is None else JUDGES[section.kind].scores(section)
 
     def copy(self, model: Decoder) -> Decoder:
         """As of `Models`."""
@@ -233,7 +233,7 @@ def held_bytes(held: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def held_judges(judges: Mapping[str, AbstractJudge | None]) -> dict[str, Any]:
+def held_judges(judges: Mapping[str, Sequence[AbstractJudge]]) -> dict[str, Any]:
     """The models of one or several judges, as a stage holds them."""
-    found = tuple(judge.model for judge in judges.values() if judge is not None)
+    found = tuple(one.model for judge in judges.values() for one in judge)
     return {"judge": found} if found else {}

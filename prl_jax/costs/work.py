@@ -7,7 +7,7 @@ much or twice as much is possible. `prl plan` asks the compiler.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,15 +76,16 @@ class Estimate(NamedTuple):
         yield Call("decode", 2 * cache + 8.0 * rows * decoder.vocab_size, size * room * flops(decoder, 1, 1), calls,
                    sequential=room, moved=read)  # fmt: skip
 
-    def judge(self, judge: AbstractJudge | None, size: int, rows: int) -> Iterator[Call]:
-        """Judgements of so many rows, in batches of at most `size`."""
-        if judge is None or not rows:
+    def judge(self, judge: Sequence[AbstractJudge], size: int, rows: int) -> Iterator[Call]:
+        """Judgements of so many rows by each model of a judge, in batches of at most `size`."""
+        if not rows:
             return
-        decoder = getattr(judge.model, "decoder", judge.model).config
         size = min(size, 1 << (rows - 1).bit_length())
-        work, moved = size * flops(decoder, judge.length, 1), self.moved(decoder, size, judge.length)
-        temporary = self.forward(decoder, self.shard(size), judge.length, 1)
-        yield Call("judge", temporary, work, math.ceil(rows / size), moved=moved)
+        for one in judge:
+            decoder = getattr(one.model, "decoder", one.model).config
+            work, moved = size * flops(decoder, one.length, 1), self.moved(decoder, size, one.length)
+            temporary = self.forward(decoder, self.shard(size), one.length, 1)
+            yield Call("judge", temporary, work, math.ceil(rows / size), moved=moved)
 
     @property
     def cpu(self) -> bool:

@@ -52,7 +52,8 @@ def _models(config: ConfigDict, name: str) -> Iterator[tuple[str, DecoderConfig]
     """The models that a stage holds. Those of other stages may have been trained on another mesh."""
     section = config[name]
     known, rules = Checking(config, KINDS), KINDS[section.kind].rules
-    for value in (known.behind(value) for key in rules.models for value in names_at(section, key)):
+    named = (name for key in rules.models for name in names_at(section, key))
+    for value in (one for name in named for one in known.behind(name)):
         if value in config.stages:
             yield from _models(config, value)
         elif is_directory(value):

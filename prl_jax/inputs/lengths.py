@@ -60,9 +60,9 @@ def uses(config: ConfigDict) -> Iterator[Use]:
         unused = kind.rules.unused(section)
         for key, what in kind.rules.sources.items():
             for reads in kind.reads(name, section, key) if key not in unused else ():
-                model = known.behind(reads.model)
-                if model and known.makes_model(model):
-                    yield Use(name, key, what, model, reads.policy)
+                for model in known.behind(reads.model):
+                    if known.makes_model(model):
+                        yield Use(name, key, what, model, reads.policy)
 
 
 def with_lengths(

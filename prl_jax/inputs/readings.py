@@ -78,15 +78,17 @@ def prompt_room(context: StageContext, key: str) -> int:
 
 def _readings(context: StageContext, key: str) -> Iterator[Reading]:
     kind = KINDS[context.section.kind]
+    known = Checking(context.config, KINDS)
     for reads in kind.reads(context.name, context.section, key):
-        yield from _reading(context, key, reads)
+        for name in known.behind(reads.model):
+            yield from _reading(context, key, reads._replace(model=name))
 
 
 def _reading(context: StageContext, key: str, reads: Reads) -> Iterator[Reading]:
-    """One of them, with the room that it has."""
-    known = Checking(context.config, KINDS)
-    model, judge = known.behind(reads.model), context.config.judges.get(reads.model, None)
-    if not model:
+    """One of them, with the room that it has; behind its name stands no other judge."""
+    known, model = Checking(context.config, KINDS), reads.model
+    judge = context.config.judges.get(model, None)
+    if judge is not None or not model:
         built_in = judge is not None and JUDGES[judge.kind].built_in_tasks
         yield Reading(Reader(gold=built_in, answered=reads.answered))
     elif not known.makes_model(model):  # a stage whose rows are read: it has them where its own readers can read

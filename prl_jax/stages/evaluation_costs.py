@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from prl_jax.costs.functions import Step, abstract_rollout, generating, judging
@@ -18,7 +18,7 @@ class _Compared(NamedTuple):
 
     opponent: Policy
     policy: Policy
-    judge: AbstractJudge | None
+    judge: Sequence[AbstractJudge]
     held: Held
 
 

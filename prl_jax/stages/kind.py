@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import Defaults, ModelCard, check_lengths, is_huggingface, read_card
-from prl_jax.config.rules import NONE, Rules
+from prl_jax.config.rules import NONE, Rules, names_at
 from prl_jax.costs.functions import Step
 from prl_jax.costs.models import AbstractModels, Held
 from prl_jax.costs.work import Call, Estimate
@@ -18,7 +18,7 @@ from prl_jax.errors import UserError, naming
 from prl_jax.models.hf.load import check_weights
 from prl_jax.models.hf.peft import adapter_base
 from prl_jax.runs.context import StageContext, is_directory, lora_config, model_defaults, root_of, start_of
-from prl_jax.runs.judges import JUDGES
+from prl_jax.runs.judges import JUDGES, behind
 from prl_jax.sampling import SamplingConfig
 from prl_jax.text.tokenizer import Tokenizer
 
@@ -119,21 +119,21 @@ class Checking:
     def kind(self, stage: str) -> Kind:
         return self.kinds[self.config[stage].kind]
 
-    def behind(self, name: str) -> str:
-        """The stage or model directory behind the name of a judge: itself where the config has no judge of that name;
-        "" where the judge has no model."""
-        section = self.config.judges.get(name, None)
-        return name if section is None else JUDGES[section.kind].model(section)
+    def behind(self, name: str) -> tuple[str, ...]:
+        """The names behind the name of a judge, see `runs.judges.behind`."""
+        return behind(self.config.judges, name)
 
     def suits(self, name: str, families: Sequence[str]) -> bool:
         """Whether a name is that of a judge without a model which can stand where one of the families is expected."""
         section = self.config.judges.get(name, None)
-        if section is None or self.behind(name) or not only_judges(families):
+        if section is None or self.behind(name) != (name,) or not only_judges(families):
             return False
         return "judge" in families or ("scalar_judge" in families and JUDGES[section.kind].scores(section))
 
     def makes_model(self, name: str) -> bool:
         """Whether a model directory stands behind a name, now or when its stage has run."""
+        if name in ("", *self.config.judges):
+            return False
         return is_directory(name) or bool(self.kind(name).writes)
 
     def card(self, model: str) -> ModelCard:
@@ -150,8 +150,11 @@ class Checking:
         the families, or what stands for one (see `Rules.stages`)."""
         if value == "" and NONE in families:
             return
-        if value in self.config.judges and only_judges(families) and (behind := self.behind(value)):
-            self.reference(name, f"{key}={value!r}: judges.{value}.model", behind, families)
+        if value in self.config.judges and only_judges(families) and self.behind(value) != (value,):
+            section = self.config.judges[value]
+            named = JUDGES[section.kind].members or "model"
+            for one in names_at(section, named):
+                self.reference(name, f"{key}={value!r}: judges.{value}.{named}", one, families)
             return
         if self.suits(value, families):
             return

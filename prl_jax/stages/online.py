@@ -79,7 +79,13 @@ def run(context: StageContext) -> dict[str, float]:
         state=built.state,
         parts=parts,
         whole=whole,
-        loop=LoopConfig(total, log_every, steps("save_every"), steps("evaluation.every")),
+        loop=LoopConfig(
+            total,
+            log_every,
+            steps("save_every"),
+            steps("evaluation.every"),
+            at_most={"skipped_updates": float(section.skip_updates)} if section.skip_updates else {},
+        ),
         positions={"iterator": iterator},
         best=BestSoFar(section.result, "win_rate", larger=True),
         step=step,
@@ -115,17 +121,18 @@ def _setup(context: StageContext) -> tuple[Setup, Learner]:
     return setup, built
 
 
+# Fields of the state that a checkpoint has as they are, where they hold anything.
+_UNDER_THEIR_NAMES = ("kl_coef", "deviation", "past", "guard")
+
+
 def parts(state: PolicyState) -> tuple[Decoder, dict[str, Any]]:
     """The policy's parameters, and what a checkpoint holds beside them."""
     policy, critic = state.policy, state.critic
-    beside = {"policy_opt_state": policy.opt_state, "policy_step": policy.step, "kl_coef": state.kl_coef}
+    beside = {"policy_opt_state": policy.opt_state, "policy_step": policy.step}
     if critic is not None:
         beside |= {"critic": critic.model, "critic_opt_state": critic.opt_state, "critic_step": critic.step}
-    if state.deviation is not None:
-        beside["deviation"] = state.deviation
-    if state.past:
-        beside["past"] = state.past
-    return policy.model, beside
+    fields = {name: value for name, value in state._asdict().items() if name in _UNDER_THEIR_NAMES}
+    return policy.model, {**beside, **{name: value for name, value in fields.items() if jax.tree.leaves(value)}}
 
 
 def whole(state: PolicyState, model: Decoder, beside: Mapping[str, Any]) -> PolicyState:
@@ -135,7 +142,8 @@ def whole(state: PolicyState, model: Decoder, beside: Mapping[str, Any]) -> Poli
     if critic is not None:
         saved = {"model": beside["critic"], "opt_state": beside["critic_opt_state"], "step": beside["critic_step"]}
         critic = critic._replace(**saved)
-    return PolicyState(policy, critic, beside["kl_coef"], beside.get("deviation"), beside.get("past", ()))
+    fields = {name: beside[name] for name in _UNDER_THEIR_NAMES if name in beside}
+    return state._replace(policy=policy, critic=critic, **fields)
 
 
 KIND = Kind(

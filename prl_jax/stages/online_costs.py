@@ -62,7 +62,7 @@ def _learning(models: AbstractModels, name: str, built: Learner, held: Held) -> 
     index = models.whole(size // built.schedule.minibatches, dtype=jnp.int32)
     updates, state = make_updates(built.method, built.schedule, *built.optimizers), built.state._replace(past=())
     if updates.warm_up is not None and warmup_of(section, name, steps_of(section, name, EXAMPLES)):
-        learns = (state.critic, state.deviation, experience, index)
+        learns = ((state.critic, state.guard), state.deviation, experience, index)
         yield Step(name, "warm_up", updates.warm_up.trace(*learns), learns, held)
     yield Step(name, "update", updates.train.trace(state, experience, index), (state, experience, index), held)
 
@@ -73,15 +73,15 @@ def held(models: AbstractModels, name: str) -> Iterator[Held]:
 
 
 def _holding(built: Learner) -> Held:
-    policy, critic, past = built.state.policy, built.state.critic, built.state.past
-    values = {}
+    state, values = built.state, {}
+    policy, critic = state.policy, state.critic
     if critic is not None:
         values = {"critic": critic.model, "critic optimizer": (critic.opt_state, critic.step)}
-    if past:
-        values["earlier policies"] = past
+    if state.past:
+        values["earlier policies"] = state.past
     return {
         "policy": policy.model,
-        "policy optimizer": (policy.opt_state, policy.step, built.state.kl_coef, built.state.deviation),
+        "policy optimizer": (policy.opt_state, policy.step, state.kl_coef, state.deviation, state.guard),
         **values,
         "reference": built.reference.model,
         **held_judges(built.judges),

@@ -11,7 +11,7 @@ from prl_jax.methods import Method
 from prl_jax.runs.models import Models, Policy, stage_optimizer
 from prl_jax.stages.online_section import method_in, schedule_in, steps_of, warmup_of
 from prl_jax.streams import Stream
-from prl_jax.training.policy import Schedule
+from prl_jax.training.schedule import Schedule
 from prl_jax.training.state import PolicyState, initial_state
 
 
@@ -51,5 +51,5 @@ def construct(models: Models, name: str, examples: int) -> Learner:
         critic_optimizer = stage_optimizer(section.critic.optimizer, total, updates, key=f"{name}.critic.optimizer")
         trunk = models.trainable(name, stream=Stream.CRITIC_ADAPTERS)
         critic = models.state(models.scalar(trunk, bias=method.reward.even), critic_optimizer)
-    state = initial_state(policy, critic, method, number=models.number, copy=models.copy)
+    state = initial_state(policy, critic, method, number=models.number, copy=models.copy, guarded=schedule.guarded)
     return Learner(method, schedule, state, (optimizer, critic_optimizer), reference, judges)

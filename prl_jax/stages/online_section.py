@@ -16,7 +16,7 @@ from prl_jax.errors import UserError, naming
 from prl_jax.methods import METHODS, SLOTS, Critic, Method, method_of, piece_of, section_of
 from prl_jax.optim import make_optimizer
 from prl_jax.stages.kind import Checking, Reads, check_lora
-from prl_jax.training.policy import Schedule, check_together
+from prl_jax.training.schedule import Schedule, check_together
 
 _LEAD = 8  # tokens that introduce the opponent to a critic, at most
 
@@ -64,6 +64,9 @@ def declare(method: str = "pairwise_rl", **values: Any) -> dict[str, Any]:
         accumulate=1,  # microbatches of an update
         missing_eos_penalty=0.0,  # subtracted from the reward of a response that ran out of room
         mask_truncated=False,  # whether such responses are left out of what trains the policy
+        stop_kl=0.0,  # nats a token from the policy that sampled: beyond it the rest of a step is left out; 0: never
+        skip_updates=0,  # updates that may be left out for a gradient that is not finite or spikes; with more it ends
+        spike=0.0,  # a gradient spikes where its norm is above so many times the running mean; 0: never
         # Pieces of the method (`prl_jax.methods`): each has a kind, and the fields of that kind.
         **pieces,
         critic=critic(**given) if has_critic else {},

@@ -25,8 +25,9 @@ from prl_jax.text.chat import Prompt, fit_prompt, prompt_text
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.training.compare import rewards_of
-from prl_jax.training.policy import Schedule, Updates, prepare, run_updates
+from prl_jax.training.policy import Updates, prepare, run_updates
 from prl_jax.training.rollout import CriticContext, Experience
+from prl_jax.training.schedule import Schedule
 from prl_jax.training.state import PolicyState, remember, steer_kl, with_returns
 from prl_jax.types import Rollout
 

@@ -27,12 +27,14 @@ class LoopConfig:
       log_every: metrics are written at its multiples, and at the last step.
       save_every: likewise for checkpoints; 0 saves the last step only, and improvements.
       evaluate_every: likewise for evaluations, and once before the first step; 0 never evaluates.
+      at_most: metric -> how large it may become; the run ends where it is larger.
     """
 
     total: int
     log_every: int = 10
     save_every: int = 0
     evaluate_every: int = 0
+    at_most: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def due(step: int, every: int, total: int) -> bool:
@@ -78,7 +80,8 @@ def run_loop(
       stop: asked after each step, which may not have ended yet, whether the run is to end here.
 
     Raises:
-      UserError: a loss or gradient norm was not finite. The last good checkpoint is left as it is.
+      UserError: a loss or gradient norm was not finite, or a metric is larger than it may be. The last good checkpoint
+        is left as it is.
       Stopped: `stop` said so before the last step, and the state was given to `save`.
     """
     if first == 0 and evaluate is not None and config.evaluate_every:
@@ -148,7 +151,7 @@ class _Reader:
         """The metrics of the step that is held, once its devices have them. Raises `UserError` where it broke."""
         assert self._held is not None
         if self._values is None:
-            self._values = _finite(self._name, self._held.n, self._held.metrics)
+            self._values = _sound(self._name, self._held.n, self._held.metrics, self._config.at_most)
             end = time.perf_counter() if self._seen is None else self._seen
             self._seconds, self._ended = end - max(self._held.start, self._ended), end
         return self._values
@@ -168,14 +171,16 @@ class _Reader:
             self._timed(n, self._seconds, own)
 
 
-def _finite(name: str, n: int, metrics: Mapping[str, Any]) -> dict[str, float]:
+def _sound(name: str, n: int, metrics: Mapping[str, Any], at_most: Mapping[str, float]) -> dict[str, float]:
     """The metrics of a step as numbers, once its devices have them."""
     values = {key: float(value) for key, value in jax.device_get(dict(metrics)).items()}
     bad = sorted(key for key in _VITAL if not math.isfinite(values.get(key, 0.0)))
-    if bad:
+    found = f"{' and '.join(bad)} not finite" if bad else ""
+    found = found or ", ".join(f"{k}={values[k]:g} above {x:g}" for k, x in at_most.items() if values.get(k, 0.0) > x)
+    if found:
         raise UserError(
-            f"{name}: {' and '.join(bad)} not finite at step {n} ({_show(values)}); stopped, the last good "
-            "checkpoint is kept; lower the learning rate or look at the data of this step"
+            f"{name}: {found} at step {n} ({_show(values)}); stopped, the last good checkpoint is kept; lower the "
+            "learning rate or look at the data of this step"
         )
     return values
 

@@ -5,9 +5,8 @@ A method is pieces (`prl_jax.methods`); which method it is, nothing here asks.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +14,13 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from prl_jax import masked
-from prl_jax.errors import UserError
 from prl_jax.losses import reduce_tokens, token_rewards
 from prl_jax.methods import Critic, Method, Values
 from prl_jax.methods.baselines import Rewards
 from prl_jax.methods.surrogates import Frozen
 from prl_jax.models import Decoder, ScalarModel
 from prl_jax.sharding import constrain
+from prl_jax.training.guard import Guarded, Learners, averaged, begun
 from prl_jax.training.rollout import (
     CriticContext,
     Critique,
@@ -30,55 +29,10 @@ from prl_jax.training.rollout import (
     response_logprobs,
     response_values,
 )
-from prl_jax.training.state import JitUpdate, PolicyState, TrainState
-from prl_jax.training.step import Metrics, Objective, apply_gradients, gradients
+from prl_jax.training.schedule import Schedule
+from prl_jax.training.state import Guard, JitUpdate, PolicyState, TrainState
+from prl_jax.training.step import Metrics, Objective, gradients
 from prl_jax.types import LossOutput, Rollout
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """How a batch of rollouts is used, and what of it counts.
-
-    Attributes:
-      group_size: responses to a prompt, which stand together.
-      epochs, minibatches: passes over a batch of rollouts, and into how many parts each pass cuts it.
-      accumulate: microbatches of a minibatch.
-      temperature: of sampling; all log-probabilities use it.
-      missing_eos_penalty: subtracted from the reward of a response without a stop token.
-      mask_truncated: leaves such responses out of what trains the policy.
-    """
-
-    group_size: int = 1
-    epochs: int = 2
-    minibatches: int = 2
-    accumulate: int = 1
-    temperature: float = 1.0
-    missing_eos_penalty: float = 0.0
-    mask_truncated: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("group_size", "epochs", "minibatches", "accumulate"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}, expected at least 1")
-        if self.temperature <= 0:
-            raise UserError(f"temperature={self.temperature}, expected above 0; greedy rollouts teach nothing")
-        if self.missing_eos_penalty < 0:
-            raise UserError(f"missing_eos_penalty={self.missing_eos_penalty}, expected at least 0")
-
-
-def check_together(method: Method, schedule: Schedule) -> None:
-    """Raises `UserError`, which begins with the key, where a method and a schedule cannot work together."""
-    method.check_group(schedule.group_size)
-    if schedule.missing_eos_penalty and method.baseline.bootstraps:
-        raise UserError(
-            f"missing_eos_penalty={schedule.missing_eos_penalty}: with baseline.bootstrap_truncated a response without "
-            "a stop token earns the critic's value and no score to subtract it from; set one of them to 0"
-        )
-    if schedule.missing_eos_penalty and schedule.mask_truncated and not method.baseline.reads_values:
-        raise UserError(
-            f"missing_eos_penalty={schedule.missing_eos_penalty}: with mask_truncated nobody learns from responses "
-            "without a stop token; set one of them to 0"
-        )
 
 
 @functools.partial(jax.jit, static_argnames=("method", "schedule"))
@@ -188,8 +142,8 @@ class Updates(NamedTuple):
 
     Attributes:
       train: of the policy, and of the critic where there is one.
-      warm_up: of the critic alone, `(its state, deviation, experience, row indices) -> (its state, metrics)`; None
-        without a critic.
+      warm_up: of the critic alone, `((its state, guard), deviation, experience, row indices) -> ((its state, guard),
+        metrics)`; None without a critic.
     """
 
     train: JitUpdate
@@ -203,39 +157,47 @@ def make_updates(
     critic_optimizer: optax.GradientTransformation | None = None,
 ) -> Updates:
     """The updates of a method; a critic needs an optimizer of its own."""
-    baseline = method.baseline
+    baseline, optimizers = method.baseline, {"policy": policy_optimizer}
+    if isinstance(baseline, Critic):
+        assert critic_optimizer is not None
+        optimizers["critic"] = critic_optimizer
+    guarded = Guarded(optimizers, schedule)
 
     def rows(experience: Experience, index: Int[Array, "M"]) -> Experience:
         return jax.tree.map(lambda x: constrain(x[index], "batch", *(None,) * (x.ndim - 1)), experience)
 
+    def learn(
+        learners: Learners, guard: Guard | None, objectives: dict[str, Objective], batch: Experience
+    ) -> tuple[Learners, Guard | None, Metrics]:
+        """One update of the models that the objectives are of."""
+
+        def compute(learners: Learners) -> tuple[dict[str, Any], Metrics]:
+            models = {name: learner.model for name, learner in learners.items()}
+            return gradients(together(objectives), models, batch, schedule.accumulate)
+
+        return guarded(learners, guard, compute)
+
     def update(state: PolicyState, experience: Experience, index: Int[Array, "M"]) -> tuple[PolicyState, Metrics]:
-        batch = rows(experience, index)
-        critic = state.critic
-        objectives, models = {"policy": policy_objective(method, schedule, state.kl_coef)}, {"policy": state.policy}
+        objectives, learners = {"policy": policy_objective(method, schedule, state.kl_coef)}, {"policy": state.policy}
         if isinstance(baseline, Critic):
-            assert critic is not None
-            objectives["critic"], models["critic"] = critic_objective(baseline, state.deviation), critic
-        grads, metrics = gradients(
-            together(objectives), {k: v.model for k, v in models.items()}, batch, schedule.accumulate
-        )
-        if critic is not None:
-            assert critic_optimizer is not None
-            critic, metrics["critic_grad_norm"] = apply_gradients(critic, grads["critic"], critic_optimizer)
-        policy, metrics["grad_norm"] = apply_gradients(state.policy, grads["policy"], policy_optimizer)
-        return state._replace(policy=policy, critic=critic), metrics
+            assert state.critic is not None
+            objectives["critic"], learners["critic"] = critic_objective(baseline, state.deviation), state.critic
+        learners, guard, metrics = learn(learners, state.guard, objectives, rows(experience, index))
+        return state._replace(policy=learners["policy"], critic=learners.get("critic"), guard=guard), metrics
 
     if not isinstance(baseline, Critic):
         return Updates(JitUpdate(update), None)
-    assert critic_optimizer is not None
-    values, optimizer = baseline, critic_optimizer
 
     def warm_up(
-        critic: TrainState, deviation: Float[Array, ""] | None, experience: Experience, index: Int[Array, "M"]
-    ) -> tuple[TrainState, Metrics]:
-        batch = rows(experience, index)
-        grads, metrics = gradients(critic_objective(values, deviation), critic.model, batch, schedule.accumulate)
-        critic, metrics["critic_grad_norm"] = apply_gradients(critic, grads, optimizer)
-        return critic, metrics
+        state: tuple[TrainState, Guard | None],
+        deviation: Float[Array, ""] | None,
+        experience: Experience,
+        index: Int[Array, "M"],
+    ) -> tuple[tuple[TrainState, Guard | None], Metrics]:
+        critic, guard = state
+        objectives = {"critic": critic_objective(baseline, deviation)}
+        learners, guard, metrics = learn({"critic": critic}, guard, objectives, rows(experience, index))
+        return (learners["critic"], guard), metrics
 
     return Updates(JitUpdate(update), JitUpdate(warm_up))
 
@@ -275,7 +237,7 @@ def run_updates(
     minibatch, whose ratio is 1. While `train_policy` is false the critic warms up: nothing of the policy is computed.
     """
     unit, seen = method.surrogate.unit, []
-    past, state = state.past, state._replace(past=())
+    past, state = state.past, begun(state)._replace(past=())
     units = experience.mask.shape[0] // unit
     for epoch in range(schedule.epochs):
         order = jax.random.permutation(jax.random.fold_in(key, epoch), units)
@@ -285,9 +247,10 @@ def run_updates(
                 state, metrics = updates.train(state, experience, order[part])
             else:
                 assert updates.warm_up is not None
-                critic, metrics = updates.warm_up(state.critic, state.deviation, experience, order[part])
-                state = state._replace(critic=critic)
+                learning = (state.critic, state.guard)
+                (critic, guard), metrics = updates.warm_up(learning, state.deviation, experience, order[part])
+                state = state._replace(critic=critic, guard=guard)
             seen.append(metrics)
-    mean = jax.tree.map(lambda *x: sum(x) / len(x), *seen)
+    mean = averaged(seen)
     first = {"clip_fraction_first": seen[0]["clip_fraction"]} if "clip_fraction" in seen[0] else {}
     return state._replace(past=past), {**mean, **first}

@@ -69,6 +69,20 @@ def copied(model: Tree) -> Tree:
     return combine(jax.tree.map(jnp.copy, trained), frozen)
 
 
+class Guard(NamedTuple):
+    """The numbers that say whether an update runs; float32 scalars.
+
+    Attributes:
+      stopped: 1 where the remaining updates of the step do nothing, else 0.
+      skipped: updates of the run that did nothing because of their gradient.
+      norms: running means of the norms of gradients, by the names of their metrics; 0 before the first one.
+    """
+
+    stopped: Float[Array, ""]
+    skipped: Float[Array, ""]
+    norms: Mapping[str, Float[Array, ""]]
+
+
 class PolicyState(NamedTuple):
     """The state that an update carries from one step to the next.
 
@@ -80,6 +94,7 @@ class PolicyState(NamedTuple):
         clipped by it.
       past: earlier policies, the oldest first, where the opponents ask for them; at first they are all the start. No
         update reads them.
+      guard: where updates may do nothing; else None.
     """
 
     policy: TrainState
@@ -87,6 +102,7 @@ class PolicyState(NamedTuple):
     kl_coef: Float[Array, ""]
     deviation: Float[Array, ""] | None = None
     past: tuple[Decoder, ...] = ()
+    guard: Guard | None = None
 
 
 def initial_state(
@@ -96,6 +112,7 @@ def initial_state(
     *,
     number: Callable[[float], Any] | None = None,
     copy: Callable[[Decoder], Decoder] = copied,
+    guarded: bool = False,
 ) -> PolicyState:
     """The state before the first update.
 
@@ -104,6 +121,7 @@ def initial_state(
       method: what the state is for.
       number: makes a float32 number of the state; by default where the policy's step is.
       copy: makes an earlier policy of a model.
+      guarded: whether updates may do nothing.
     """
     if number is None:
         number = lambda x: jax.device_put(jnp.float32(x), policy.step.sharding)  # noqa: E731
@@ -111,7 +129,11 @@ def initial_state(
     clips = isinstance(method.baseline, Critic) and method.baseline.clip > 0
     deviation = number(0.0) if clips else None
     past = tuple(copy(policy.model) for _ in range(method.opponents.remembers))
-    return PolicyState(policy, critic, number(method.regulariser.coefficient), deviation, past)
+    guard = None
+    if guarded:
+        norms = ("grad_norm",) if critic is None else ("critic_grad_norm", "grad_norm")
+        guard = Guard(number(0.0), number(0.0), {name: number(0.0) for name in norms})
+    return PolicyState(policy, critic, number(method.regulariser.coefficient), deviation, past, guard)
 
 
 def with_returns(state: PolicyState, deviation: Float[Array, ""]) -> PolicyState:

@@ -154,7 +154,7 @@ def test_row_38_the_deviation_runs_with_the_returns(fresh, freeze):
 def test_row_39_the_critic_warms_up_without_the_policy(fresh, freeze, updates, optimizer):
     """What is compiled gets no parameter of the policy, and the update of both is not called."""
     state, experience = fresh(), jax.tree.map(jnp.asarray, freeze()[0])
-    traced = updates.warm_up.trace(state.critic, state.deviation, experience, ALL)
+    traced = updates.warm_up.trace((state.critic, None), state.deviation, experience, ALL)
     arguments = [jnp.shape(x) for x in jax.tree.leaves((state.critic, experience, ALL))]
     assert sorted(aval.shape for aval in traced.jaxpr.in_avals) == sorted(arguments)
     assert make_updates(PLAIN.method, PLAIN.schedule, optimizer, optimizer).warm_up is not None

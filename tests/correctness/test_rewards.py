@@ -23,7 +23,7 @@ from prl_jax.errors import UserError
 from prl_jax.methods import LossKL, Peer, RewardKL, WinProbability, piece_of
 from prl_jax.stages import config as stage_config
 from prl_jax.training.compare import rewards_of
-from prl_jax.training.policy import check_together
+from prl_jax.training.schedule import check_together
 
 LAST = np.array(LENGTHS) - 1
 # KL in the loss, so that rewards are scores, and other switches the other way.

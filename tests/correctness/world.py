@@ -22,7 +22,7 @@ from prl_jax.sampling import SamplingConfig
 from prl_jax.stages import config as stage_config
 from prl_jax.stages.online_section import method_in, schedule_in
 from prl_jax.stages.online_step import Setup
-from prl_jax.training.policy import Schedule
+from prl_jax.training.schedule import Schedule
 from prl_jax.types import Rollout
 
 PROMPTS, LENGTHS, ROOM = [3, 1, 4, 2], [2, 5, 1, 5], 5

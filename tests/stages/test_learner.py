@@ -42,3 +42,10 @@ def test_earlier_policies_are_held_and_saved(monkeypatch, lora):
     assert held(built) - held(before) == 3 * bytes_per_device(split(built.state.policy.model)[0]) > 0
     model, beside = parts(built.state)
     assert len(beside["past"]) == 3 and whole(before.state, model, beside).past == built.state.past
+
+
+def test_what_decides_about_updates_is_saved_where_there_is_any():
+    off, on = (learner(models(**section)).state for section in ({}, dict(skip_updates=1)))
+    saved = parts(on)[1]
+    assert saved.keys() - parts(off)[1].keys() == {"guard"} and off.guard is None
+    assert whole(off, *parts(on)).guard == on.guard is not None

@@ -1,6 +1,7 @@
 """The loop: what happens at which step, and what happens when training breaks."""
 
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ class Outside:
         self.history: list[tuple[str, int]] = []  # everything, in the order in which it happens
         self.wait = lambda: None  # called where somebody waits for a step
 
-    def run(self, first: int = 0, state: int = 0, stop=None, improved=None, **config: int) -> int:
+    def run(self, first: int = 0, state: int = 0, stop=None, improved=None, **config: Any) -> int:
         def step(state, n):
             self.stepped.append(n)
             self.history.append(("step", n))
@@ -261,3 +262,12 @@ def test_other_metrics_may_be_undefined():
     outside = Outside(lambda n: {"loss": 1.0, "explained_variance": float("nan")})
     outside.run(total=2, log_every=1)
     assert outside.written[2]["explained_variance"] != outside.written[2]["explained_variance"]
+
+
+def test_a_metric_that_may_not_become_larger_ends_the_run():
+    outside = Outside(lambda n: {"loss": 1.0, "skipped_updates": float(n // 2)})
+    with pytest.raises(
+        UserError, match="stage: skipped_updates=2 above 1 at step 4 .*the last good checkpoint is kept"
+    ):
+        outside.run(total=9, log_every=1, save_every=1, at_most={"skipped_updates": 1.0})
+    assert list(outside.saved) == [1, 2, 3]

@@ -1,0 +1,93 @@
+"""How the update of a policy uses a batch of rollouts, whatever the method."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from prl_jax.errors import UserError
+from prl_jax.methods import Method, Surrogate
+from prl_jax.methods.surrogates import Frozen
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How a batch of rollouts is used, and what of it counts.
+
+    Attributes:
+      group_size: responses to a prompt, which stand together.
+      epochs, minibatches: passes over a batch of rollouts, and into how many parts each pass cuts it.
+      accumulate: microbatches of a minibatch.
+      temperature: of sampling; all log-probabilities use it.
+      missing_eos_penalty: subtracted from the reward of a response without a stop token.
+      mask_truncated: leaves such responses out of what trains the policy.
+      stop_kl: once the `approx_kl` of a minibatch, in nats a token, is above this, the remaining updates of the step do
+        nothing; 0 for all updates.
+      skip_updates: updates of a run that do nothing because their gradient is not finite or spikes, at most; with one
+        more the run ends. 0 skips none.
+      spike: a gradient spikes where its norm is above so many times the running mean of the norms; 0 never.
+    """
+
+    group_size: int = 1
+    epochs: int = 2
+    minibatches: int = 2
+    accumulate: int = 1
+    temperature: float = 1.0
+    missing_eos_penalty: float = 0.0
+    mask_truncated: bool = False
+    stop_kl: float = 0.0
+    skip_updates: int = 0
+    spike: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("group_size", "epochs", "minibatches", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}, expected at least 1")
+        if self.temperature <= 0:
+            raise UserError(f"temperature={self.temperature}, expected above 0; greedy rollouts teach nothing")
+        for name in ("missing_eos_penalty", "stop_kl", "skip_updates"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)}, expected at least 0")
+        if not (self.spike == 0 or self.spike > 1):
+            raise UserError(f"spike={self.spike}, expected 0 (never) or a number above 1")
+        if self.spike and not self.skip_updates:
+            raise UserError(f"spike={self.spike}: with skip_updates=0 no update is skipped; set it, or spike=0")
+        if self.stop_kl and self.epochs * self.minibatches == 1:
+            raise UserError(f"stop_kl={self.stop_kl}: a step has one update (epochs=1, minibatches=1); set it to 0")
+
+    @property
+    def guarded(self) -> bool:
+        """Whether an update may do nothing."""
+        return self.stop_kl > 0 or self.skip_updates > 0
+
+
+def check_together(method: Method, schedule: Schedule) -> None:
+    """Raises `UserError`, which begins with the key, where a method and a schedule cannot work together."""
+    method.check_group(schedule.group_size)
+    if schedule.missing_eos_penalty and method.baseline.bootstraps:
+        raise UserError(
+            f"missing_eos_penalty={schedule.missing_eos_penalty}: with baseline.bootstrap_truncated a response without "
+            "a stop token earns the critic's value and no score to subtract it from; set one of them to 0"
+        )
+    if schedule.missing_eos_penalty and schedule.mask_truncated and not method.baseline.reads_values:
+        raise UserError(
+            f"missing_eos_penalty={schedule.missing_eos_penalty}: with mask_truncated nobody learns from responses "
+            "without a stop token; set one of them to 0"
+        )
+    if schedule.stop_kl and not _measures_kl(method.surrogate):
+        raise UserError(
+            f"stop_kl={schedule.stop_kl}: the surrogate {method.surrogate.kind!r} does not measure how far the policy "
+            "is from that which sampled (approx_kl); set it to 0"
+        )
+
+
+def _measures_kl(surrogate: Surrogate) -> bool:
+    """Whether a surrogate logs `approx_kl`."""
+
+    def logged() -> dict[str, tuple[jax.Array, jax.Array]]:
+        tokens = jnp.zeros((2, 1), jnp.float32)
+        return surrogate(tokens, Frozen(tokens, tokens, tokens, tokens == 0), jnp.float32(0)).aux
+
+    return "approx_kl" in jax.eval_shape(logged)

@@ -1,6 +1,7 @@
 """Judges: whatever tells which of two responses is better, in both orders."""
 
 from prl_jax.judges.base import CountingJudge, Judge, Judged, Scored, ScoringJudge, judge_pairs
+from prl_jax.judges.ensemble import Combination, EnsembleJudge, ScoringEnsembleJudge, ensemble
 from prl_jax.judges.generative import GenerativeJudge
 from prl_jax.judges.gold import GoldJudge
 from prl_jax.judges.python import PythonJudge, ScoredPythonJudge, load_function
@@ -10,8 +11,10 @@ from prl_jax.judges.verifier import Check, Constraints, Exact, Number, Pattern, 
 
 __all__ = [
     "Check",
+    "Combination",
     "Constraints",
     "CountingJudge",
+    "EnsembleJudge",
     "Exact",
     "GenerativeJudge",
     "GoldJudge",
@@ -24,8 +27,10 @@ __all__ = [
     "ScalarJudge",
     "Scored",
     "ScoredPythonJudge",
+    "ScoringEnsembleJudge",
     "ScoringJudge",
     "VerifierJudge",
+    "ensemble",
     "judge_pairs",
     "load_function",
 ]

@@ -25,12 +25,14 @@ class Judged(NamedTuple):
       z_21: `[N]`, the two exchanged.
       merge: how the two orders become one answer, of `SPACES`: the mean of their probabilities, or of their logits.
       cut: `[N]` bool, pairs of which the judge's rows did not hold all; None of a judge that reads them whole.
+      deviation: `[N]` float64, the standard deviation over several judges of P(response 1 is better); None of one.
     """
 
     z_12: Float[np.ndarray, "N"]
     z_21: Float[np.ndarray, "N"]
     merge: str = "probability"
     cut: Bool[np.ndarray, "N"] | None = None
+    deviation: Float[np.ndarray, "N"] | None = None
 
     @property
     def cuts(self) -> int:
@@ -62,10 +64,12 @@ class Scored(NamedTuple):
     Attributes:
       scores: `[N]` float32.
       cut: `[N]` bool, responses that, or whose prompts, were cut for the judge.
+      deviation: `[N]` float64, the standard deviation over the scores of several judges; None of one judge.
     """
 
     scores: Float[np.ndarray, "N"]
     cut: Bool[np.ndarray, "N"]
+    deviation: Float[np.ndarray, "N"] | None = None
 
 
 @runtime_checkable
@@ -106,14 +110,17 @@ def judge_pairs(judge: Judge, prompts: Sequence[Prompt], first: Sequence[str], s
     """
     different = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
     z_12, z_21 = np.zeros(len(prompts), np.float32), np.zeros(len(prompts), np.float32)
-    cut = np.zeros(len(prompts), bool)
+    cut, deviation = np.zeros(len(prompts), bool), None
     if different:
         asked = [prompts[i] for i in different], [first[i] for i in different], [second[i] for i in different]
         judged = judge(*asked)
         z_12[different], z_21[different] = judged.z_12, judged.z_21
         if judged.cut is not None:
             cut[different] = judged.cut
-    return Judged(z_12, z_21, judge.merge, cut)
+        if judged.deviation is not None:
+            deviation = np.zeros(len(prompts))
+            deviation[different] = judged.deviation
+    return Judged(z_12, z_21, judge.merge, cut, deviation)
 
 
 def in_batches(

@@ -92,7 +92,7 @@ class ScalarJudge:
         return fit_prompt(self.tokenizer, prompt, min(self.max_prompt, self.max_length - len(answer)))[0] + answer, True
 
     def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
-        scores, cut = self.scored([*prompts, *prompts], [*first, *second])
+        scores, cut, _ = self.scored([*prompts, *prompts], [*first, *second])
         count = len(prompts)
         either = cut[:count] | cut[count:]
         # What differs only behind the cut has the same row twice, whose scores agree but for the order of additions.

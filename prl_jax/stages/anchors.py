@@ -239,7 +239,7 @@ def rank_scores(
     if isinstance(judge, ScoringJudge):
 
         def score(i: int, _: int, part: Sequence[tuple]) -> list[tuple[float, bool]]:
-            scores, cut = judge.scored([row[0] for row in part], [row[1 + i] for row in part])
+            scores, cut, _ = judge.scored([row[0] for row in part], [row[1 + i] for row in part])
             check_finite(scores, "anchors: the judge's scores")
             return list(zip(scores.tolist(), cut.tolist(), strict=True))
 

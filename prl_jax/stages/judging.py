@@ -11,7 +11,7 @@ from jaxtyping import Float
 from prl_jax.data.records import PreferenceRecord
 from prl_jax.errors import UserError
 from prl_jax.evaluation import judge_metrics, longer_first
-from prl_jax.judges import CountingJudge, GenerativeJudge, Judge, Judged, RemoteJudge, judge_pairs
+from prl_jax.judges import CountingJudge, EnsembleJudge, GenerativeJudge, Judge, Judged, RemoteJudge, judge_pairs
 
 
 def judge_records(judge: Judge, records: Sequence[PreferenceRecord]) -> Judged:
@@ -45,9 +45,15 @@ def pair_metrics(
 def imitations(judge: Judge, responses: Sequence[str]) -> dict[str, float]:
     """The share of responses that hold what would be a part of a generative judge's frame, if the judge did not keep
     contents apart from it: a policy that learns to write these tries to forge the judge's question."""
-    if not isinstance(judge, GenerativeJudge | RemoteJudge):
+    frames = [one.template for one in _asked(judge) if isinstance(one, GenerativeJudge | RemoteJudge)]
+    if not frames:
         return {}
-    return {"frame_imitations": float(np.mean([judge.template.imitated_by(text) for text in responses]))}
+    return {"frame_imitations": float(np.mean([any(one.imitated_by(text) for one in frames) for text in responses]))}
+
+
+def _asked(judge: Judge) -> list[Judge]:
+    """The judge, or the members of an ensemble, and theirs."""
+    return [one for member in judge.members for one in _asked(member)] if isinstance(judge, EnsembleJudge) else [judge]
 
 
 def judge_counters(judge: Judge) -> dict[str, float]:

@@ -61,6 +61,7 @@ class Step(NamedTuple):
     rollout: Rollout
     truncated_prompts: int
     cut_judgements: int
+    disagreement: float | None
 
 
 def iteration(
@@ -92,6 +93,8 @@ def iteration(
     metrics = {**metrics, **before, "kl_coef": jnp.copy(state.kl_coef), "reward": jnp.asarray(done.reward.mean())}
     metrics["truncated_prompts"] = jnp.asarray(done.truncated_prompts)
     metrics["cut_judgements"] = jnp.asarray(done.cut_judgements)
+    if done.disagreement is not None:
+        metrics["judge_disagreement"] = jnp.asarray(done.disagreement)
     metrics |= {name: jnp.asarray(value) for name, value in imitations(setup.judge, done.responses).items()}
     metrics |= judge_counters(setup.judge)
     if done.judged.z_ya is not None:
@@ -121,7 +124,8 @@ def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
         anchors=anchors,
         keys=row_keys(stream_key(context.key, Stream.OPPONENTS, n), 0, len(index)),
     )
-    return Step(prompts, responses, anchors, rewarded.judged, rewarded.reward, rollout, int(cut.sum()), rewarded.cut)
+    reward, judged, cuts, disagreement = rewarded
+    return Step(prompts, responses, anchors, judged, reward, rollout, int(cut.sum()), cuts, disagreement)
 
 
 def critic_context(setup: Setup, done: Step) -> CriticContext | None:

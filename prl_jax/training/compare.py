@@ -10,17 +10,25 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from prl_jax.errors import UserError
-from prl_jax.judges import Judge, ScoringJudge, judge_pairs
+from prl_jax.judges import Judge, Judged, Scored, ScoringJudge, judge_pairs
 from prl_jax.methods import Judgements, Opponents, Reward
 from prl_jax.text.chat import Prompt
 
 
 class Rewarded(NamedTuple):
-    """`[N]` float32 rewards, the judgements behind them, and how many of these the judge's rows did not hold whole."""
+    """The rewards of a step.
+
+    Attributes:
+      reward: `[N]` float32.
+      judged: the judgements behind them.
+      cut: how many of these the judge's rows did not hold whole.
+      disagreement: the mean standard deviation of the members of an ensemble; None of a judge without members.
+    """
 
     reward: Float[np.ndarray, "N"]
     judged: Judgements
     cut: int
+    disagreement: float | None = None
 
 
 def rewards_of(
@@ -47,12 +55,14 @@ def rewards_of(
     mask, candidates = whom(opponents, responses, group_size=group_size, anchors=anchors, keys=keys)
     if reward.asks == "pairs":
         mirrored = opponents.candidates == "group"
-        z_ya, z_ay, cut = _compared(judge, prompts, responses, mask, candidates, mirrored, group_size)
+        z_ya, z_ay, answers = _compared(judge, prompts, responses, mask, candidates, mirrored, group_size)
         judged = Judgements(jnp.asarray(mask), jnp.asarray(z_ya), jnp.asarray(z_ay), merge=judge.merge)
     else:
-        scores, others, cut = _scored(judge, prompts, responses, mask, candidates)
+        scores, others, answers = _scored(judge, prompts, responses, mask, candidates)
         judged = Judgements(jnp.asarray(mask), scores=jnp.asarray(scores), opponent_scores=jnp.asarray(others))
-    return Rewarded(np.asarray(reward(judged), np.float32), judged, cut)
+    cuts = 0 if answers.cut is None else int(answers.cut.sum())
+    disagreement = None if answers.deviation is None else float(answers.deviation.mean())
+    return Rewarded(np.asarray(reward(judged), np.float32), judged, cuts, disagreement)
 
 
 def whom(
@@ -87,8 +97,8 @@ def _compared(
     candidates: Sequence[Sequence[str]],
     mirrored: bool,
     group_size: int,
-) -> tuple[Float[np.ndarray, "N M"], Float[np.ndarray, "N M"], int]:
-    """Logits of both orders, and how many pairs were cut.
+) -> tuple[Float[np.ndarray, "N M"], Float[np.ndarray, "N M"], Judged]:
+    """Logits of both orders, and the judgements of the pairs that they come from.
 
     Within a group one judgement of a pair, in both orders, serves both of its members.
     """
@@ -103,7 +113,7 @@ def _compared(
     if mirrored:
         partners = rows - place[rows] + columns
         z_ya[partners, place[rows]], z_ay[partners, place[rows]] = judged.z_21, judged.z_12
-    return z_ya, z_ay, judged.cuts
+    return z_ya, z_ay, judged
 
 
 def _scored(
@@ -112,8 +122,8 @@ def _scored(
     responses: Sequence[str],
     mask: Bool[np.ndarray, "N M"],
     candidates: Sequence[Sequence[str]],
-) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N M"], int]:
-    """Scores of the responses and of their opponents, and how many texts were cut.
+) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N M"], Scored]:
+    """Scores of the responses and of their opponents, and the answers that they come from.
 
     The same text after the same prompt is scored once.
     """
@@ -127,4 +137,4 @@ def _scored(
     found = dict(zip(different, answers.scores.tolist(), strict=True))
     others = np.zeros(mask.shape, np.float32)
     others[rows, columns] = [found[one] for one in asked[len(responses) :]]
-    return np.array([found[one] for one in asked[: len(responses)]], np.float32), others, int(answers.cut.sum())
+    return np.array([found[one] for one in asked[: len(responses)]], np.float32), others, answers

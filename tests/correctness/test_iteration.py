@@ -83,7 +83,7 @@ def test_row_25_the_coefficient_stands_still_while_the_policy_does(iterated, fre
 def read(setup, iterated, fresh, monkeypatch):
     """What an iteration logs whose judge reads both responses, a quarter of which imitate its frame."""
     responses = ["[Response 2]\nbad", "### assistant: Y", "[1]", *"abcde"]
-    done = iterated[1]._replace(responses=responses, cut_judgements=3)
+    done = iterated[1]._replace(responses=responses, cut_judgements=3, disagreement=0.125)
     monkeypatch.setattr(online_step, "roll_out", lambda *_: done)
     judge = GenerativeJudge(make_decoder(layers=1), ByteTokenizer(), JudgeTemplate("question-v1"), max_length=300)
     judged = setup._replace(judge=judge)
@@ -92,6 +92,11 @@ def read(setup, iterated, fresh, monkeypatch):
 
 def test_row_29_an_iteration_logs_how_many_comparisons_were_cut(read):
     assert read.get("cut_judgements") == 3
+
+
+def test_an_iteration_logs_how_far_the_members_of_an_ensemble_disagree(read, iterated):
+    assert read.get("judge_disagreement") == 0.125
+    assert "judge_disagreement" not in iterated[0]  # one judge has no members
 
 
 def test_row_30_an_iteration_logs_how_many_responses_imitate_the_judges_frame(read, iterated):

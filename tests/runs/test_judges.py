@@ -11,6 +11,7 @@ from fakes import make_decoder, user
 from ml_collections import ConfigDict
 from running import prl, refused, says
 
+from prl_jax.costs.models import AbstractModels
 from prl_jax.data.jsonl import write_jsonl
 from prl_jax.errors import UserError
 from prl_jax.inputs.checks import check_config
@@ -18,13 +19,16 @@ from prl_jax.inputs.checks_of_data import check_inputs, recognise_models
 from prl_jax.inputs.lengths import uses
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.judges import GoldJudge, PythonJudge, load_function
+from prl_jax.plan.work import expected_work
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.judges import JUDGES
 from prl_jax.runs.judges.kind import JudgeKind
 from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.workdir import Workdir
 from prl_jax.sharding import make_mesh
+from prl_jax.stages import KINDS
 from prl_jax.stages import config as c
+from prl_jax.stages.kind import Checking
 from prl_jax.stages.online_step import roll_out
 
 RULES = """
@@ -186,6 +190,81 @@ def test_a_source_that_says_nothing_or_two_things_is_refused(tmp_path, monkeypat
     judges = {"sums": c.judge("verifier", check="number", answers=c.source(kind="jsonl", path="answers.jsonl"))}
     with pytest.raises(UserError, match=f"judges.sums: {message}"):
         judge_in(config_with(judges, judge="sums"), "sums", tmp_path)
+
+
+def panel_of(*of, judge="panel", method="ppo", **more):
+    """A config whose policy asks an ensemble."""
+    stages = dict(
+        sft=c.sft(max_prompt=12, max_response=6),
+        bt=c.bradley_terry(init_from="sft"),
+        genrm=c.generative(init_from="sft", max_length=64),
+        policy=c.online(method, judge=judge, prompts=c.source(limit=8), **more.pop("section", {})),
+    )
+    return c.build(stages, judges=dict(panel=c.judge("ensemble", of=of), **more))
+
+
+def test_an_ensemble_asks_whoever_a_stage_could_ask(rules, tmp_path):
+    """Stages, other judges, other ensembles: all are checked, measured and counted."""
+    more = dict(
+        house=c.judge("python", path=f"{rules}:brevity", gives="scores"),
+        taste=c.judge("model", model="bt"),
+        inner=c.judge("ensemble", of=("taste", "house"), combine="min"),
+    )
+    config = panel_of("inner", "bt", **more)
+    check_config(config)
+    assert {use.model for use in uses(config) if use.stage == "policy"} == {"sft", "bt"}
+    models = AbstractModels(config, make_mesh(), Checking(config, KINDS).card)
+    assert len(models.judge("panel")) == 2 and models.scores("panel") and not models.judge("house")
+    assert not AbstractModels(panel_of("gold", "bt"), make_mesh(), lambda _: None).scores("panel")
+    both = panel_of("house", "gold", house=more["house"], method="spo")
+    check_config(both)
+    judged = judge_in(both, "panel", tmp_path)([user("sort dbca!")], ["abcd!"], ["nothing"])
+    assert judged.deviation is not None and 0.5 < judged.p_first[0] < 1
+
+
+@pytest.mark.parametrize(
+    ("of", "more", "message"),
+    [
+        ((), {}, "judges.panel.of=\\(\\), expected the names of judges"),
+        (("bt", "bt"), {}, "judges.panel.of=.*'bt' is named twice; give it a weight"),
+        (("panel", "bt"), {}, "judges.panel.of: 'panel' asks itself: panel -> panel"),
+        (
+            ("inner", "bt"),
+            {"inner": c.judge("ensemble", of=("panel",))},
+            "judges.panel.of: 'inner' asks itself: inner -> panel -> inner",
+        ),
+        (("bt", "nobody"), {}, "policy.judge='panel': judges.panel.of='nobody' is not among the stages"),
+        (("bt", "sft"), {}, "policy.judge='panel': judges.panel.of='sft' is a sft stage"),
+        (("bt", "gold"), {}, "policy.judge='panel': judges.panel.of='gold' compares, and does not score"),
+        (("bt", "genrm"), {}, "policy.judge='panel': judges.panel.of='genrm' is a generative stage"),
+        (("bt",), {"w": c.judge("ensemble", of=("bt",), weights=(1,))}, "judges.w.weights=.*does not read them"),
+        (
+            ("bt",),
+            {"w": c.judge("ensemble", of=("bt",), combine="weighted", weights=(1, 2))},
+            "judges.w.weights=.*, expected 1, one for each of of=",
+        ),
+        (
+            ("bt",),
+            {"w": c.judge("ensemble", of=("bt",), combine="weighted", weights=("much",))},
+            "judges.w.weights=.*, expected numbers",
+        ),
+    ],
+)
+def test_ensembles_that_cannot_be_are_refused_by_key(of, more, message):
+    with pytest.raises(UserError, match=message):
+        check_config(panel_of(*of, **more))
+
+
+def test_a_plan_counts_every_member():
+    """Their parameters are held, and each judges all rows."""
+
+    def judging(*of):
+        config = panel_of(*of, method="spo")
+        work = expected_work(config, make_mesh(), lambda stage, key: 8)[-1]
+        return work.held["judge"], [(call.function, call.calls > 0) for call in work.calls if call.function == "judge"]
+
+    bt, genrm, both = judging("bt"), judging("genrm"), judging("bt", "genrm")
+    assert both[0] == bt[0] + genrm[0] and both[1] == [("judge", True)] * 2
 
 
 def test_a_kind_is_its_file_and_a_row_of_the_table(tmp_path, monkeypatch):

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from prl_jax.config.rules import names_at
-from prl_jax.runs.judges import gold, model, python, remote, verifier
+from prl_jax.runs.judges import ensemble, gold, model, python, remote, verifier
 from prl_jax.runs.judges.kind import JudgeKind
 
 # On a command line the first one that takes a word has it: any word can be the directory of a model.
-_KINDS = (gold.KIND, python.KIND, remote.KIND, verifier.KIND, model.KIND)
+_KINDS = (gold.KIND, python.KIND, remote.KIND, verifier.KIND, ensemble.KIND, model.KIND)
 JUDGES: Mapping[str, JudgeKind] = {kind.name: kind for kind in _KINDS}
 
 

@@ -15,12 +15,13 @@ _SLOTS = re.compile(r"\[Response 1\]\n(.*)\n\n\[Response 2\]\n(.*)\n\n\[Question
 
 class Reply(NamedTuple):
     """What the server does with a request: `body` as JSON, or bytes as they are; None closes the connection. It waits
-    `stall` seconds before."""
+    `stall` seconds before, and `drip` seconds before each byte of the body."""
 
     body: Any
     status: int = 200
     headers: Mapping[str, str] = {}
     stall: float = 0.0
+    drip: float = 0.0
 
 
 Script = Callable[[int, dict[str, Any]], Reply]
@@ -98,7 +99,9 @@ def served(script: Script) -> Iterator[Server]:
                 for name, value in {**reply.headers, "Content-Length": str(len(data))}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data)
+                for piece in [data[i : i + 1] for i in range(len(data))] if reply.drip else [data]:
+                    ended.wait(reply.drip)
+                    self.wfile.write(piece)
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -41,7 +41,7 @@ class Endpoint:
     Args:
       url: of the API, such as "http://localhost:8000/v1".
       key: goes into the header of requests; nowhere else, and is taken out of whatever the server says. "" sends none.
-      timeout: seconds in which a server has to answer, from connecting to the last byte.
+      timeout: seconds that a server may be silent; a response that trickles in for longer is given up too.
       retries: attempts after the first one.
       first_wait: seconds before the second attempt, at most; each further wait is twice as long, up to `LONGEST_WAIT`,
         and a random part of up to a half is taken off, so that many who failed together do not come back together.
@@ -92,10 +92,10 @@ class Endpoint:
         except (OSError, http.client.HTTPException) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error  # which that one wraps
             if isinstance(reason, ssl.SSLCertVerificationError):
-                raise UserError(f"its certificate is not accepted ({_line(reason.verify_message)})") from error
+                raise UserError(f"its certificate is not accepted ({one_line(reason.verify_message)})") from error
             if isinstance(reason, TimeoutError):
                 raise _Passing(f"no answer within {self.timeout:g} s") from error
-            raise _Passing(f"cannot be reached ({_line(str(reason)) or type(reason).__name__})") from error
+            raise _Passing(f"cannot be reached ({one_line(str(reason)) or type(reason).__name__})") from error
         if 200 <= status < 300:
             return data
         reason = f"status {status}: {_reason_in(data)}"
@@ -154,10 +154,10 @@ def _reason_in(data: bytes) -> str:
         text = error["message"] if isinstance(error, dict) else error
     except (ValueError, KeyError, TypeError):
         pass
-    return _line(str(text)) or "it says nothing"
+    return one_line(str(text)) or "it says nothing"
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
     """A text of somebody else's, fit for a message: in one line, of characters that can be seen."""
     seen = "".join(c if c.isprintable() else " " for c in text[: 4 * _SHOWN])
     line = " ".join(seen.split())

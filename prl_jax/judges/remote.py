@@ -15,15 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from prl_jax.errors import UserError
+from prl_jax.errors import UserError, quoted
 from prl_jax.judges.answers import Answer, Answers, Likeliest
 from prl_jax.judges.base import Judged, check_lengths
-from prl_jax.judges.endpoint import Endpoint, Reply
+from prl_jax.judges.endpoint import Endpoint, Reply, one_line
 from prl_jax.processes import from_leader
 from prl_jax.text.chat import Prompt
 from prl_jax.text.judging import JudgeTemplate, question_text
 
 SURE = math.log(1e12)  # the logit of a verdict that comes without a probability
+_HOPELESS = 32  # answers without any verdict that are enough
 _AROUND = " \t.\"'`*"  # what a model may write around its verdict word
 
 
@@ -46,7 +47,8 @@ class RemoteJudge:
     """Asks a model behind an endpoint, in both orders, about many pairs at once.
 
     Each answer is kept on a disk when it comes, and the same question is not asked again, at whatever temperature. An
-    answer without a verdict is a tie, and counted. Of the processes of a run the first one asks, for all.
+    answer without a verdict is a tie, and counted; where the first `_HOPELESS` answers have none, that is an error. Of
+    the processes of a run the first one asks, for all.
 
     Args:
       endpoint: whom to ask.
@@ -94,8 +96,11 @@ class RemoteJudge:
         found |= self._ask({key: body for key, body in requests.items() if key not in found}, known)
         verdicts = [self._verdict(found[key]) for key in keys]
         self._counts["cached"] += len(keys) - (len(found) - known)
+        self._counts["parsed"] += sum(verdict.parsed for verdict in verdicts)
         self._counts["unparsed"] += sum(not verdict.parsed for verdict in verdicts)
         self._counts["bounded"] += sum(verdict.bounded for verdict in verdicts)
+        if not self._counts["parsed"] and self._counts["unparsed"] >= _HOPELESS:
+            raise self._hopeless(found[keys[-1]])
         return np.array([verdict.z for verdict in verdicts], np.float64)
 
     def counters(self) -> dict[str, float]:
@@ -105,6 +110,10 @@ class RemoteJudge:
         counts = {name: float(self._counts[name]) for name in _COUNTED}
         cost = self.prices[0] * counts["tokens_in"] + self.prices[1] * counts["tokens_out"]
         return {**counts, "cost": cost / 1e6, "cache_damaged": float(self.answers.damaged)}
+
+    @property
+    def _name(self) -> str:
+        return f"{self.endpoint.url}, model {self.request['model']!r}"
 
     def _body(self, question: str) -> bytes:
         body = {**self.request, "messages": [{"role": "user", "content": question}]}
@@ -148,9 +157,8 @@ class RemoteJudge:
                 abandoned.set()  # by whatever ends the loop
         if failure is not None:
             raise UserError(
-                f"{self.endpoint.url}, model {self.request['model']!r}: {failure}; {len(found) + known} of "
-                f"{len(requests) + known} questions are answered and kept in {self.answers.path}: "
-                "the same command asks only the others"
+                f"{self._name}: {failure}; {len(found) + known} of {len(requests) + known} questions are answered and "
+                f"kept in {self.answers.path}: the same command asks only the others"
             ) from failure
         return found
 
@@ -164,6 +172,14 @@ class RemoteJudge:
         self._counts["retried"] += reply.retried
         self._counts["tokens_in"] += reply.answer.tokens_in
         self._counts["tokens_out"] += reply.answer.tokens_out
+
+    def _hopeless(self, answer: Answer) -> UserError:
+        words = " or ".join(map(quoted, self.template.verdicts))
+        return UserError(
+            f"{self._name}: none of the first {self._counts['unparsed']} answers has a verdict ({words}), one says "
+            f"{quoted(one_line(answer.text))}; ask another question, let answers be longer, or turn off what the model "
+            "writes before them"
+        )
 
     def _verdict(self, answer: Answer) -> Verdict:
         if self.log_probs:

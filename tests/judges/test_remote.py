@@ -135,6 +135,24 @@ def test_a_server_without_log_probabilities_is_refused(judge_of):
         judge_of(server, log_probs=True)(PROMPTS, FIRST, SECOND)
 
 
+def test_a_model_that_never_names_a_verdict_is_refused(judge_of):
+    """As one that thinks first, and has no room left for the answer. A single verdict would do."""
+    prompts, first, second = [user(str(i)) for i in range(16)], ["a"] * 16, ["b"] * 16
+    with served(lambda n, body: says("<think>\nOkay, the user")) as server:
+        with pytest.raises(
+            UserError, match=r'none of the first 32 answers has a verdict \("Y" or "N"\), one says "<think>'
+        ):
+            judge_of(server)(prompts, first, second)
+        judge = judge_of(server)
+        judge(prompts[:15], first[:15], second[:15])
+        with pytest.raises(UserError, match="none of the first 32 answers"):
+            judge(prompts[:1], first[:1], second[:1])
+    with served(in_turn(says("Y"), then=lambda n, body: says("?"))) as server:
+        judge = judge_of(server, question="Y or N?")
+        judge(prompts, first, second)
+    assert judge.counters()["unparsed"] == 31
+
+
 def test_counters_count_tokens_and_their_price(judge_of):
     with served(in_turn(says("Y", usage={"prompt_tokens": -5, "completion_tokens": True}))) as server:
         judge = judge_of(server, prices=(3.0, 15.0))
@@ -149,6 +167,7 @@ PASSING = {
     "500 twice": [fails(500), fails(503)],
     "throttled": [fails(429, Retry_After="0.05")],
     "stalls": [says("N")._replace(stall=0.2)],
+    "drips": [says("N")._replace(drip=0.02)],
     "hangs up": [Reply(None)],
     "no JSON": [Reply(b"<html>")],
     "cut": [Reply(b'{"choices": [{"mess', headers={"X": "1"})],
@@ -161,7 +180,7 @@ PASSING = {
 def test_what_may_pass_is_tried_again(judge_of, what):
     replies = PASSING[what]
     with served(in_turn(*replies)) as server:
-        judge = judge_of(server, concurrency=1, timeout=0.1 if what == "stalls" else 5.0)
+        judge = judge_of(server, concurrency=1, timeout=0.1 if what in ("stalls", "drips") else 5.0)
         judged = judge(PROMPTS, FIRST, SECOND)
     np.testing.assert_allclose(judged.p_12, [0, 1, 1], atol=1e-6)
     assert judge.counters()["retried"] == len(replies) and judge.counters()["asked"] == 6

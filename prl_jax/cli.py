@@ -29,8 +29,10 @@ USAGE = """Usage: prl COMMAND [flags]
                 runs the stages of a config; finished stages are skipped, interrupted ones continue
   prl plan      --config FILE.py[:args] --topology v5e:8x8 [--json] [--functions NAME,...] [--config.a.b=value ...]
                 compiles every step function of a config for a slice of TPUs and says whether it fits; needs no TPU
-  prl judge     --judge DIR|FILE.py:FUNCTION|gold --data FILE.jsonl[.gz] --out FILE.jsonl [--on_long error|truncate]
-                judges preference pairs by a model, a function of yours or the exact rule, prints metrics as JSON
+  prl judge     --judge DIR|FILE.py:FUNCTION|URL#MODEL|gold --data FILE.jsonl[.gz] --out FILE.jsonl
+                [--on_long error|truncate]
+                judges preference pairs by a model, a function of yours, an endpoint or the exact rule, and prints
+                metrics as JSON
   prl generate  --model DIR --prompts FILE.jsonl --out FILE.jsonl [--max_new_tokens N --temperature T --seed S]
                 writes a response to each prompt
   prl export    --workdir DIR --stage NAME --out DIR [--adapters] [--dtype bfloat16]
@@ -195,7 +197,9 @@ def _judge(argv: Sequence[str]) -> None:
     parse(values, ["prl judge", *argv], required=("data", "out"))
     judge = values.judge or values.model
     if not judge or (values.judge and values.model):
-        raise UserError("prl judge: give one judge, by --judge (a directory, FILE.py:FUNCTION or gold) or by --model")
+        raise UserError(
+            "prl judge: give one judge, by --judge (a directory, FILE.py:FUNCTION, URL#MODEL or gold) or by --model"
+        )
     paths = [judge, local_path(values.data), _file(values.out)]
     with _stopping() as stop, _rows_shortage("prl judge", "--batch_size"):
         from prl_jax.commands.judge import judge_file

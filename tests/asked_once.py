@@ -1,16 +1,23 @@
-"""Run by multiprocess/test_run.py in two processes: a function is asked by the first one, and both have its answer."""
+"""Run by multiprocess/test_run.py in two processes: a function, or an endpoint, is asked by the first one, and both
+have its answer."""
 
+import os
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from endpoints import likes_long, served
 from fakes import user
 from jax.experimental import multihost_utils
 
 from prl_jax.errors import UserError
-from prl_jax.judges import PythonJudge, ScoredPythonJudge
+from prl_jax.judges import PythonJudge, RemoteJudge, ScoredPythonJudge
+from prl_jax.judges.answers import Answers
+from prl_jax.judges.endpoint import Endpoint
 from prl_jax.processes import joined
+from prl_jax.text.judging import JudgeTemplate
 
 
 def main() -> None:
@@ -36,6 +43,14 @@ def main() -> None:
     assert asked == ([3, 1, 3] if jax.process_index() == 0 else [])
     near = PythonJudge(lambda *_: [1e-11, 0.5, 1 - 1e-11], "near")(prompts, ["x"] * 3, ["y"] * 3)
     np.testing.assert_allclose(near.z_12, [-25.328, 0, 25.328], atol=1e-3)  # sent as float64
+
+    os.environ["no_proxy"] = "*"
+    with served(likes_long) as server:
+        answers, template = Answers(Path(sys.argv[1])), JudgeTemplate("question-v1")
+        remote = RemoteJudge(Endpoint(server.url), {"model": "m"}, template, answers)(prompts, ["x"] * 3, ["yy"] * 3)
+        multihost_utils.sync_global_devices("asked")
+    assert len(server.asked) == (2 if jax.process_index() == 0 else 0)
+    np.testing.assert_allclose([remote.p_12, remote.p_21], [[0] * 3, [1] * 3], atol=1e-6)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ def judge_flags(_: Sequence[str]) -> flags.FlagValues:
     """Flags of `prl judge`."""
     values = flags.FlagValues()
     flags.DEFINE_string(
-        "judge", "", "A judge: its directory as of --model, a function of yours as FILE.py:FUNCTION, or gold.",
+        "judge", "",
+        "A judge: its directory as of --model, a function of yours as FILE.py:FUNCTION, an endpoint as URL#MODEL, or "
+        "gold.",
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_string(

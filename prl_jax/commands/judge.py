@@ -39,7 +39,7 @@ from prl_jax.runs.judges import JUDGES
 from prl_jax.runs.judges.kind import JudgeKind, Surroundings
 from prl_jax.runs.stopping import StopSignal
 from prl_jax.sharding import make_mesh
-from prl_jax.stages.judging import judge_records, pair_metrics
+from prl_jax.stages.judging import judge_counters, judge_records, pair_metrics
 from prl_jax.text.judging import JudgeTemplate
 
 
@@ -63,7 +63,7 @@ def judge_file(
     """Judges every pair of a file, writes `id, p_12, p_21, p_chosen` rows and returns the metrics.
 
     Args:
-      judge: the directory of a judge, "gold", or a function as `FILE.py:FUNCTION`.
+      judge: the directory of a judge, "gold", a function as `FILE.py:FUNCTION`, or an endpoint as `URL#MODEL`.
       data: preference pairs.
       out: where the judgements go.
       options: how rows are treated.
@@ -89,7 +89,7 @@ def judge_file(
     failed = sum(row["p_chosen"] is None for row in file.rows)
     check_finite(failed, len(file.rows), "judgements", Path(judge), out)
     columns = (np.array([row[key] for row in file.rows], np.float64) for key in ("p_12", "p_21", "p_chosen"))
-    return pair_metrics(*columns, list(asked.rows.records)) | dict(asked.rows.counts)
+    return pair_metrics(*columns, list(asked.rows.records)) | dict(asked.rows.counts) | judge_counters(loaded)
 
 
 def _named(judge: str) -> tuple[JudgeKind, ConfigDict]:

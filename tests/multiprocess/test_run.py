@@ -169,8 +169,8 @@ def test_a_malformed_row_that_one_process_meets_is_told_by_all(environment, tmp_
     assert codes == [2, 2] and told.count(line) == 2 and "Traceback" not in told, told
 
 
-def test_a_function_of_the_users_is_asked_by_one_process_for_all():
-    in_processes(ROOT / "tests" / "asked_once.py", number=2, devices=1)
+def test_functions_and_endpoints_are_asked_by_one_process_for_all(tmp_path):
+    in_processes(ROOT / "tests" / "asked_once.py", tmp_path / "answers.jsonl", number=2, devices=1)
 
 
 def refusal(environment: dict[str, str], *more: str) -> str:

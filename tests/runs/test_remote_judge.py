@@ -1,11 +1,15 @@
 """A judge behind an endpoint by its section in a config: what is refused, and where its answers and numbers go."""
 
+import json
+
 import numpy as np
 import pytest
 from correctness.world import make_setup
 from endpoints import fails, in_turn, likes_long, says, served
 from fakes import make_decoder, one_device, user
+from running import prl
 
+from prl_jax.data.jsonl import write_jsonl
 from prl_jax.data.records import PreferenceRecord
 from prl_jax.errors import UserError
 from prl_jax.inputs.checks import check_config
@@ -113,6 +117,20 @@ def test_runs_can_share_answers(tmp_path):
         for run in ("one", "two"):
             judge_in(config, tmp_path / run)([user("a")], ["x"], ["yy"])
     assert len(server.asked) == 2 and len([*(tmp_path / "shared").iterdir()]) == 1
+
+
+def test_an_endpoint_is_named_on_the_command_line(tmp_path):
+    """And what it came to is printed. Words that name no endpoint are refused."""
+    write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "a", "chosen": "bb", "rejected": text} for text in ("c", "ddd")])
+    argv = ("--data", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "out.jsonl"))
+    with served(likes_long) as server:
+        done = prl("judge", "--judge", f"{server.url}#some/model", *argv)
+    assert done.code == 0, done.err
+    printed = json.loads(done.out)
+    assert (printed["accuracy"], printed["judge_asked"], printed["judge_tokens_in"]) == (0.5, 4, 400)
+    assert {body["model"] for body in server.asked} == {"some/model"} and len([*(tmp_path / "answers").iterdir()]) == 1
+    wrong = prl("judge", "--judge", server.url, *argv, "--overwrite")
+    assert wrong.code == 2 and "model: empty" in wrong.err
 
 
 def test_a_step_that_an_endpoint_ends_continues_with_what_is_missing(tmp_path, monkeypatch):

@@ -146,4 +146,12 @@ def request_of(section: ConfigDict) -> dict[str, Any]:
     return {**fields, **limit, "temperature": section.temperature}
 
 
-KIND = JudgeKind(name="remote", declare=declare, load=load, check=check)
+def word(word: str) -> dict[str, str] | None:
+    """`URL#MODEL`, for an endpoint that needs no key."""
+    if not word.startswith(("http://", "https://")):
+        return None
+    url, _, model = word.partition("#")
+    return {"url": url, "model": model}
+
+
+KIND = JudgeKind(name="remote", declare=declare, load=load, check=check, word=word)

@@ -1,6 +1,7 @@
 """Pure math: arrays in, sums and denominators out. Nothing here knows a model or a config."""
 
 from prl_jax.losses.advantages import gae, group_advantage, kl_estimate, length_adaptive_lambda, token_rewards
+from prl_jax.losses.lengths import overlong_penalty, relative_brevity
 from prl_jax.losses.logprobs import chunked_cross_entropy, chunked_logprobs, lm_loss
 from prl_jax.losses.pairwise_ppo import (
     even_reward,
@@ -35,6 +36,7 @@ __all__ = [
     "lm_loss",
     "masked_whiten",
     "opponents",
+    "overlong_penalty",
     "pair_regression_loss",
     "pairwise_genrm_full_loss",
     "pairwise_genrm_loss",
@@ -43,6 +45,7 @@ __all__ = [
     "ppo_policy_loss",
     "ppo_value_loss",
     "reduce_tokens",
+    "relative_brevity",
     "symmetrise",
     "token_rewards",
     "verdict_prob",

@@ -67,6 +67,8 @@ def declare(method: str = "pairwise_rl", **values: Any) -> dict[str, Any]:
         stop_kl=0.0,  # nats a token from the policy that sampled: beyond it the rest of a step is left out; 0: never
         skip_updates=0,  # updates that may be left out for a gradient that is not finite or spikes; with more it ends
         spike=0.0,  # a gradient spikes where its norm is above so many times the running mean; 0: never
+        overlong=(),  # (buffer, penalty): what a response pays that takes so many of its last tokens of room
+        length_weight=0.0,  # of a reward for being shorter than the other responses to the prompt
         # Pieces of the method (`prl_jax.methods`): each has a kind, and the fields of that kind.
         **pieces,
         critic=critic(**given) if has_critic else {},
@@ -222,6 +224,15 @@ def check_context(check: Checking, name: str) -> None:
         check.fits_context(name, needed, f"{keys}of {card.max_response}")
 
 
+def check_overlong(check: Checking, name: str) -> None:
+    """Raises `UserError` where the penalty of long responses begins before the first token."""
+    section = check.config[name]
+    room = check.card(section.policy).max_response
+    if section.overlong and 0 < room < section.overlong[0]:
+        given = tuple(section.overlong)
+        raise UserError(f"{name}.overlong={given}: the buffer is longer than the room of a response, {room} tokens")
+
+
 def check_adapters(check: Checking, name: str) -> None:
     """Raises `UserError` for adapters that cannot be made, or whose dropout would move the ratios."""
     section = check.config[name]
@@ -229,7 +240,7 @@ def check_adapters(check: Checking, name: str) -> None:
         raise UserError(f"{name}.lora.dropout={section.lora.dropout}: it would move the ratios; set 0")
 
 
-CHECKS = (check_method, check_anchors, check_context, check_adapters)
+CHECKS = (check_method, check_anchors, check_context, check_overlong, check_adapters)
 
 
 def _covers(whole: ConfigDict, part: ConfigDict) -> bool:

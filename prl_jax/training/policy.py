@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from prl_jax import masked
-from prl_jax.losses import reduce_tokens, token_rewards
+from prl_jax.losses import overlong_penalty, reduce_tokens, relative_brevity, token_rewards
 from prl_jax.methods import Critic, Method, Values
 from prl_jax.methods.baselines import Rewards
 from prl_jax.methods.surrogates import Frozen
@@ -62,6 +62,8 @@ def prepare(
     logp, entropy = response_logprobs(state.policy.model, rows, rollout.response, mask, schedule.temperature)
     logp_ref, _ = response_logprobs(reference, rows, rollout.response, mask, schedule.temperature)
     score = reward.astype(jnp.float32) - schedule.missing_eos_penalty * truncated
+    by_length = _length_terms(mask, schedule)
+    score = sum(by_length.values(), score)
     earned = jnp.where(truncated & baseline.bootstraps, 0.0, score)  # a value takes its place
     tokens = token_rewards(earned, -method.regulariser.reward(logp, logp_ref, state.kl_coef), mask, 1.0)
     trained = mask & ~(truncated & schedule.mask_truncated)[:, None]
@@ -86,11 +88,23 @@ def prepare(
         "truncated": truncated.mean(dtype=jnp.float32),
         "sampler_gap": masked.masked_mean(jnp.abs(rollout.logp - logp), mask),
     }
+    metrics |= {name: jnp.abs(term).mean() for name, term in by_length.items()}
     if critique is not None:
         metrics["value_mean"] = masked.masked_mean(critique.values_old, mask)
         metrics["explained_variance"] = _explained(critique.values_old, critique.returns, mask)
         metrics["return_deviation"] = jnp.sqrt(masked.masked_var(critique.returns, mask))
     return experience, metrics
+
+
+def _length_terms(mask: Bool[Array, "N T"], schedule: Schedule) -> dict[str, Float[Array, "N"]]:
+    """Terms that the length of a response adds to its score; metrics have their mean sizes under the same names."""
+    lengths, terms = mask.sum(1), {}
+    if schedule.overlong:
+        terms["overlong_penalty"] = -overlong_penalty(lengths, mask.shape[1], *schedule.overlong)
+    if schedule.length_weight:
+        groups = lengths.reshape(-1, schedule.group_size)
+        terms["length_term"] = schedule.length_weight * relative_brevity(groups).reshape(-1)
+    return terms
 
 
 def _explained(values, returns, mask) -> Float[Array, ""]:

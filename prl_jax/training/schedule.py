@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,9 @@ class Schedule:
       skip_updates: updates of a run that do nothing because their gradient is not finite or spikes, at most; with one
         more the run ends. 0 skips none.
       spike: a gradient spikes where its norm is above so many times the running mean of the norms; 0 never.
+      overlong: `(buffer, penalty)`: over the last `buffer` tokens of the room a response pays up to `penalty`, see
+        `losses.overlong_penalty`; () for nothing.
+      length_weight: the factor of `losses.relative_brevity`, which the rewards of a group are given.
     """
 
     group_size: int = 1
@@ -40,6 +44,8 @@ class Schedule:
     stop_kl: float = 0.0
     skip_updates: int = 0
     spike: float = 0.0
+    overlong: tuple[Any, ...] = ()
+    length_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("group_size", "epochs", "minibatches", "accumulate"):
@@ -47,7 +53,7 @@ class Schedule:
                 raise UserError(f"{name}={getattr(self, name)}, expected at least 1")
         if self.temperature <= 0:
             raise UserError(f"temperature={self.temperature}, expected above 0; greedy rollouts teach nothing")
-        for name in ("missing_eos_penalty", "stop_kl", "skip_updates"):
+        for name in ("missing_eos_penalty", "stop_kl", "skip_updates", "length_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)}, expected at least 0")
         if not (self.spike == 0 or self.spike > 1):
@@ -56,6 +62,12 @@ class Schedule:
             raise UserError(f"spike={self.spike}: with skip_updates=0 no update is skipped; set it, or spike=0")
         if self.stop_kl and self.epochs * self.minibatches == 1:
             raise UserError(f"stop_kl={self.stop_kl}: a step has one update (epochs=1, minibatches=1); set it to 0")
+        numbers = [float(x) for x in self.overlong if isinstance(x, int | float) and x > 0]
+        if len(numbers) != len(self.overlong) or len(numbers) not in (0, 2):
+            raise UserError(f"overlong={self.overlong}, expected () or (buffer, penalty): tokens and reward, above 0")
+        object.__setattr__(self, "overlong", tuple(numbers))
+        if self.length_weight and self.group_size == 1:
+            raise UserError(f"length_weight={self.length_weight}: compares lengths in a group, and group_size is 1")
 
     @property
     def guarded(self) -> bool:
@@ -66,6 +78,12 @@ class Schedule:
 def check_together(method: Method, schedule: Schedule) -> None:
     """Raises `UserError`, which begins with the key, where a method and a schedule cannot work together."""
     method.check_group(schedule.group_size)
+    for name, value in (("overlong", schedule.overlong), ("length_weight", schedule.length_weight)):
+        if value and method.baseline.bootstraps:
+            raise UserError(
+                f"{name}={value}: with baseline.bootstrap_truncated a response without a stop token earns the critic's "
+                "value, however long it is; set one of them to its default"
+            )
     if schedule.missing_eos_penalty and method.baseline.bootstraps:
         raise UserError(
             f"missing_eos_penalty={schedule.missing_eos_penalty}: with baseline.bootstrap_truncated a response without "

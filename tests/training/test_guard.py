@@ -80,6 +80,13 @@ def test_metrics_are_means_over_the_updates_that_ran(steps):
     }  # fmt: skip
 
 
+def test_what_a_truncated_response_never_earns_cannot_be_changed():
+    method = with_pieces(METHODS["ppo"].method, baseline=dict(bootstrap_truncated=True))
+    for values in (dict(overlong=(4, 1.0)), dict(length_weight=0.1, group_size=2)):
+        with pytest.raises(UserError, match=f"{next(iter(values))}=.*: with baseline.bootstrap_truncated"):
+            check_together(method, Schedule(**values))
+
+
 def test_a_surrogate_that_measures_no_divergence_cannot_be_stopped_by_one():
     check_together(METHODS["grpo"].method, Schedule(group_size=4, stop_kl=0.1))
     with pytest.raises(UserError, match="stop_kl=0.1: the surrogate 'pair_clip'"):
@@ -94,6 +101,9 @@ def test_a_surrogate_that_measures_no_divergence_cannot_be_stopped_by_one():
         (dict(skip_updates=-1), "skip_updates=-1, expected at least 0"),
         (dict(skip_updates=1, spike=0.5), "spike=0.5, expected 0"),
         (dict(spike=3.0), "spike=3.0: with skip_updates=0"),
+        (dict(overlong=(4,)), r"overlong=\(4,\), expected \(\) or \(buffer, penalty\)"),
+        (dict(overlong=(4, "much")), "overlong=.*expected"),
+        (dict(length_weight=0.1), "length_weight=0.1: compares lengths in a group"),
     ],
 )
 def test_switches_that_mean_nothing_are_refused(values, message):

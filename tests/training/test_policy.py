@@ -96,6 +96,20 @@ def test_a_critic_may_read_a_longer_context(state, reference, rollout, prepared)
     np.testing.assert_allclose(other.frozen.logp_old, before.frozen.logp_old, atol=2e-5)
 
 
+def test_long_responses_pay_and_the_shorter_of_a_group_earns(state, reference, rollout):
+    """Two groups of two responses, 2 and 5, and 1 and 5 tokens long; the room is 5."""
+    method = METHODS["rloo"].method
+    schedule = Schedule(group_size=2, overlong=(3, 0.6), length_weight=0.2)
+    state = state._replace(critic=None, kl_coef=jnp.float32(0))
+    arguments = (state, reference, rollout, None, jnp.asarray(SCORE))
+    frozen, metrics = prepare(*arguments, method=method, schedule=schedule)
+    earned = SCORE - [0.0, 0.6, 0.0, 0.6] + [0.1, -0.1, 0.1, -0.1]
+    gaps = np.repeat(earned[::2] - earned[1::2], 2) * [1, -1, 1, -1]
+    np.testing.assert_allclose(frozen.frozen.advantages[:, 0], gaps, rtol=1e-5)
+    found = [metrics[name] for name in ("score", "overlong_penalty", "length_term")]
+    np.testing.assert_allclose(found, [earned.mean(), 0.3, 0.1], rtol=1e-5)
+
+
 def steered(kl: float, *steer: float, rows: int = 8) -> float:
     method = with_pieces(METHOD, regulariser=dict(steer=steer))
     state = PolicyState(None, None, jnp.float32(0.3))

@@ -176,6 +176,19 @@ def test_a_verifier_knows_what_its_source_says(tmp_path):
     check_inputs([context], Measurements(), absent=True)  # a plan does without
 
 
+def test_a_verifier_reads_the_constraints_of_prompts(tmp_path):
+    """Rows as those of IFEval: one object of arguments for each constraint, {} where it has none."""
+    meta = {
+        "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"],
+        "kwargs": [{}, {"relation": "at least", "num_words": 3}],
+    }
+    source = answered(tmp_path, [{"id": "ifeval:1", "prompt": "Write.", "source": "ifeval", "meta": meta}])
+    config = config_with({"form": c.judge("verifier", check="constraints", answers=source)}, judge="form")
+    check_config(config)
+    judge, asked = judge_in(config, "form", tmp_path), [user("Write.")] * 3
+    np.testing.assert_array_equal(judge.scored(asked, ["one two three", "one, two", "one"]).scores, [1, 0, 0.5])
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

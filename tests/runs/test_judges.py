@@ -201,7 +201,7 @@ def test_a_source_that_says_nothing_or_two_things_is_refused(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     answered(tmp_path, rows)
     judges = {"sums": c.judge("verifier", check="number", answers=c.source(kind="jsonl", path="answers.jsonl"))}
-    with pytest.raises(UserError, match=f"judges.sums: {message}"):
+    with pytest.raises(UserError, match=f"judges.sums: answers: {message}"):
         judge_in(config_with(judges, judge="sums"), "sums", tmp_path)
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from prl_jax.config.declare import filled, source
 from prl_jax.data.sources import Records
-from prl_jax.errors import UserError
+from prl_jax.errors import UserError, naming
 from prl_jax.judges import Check, Constraints, Exact, Number, Pattern, VerifierJudge
 from prl_jax.runs.judges.kind import JudgeKind, Surroundings
 from prl_jax.text.chat import Prompt
@@ -58,7 +58,8 @@ def check(section: ConfigDict) -> None:
 def load(section: ConfigDict, around: Surroundings) -> VerifierJudge:
     """The verifier, with all that its source says."""
     made, answers = _WAYS[section.check].made(section), section.answers
-    known = _expected(made, around.records(answers, "prompt")) if made.reads_answers else {}
+    with naming("answers"):
+        known = _expected(made, around.records(answers, "prompt")) if made.reads_answers else {}
     return VerifierJudge(made, known, answers.path or "the built-in tasks")
 
 

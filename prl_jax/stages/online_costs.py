@@ -16,7 +16,7 @@ from prl_jax.methods.surrogates import Frozen
 from prl_jax.processes import whole_batch
 from prl_jax.stages.kind import Costs
 from prl_jax.stages.online_models import Learner, construct
-from prl_jax.stages.online_section import anchors_stage, method_in, steps_of, warmup_of
+from prl_jax.stages.online_section import anchors_stage, method_in, schedule_in, steps_of, warmup_of
 from prl_jax.training.policy import make_updates, prepare
 from prl_jax.training.rollout import CriticContext, Critique, Experience
 
@@ -55,7 +55,8 @@ def _learning(models: AbstractModels, name: str, built: Learner, held: Held) -> 
         read = before + method.baseline.sees_opponent * (1 + room)
         context = CriticContext(rows(size, read), rows(size, read, dtype=bool))
         critique = Critique(token_rows(size, read + room), number, number)
-    arguments = (built.state, built.reference.model, rollout, context, reward)
+    kept = None if built.schedule.flat_groups == "keep" else models.whole(size, dtype=jnp.bool_)
+    arguments = (built.state, built.reference.model, rollout, context, reward, kept)
     yield Step(name, "prepare", prepare.trace(*arguments, **pieces), arguments, held)
     frozen = Frozen(number, number, number, rollout.mask)
     experience = Experience(token_rows(size, before + room), rows(size, room), rollout.mask, frozen, critique)
@@ -96,8 +97,9 @@ def calls(estimate: Estimate, name: str) -> Iterator[Call]:
     every = to_steps(section.evaluation.every, key=f"{name}.evaluation.every", total=steps)
     length, room = card.max_prompt + card.max_response, card.max_response
     decoder, trained_models = models.trained_config(name), 1 + method.baseline.reads_values
-    yield from estimate.generate(section.policy, size, size * steps)
-    judged = judged_rows(estimate.config, section, method)
+    draws = schedule_in(section).draws
+    yield from estimate.generate(section.policy, size, size * steps * draws)
+    judged = judged_rows(estimate.config, section, method) * draws
     yield from estimate.judge(models.judge(section.judge), section.judge_batch_size, judged * steps)
     row, moved = flops(decoder, length, room), estimate.moved(decoder, size, length)
     # Policy, reference and critic read the same rows; where layers are unrolled, two of them are at work at once.

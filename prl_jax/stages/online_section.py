@@ -69,6 +69,8 @@ def declare(method: str = "pairwise_rl", **values: Any) -> dict[str, Any]:
         spike=0.0,  # a gradient spikes where its norm is above so many times the running mean; 0: never
         overlong=(),  # (buffer, penalty): what a response pays that takes so many of its last tokens of room
         length_weight=0.0,  # of a reward for being shorter than the other responses to the prompt
+        flat_groups="keep",  # responses to a prompt that all earn the same: "keep" them, "drop" or "redraw" them
+        redraws=1,  # how often such responses are sampled again, at most; those that remain flat are dropped
         # Pieces of the method (`prl_jax.methods`): each has a kind, and the fields of that kind.
         **pieces,
         critic=critic(**given) if has_critic else {},

@@ -24,8 +24,9 @@ from prl_jax.streams import Stream, stream_key
 from prl_jax.text.chat import Prompt, fit_prompt, prompt_text
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
-from prl_jax.training.compare import rewards_of
+from prl_jax.training.compare import Rewarded, rewards_of
 from prl_jax.training.policy import Updates, prepare, run_updates
+from prl_jax.training.redraws import flat_groups, rows_of, with_rewards, with_rows
 from prl_jax.training.rollout import CriticContext, Experience
 from prl_jax.training.schedule import Schedule
 from prl_jax.training.state import PolicyState, remember, steer_kl, with_returns
@@ -62,6 +63,7 @@ class Step(NamedTuple):
     truncated_prompts: int
     cut_judgements: int
     disagreement: float | None
+    redrawn: int = 0
 
 
 def iteration(
@@ -71,9 +73,12 @@ def iteration(
     method, schedule = setup.method, setup.schedule
     done = roll_out(setup, state.policy.model, index, n)
     check_finite(done.reward, f"{setup.context.name}: the judge's rewards at step {n}")
+    kept = None if schedule.flat_groups == "keep" else ~flat_groups(done.reward, schedule.group_size)
+    train_policy &= kept is None or bool(kept.any())
     context, reward = critic_context(setup, done), jnp.asarray(done.reward)
+    frozen = dict(kept=None if kept is None else jnp.asarray(np.repeat(kept, schedule.group_size)))
     pieces = dict(method=method, schedule=schedule)
-    experience, before = prepare(state, setup.reference, done.rollout, context, reward, **pieces)
+    experience, before = prepare(state, setup.reference, done.rollout, context, reward, **frozen, **pieces)
     if "return_deviation" in before:
         state = with_returns(state, before["return_deviation"])
     key = stream_key(setup.context.key, Stream.SHUFFLING, n)
@@ -93,6 +98,8 @@ def iteration(
     metrics = {**metrics, **before, "kl_coef": jnp.copy(state.kl_coef), "reward": jnp.asarray(done.reward.mean())}
     metrics["truncated_prompts"] = jnp.asarray(done.truncated_prompts)
     metrics["cut_judgements"] = jnp.asarray(done.cut_judgements)
+    if kept is not None:
+        metrics |= {"flat_groups": jnp.asarray(1 - kept.mean()), "redrawn": jnp.asarray(done.redrawn)}
     if done.disagreement is not None:
         metrics["judge_disagreement"] = jnp.asarray(done.disagreement)
     metrics |= {name: jnp.asarray(value) for name, value in imitations(setup.judge, done.responses).items()}
@@ -103,29 +110,67 @@ def iteration(
 
 
 def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
-    """Samples `group_size` responses to each prompt of the step and asks the judge about them."""
+    """Samples and judges `group_size` responses to each prompt of the step; once more those to prompts whose responses
+    all earn the same, where the schedule says so."""
+    size = setup.schedule.group_size
+    done = _draw(setup, policy, index, n, np.arange(len(index)), 0)
+    for attempt in range(1, setup.schedule.draws):
+        groups = np.flatnonzero(flat_groups(done.reward, size))
+        if len(groups):
+            again = _draw(setup, policy, index, n, groups, attempt)
+            done = _redrawn(done, again, rows_of(groups, size), setup.context.mesh)
+    return done
+
+
+def _draw(setup: Setup, policy: Decoder, index: np.ndarray, n: int, groups: np.ndarray, attempt: int) -> Step:
+    """One draw: responses to all prompts of the step, so that every draw has the same shapes; the judge is asked about
+    those of the given groups alone."""
     context, size = setup.context, setup.schedule.group_size
     asked = [setup.records[i].prompt for i in index]
     prompts = [prompt for prompt in asked for _ in range(size)]
     anchors = [setup.anchors[i] for i in np.repeat(index, size)]
     local_prompts = [prompts[i] for i in local_rows(context.mesh, len(prompts))]
     encoded = put_batch(encode_prompts(setup.tokenizer, local_prompts, length=setup.card.max_prompt), context.mesh)
-    keys = row_keys(stream_key(context.key, Stream.RESPONSES, n), 0, len(prompts))
+    sampling, drawing = (stream_key(context.key, stream, n) for stream in (Stream.RESPONSES, Stream.OPPONENTS))
+    if attempt:
+        again = stream_key(context.key, Stream.REDRAWS, n)
+        sampling, drawing = (jax.random.fold_in(again, 2 * attempt + k) for k in range(2))
+    keys = row_keys(sampling, 0, len(prompts))
     rollout = generate(policy, encoded.tokens, encoded.mask, keys, config=setup.sampling)
     known, cut = fetch((rollout, encoded.truncated), context.mesh)
     responses = decode_responses(setup.tokenizer, known, setup.sampling.stop_ids)
+    rows = rows_of(groups, size)
     rewarded = rewards_of(
         setup.judge,
         setup.method.opponents,
         setup.method.reward,
-        prompts,
-        responses,
+        [prompts[i] for i in rows],
+        [responses[i] for i in rows],
         group_size=size,
-        anchors=anchors,
-        keys=row_keys(stream_key(context.key, Stream.OPPONENTS, n), 0, len(index)),
+        anchors=[anchors[i] for i in rows],
+        keys=row_keys(drawing, 0, len(index))[groups],
     )
     reward, judged, cuts, disagreement = rewarded
-    return Step(prompts, responses, anchors, judged, reward, rollout, int(cut.sum()), cuts, disagreement)
+    redrawn = len(groups) if attempt else 0
+    return Step(prompts, responses, anchors, judged, reward, rollout, int(cut.sum()), cuts, disagreement, redrawn)
+
+
+def _redrawn(done: Step, again: Step, rows: np.ndarray, mesh: Mesh) -> Step:
+    """A draw whose given rows come from another one, which was judged on these alone."""
+    taken = np.isin(np.arange(len(done.responses)), rows)
+    texts = [new if other else old for old, new, other in zip(done.responses, again.responses, taken, strict=True)]
+    rollout = with_rows(done.rollout, again.rollout, put_batch(taken[local_rows(mesh, len(taken))], mesh))
+    before, later = (Rewarded(x.reward, x.judged, x.cut_judgements, x.disagreement) for x in (done, again))
+    reward, judged, cuts, disagreement = with_rewards(before, later, rows)
+    return done._replace(
+        responses=texts,
+        judged=judged,
+        reward=reward,
+        rollout=rollout,
+        cut_judgements=cuts,
+        disagreement=disagreement,
+        redrawn=done.redrawn + again.redrawn,
+    )
 
 
 def critic_context(setup: Setup, done: Step) -> CriticContext | None:

@@ -42,6 +42,7 @@ def prepare(
     rollout: Rollout,
     context: CriticContext | None,
     reward: Float[Array, "N"],
+    kept: Bool[Array, "N"] | None = None,
     *,
     method: Method,
     schedule: Schedule,
@@ -54,6 +55,7 @@ def prepare(
       rollout: what was sampled.
       context: what the critic reads before the response; None without a critic.
       reward: `[N]` float32, of each whole response.
+      kept: `[N]`, the responses that train the policy; None for all.
       method, schedule: what the update does.
     """
     masked.check_shapes(1, truncated=rollout.truncated, reward=reward)
@@ -67,6 +69,8 @@ def prepare(
     earned = jnp.where(truncated & baseline.bootstraps, 0.0, score)  # a value takes its place
     tokens = token_rewards(earned, -method.regulariser.reward(logp, logp_ref, state.kl_coef), mask, 1.0)
     trained = mask & ~(truncated & schedule.mask_truncated)[:, None]
+    if kept is not None:
+        trained &= kept[:, None]
     rewards = Rewards(tokens, mask, trained, truncated, schedule.group_size)
     values, critic_rows = None, None
     if baseline.reads_values:
@@ -248,8 +252,11 @@ def run_updates(
     """All epochs and minibatches over one batch of rollouts; metrics are means over the updates.
 
     Rows are shuffled anew for each epoch, in units of the surrogate. `clip_fraction_first` is that of the first
-    minibatch, whose ratio is 1. While `train_policy` is false the critic warms up: nothing of the policy is computed.
+    minibatch, whose ratio is 1. While `train_policy` is false the critic learns alone, and without one nothing happens:
+    nothing of the policy is computed.
     """
+    if not train_policy and updates.warm_up is None:
+        return state, {}
     unit, seen = method.surrogate.unit, []
     past, state = state.past, begun(state)._replace(past=())
     units = experience.mask.shape[0] // unit

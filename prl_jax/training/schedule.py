@@ -12,6 +12,8 @@ from prl_jax.errors import UserError
 from prl_jax.methods import Method, Surrogate
 from prl_jax.methods.surrogates import Frozen
 
+FLAT_GROUPS = ("keep", "drop", "redraw")
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -32,6 +34,9 @@ class Schedule:
       overlong: `(buffer, penalty)`: over the last `buffer` tokens of the room a response pays up to `penalty`, see
         `losses.overlong_penalty`; () for nothing.
       length_weight: the factor of `losses.relative_brevity`, which the rewards of a group are given.
+      flat_groups: what becomes of groups whose rewards are all the same: "keep", "drop" (they do not train the policy)
+        or "redraw" (they are sampled again, and dropped if that does not help); dynamic sampling (arXiv 2503.14476).
+      redraws: how often a group is sampled again, at most.
     """
 
     group_size: int = 1
@@ -46,9 +51,11 @@ class Schedule:
     spike: float = 0.0
     overlong: tuple[Any, ...] = ()
     length_weight: float = 0.0
+    flat_groups: str = "keep"
+    redraws: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("group_size", "epochs", "minibatches", "accumulate"):
+        for name in ("group_size", "epochs", "minibatches", "accumulate", "redraws"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}, expected at least 1")
         if self.temperature <= 0:
@@ -68,6 +75,18 @@ class Schedule:
         object.__setattr__(self, "overlong", tuple(numbers))
         if self.length_weight and self.group_size == 1:
             raise UserError(f"length_weight={self.length_weight}: compares lengths in a group, and group_size is 1")
+
+        if self.flat_groups not in FLAT_GROUPS:
+            raise UserError(f"flat_groups={self.flat_groups!r}, expected one of {', '.join(map(repr, FLAT_GROUPS))}")
+        if self.flat_groups != "keep" and self.group_size == 1:
+            raise UserError(f"flat_groups={self.flat_groups!r}: one response is always a flat group; set group_size")
+        if self.flat_groups != "redraw" and self.redraws != 1:
+            raise UserError(f"redraws={self.redraws}: nothing is drawn again with flat_groups={self.flat_groups!r}")
+
+    @property
+    def draws(self) -> int:
+        """How often the responses to a prompt are drawn, at most."""
+        return 1 + self.redraws if self.flat_groups == "redraw" else 1
 
     @property
     def guarded(self) -> bool:

@@ -103,6 +103,10 @@ def test_a_surrogate_that_measures_no_divergence_cannot_be_stopped_by_one():
         (dict(spike=3.0), "spike=3.0: with skip_updates=0"),
         (dict(overlong=(4,)), r"overlong=\(4,\), expected \(\) or \(buffer, penalty\)"),
         (dict(overlong=(4, "much")), "overlong=.*expected"),
+        (dict(flat_groups="leave"), "flat_groups='leave', expected one of 'keep', 'drop'"),
+        (dict(flat_groups="drop"), "flat_groups='drop': one response is always a flat group"),
+        (dict(flat_groups="drop", group_size=2, redraws=2), "redraws=2: nothing is drawn again"),
+        (dict(flat_groups="redraw", group_size=2, redraws=0), "redraws=0, expected at least 1"),
         (dict(length_weight=0.1), "length_weight=0.1: compares lengths in a group"),
     ],
 )

@@ -25,7 +25,9 @@ class Regulariser(Protocol):
       coefficient: the factor of the divergence, at the start.
       steer: `(target, horizon)`: the coefficient is steered so that a response's divergence comes to the target, in
         nats, over about so many responses; () keeps the coefficient.
-      entropy: the factor of the entropy bonus.
+      entropy: the factor of the entropy bonus, at the start.
+      ends: the coefficient and the factor of the entropy bonus at the last step, to which they go linearly from the
+        first one; () keeps both.
     """
 
     kind: ClassVar[str]
@@ -39,6 +41,9 @@ class Regulariser(Protocol):
 
     @property
     def entropy(self) -> float: ...
+
+    @property
+    def ends(self) -> tuple[float, ...]: ...
 
     def reward(
         self, logp: Float[Array, "N T"], logp_ref: Float[Array, "N T"], coefficient: Float[Array, ""]
@@ -57,8 +62,10 @@ class Regulariser(Protocol):
         """Terms of the loss beside the surrogate, reduced as the surrogate is; of those that have a weight."""
         ...
 
-    def weights(self, coefficient: Float[Array, ""]) -> Mapping[str, float | Float[Array, ""]]:
-        """Factors of the terms."""
+    def weights(
+        self, coefficient: Float[Array, ""], entropy: Float[Array, ""] | None = None
+    ) -> Mapping[str, float | Float[Array, ""]]:
+        """Factors of the terms; `entropy` is that of the entropy bonus where it changes, else None."""
         ...
 
 
@@ -70,9 +77,15 @@ class _KL:
     coefficient: float = 0.05
     steer: tuple[float, ...] = ()
     entropy: float = 0.0
+    ends: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_range(self, ("coefficient", "entropy"), 0.0, float("inf"))
+        object.__setattr__(self, "ends", tuple(map(float, self.ends)))
+        if self.ends and (len(self.ends) != 2 or min(self.ends) < 0):
+            raise UserError(f"ends={self.ends}, expected () or (coefficient, entropy), both at least 0")
+        if self.ends and self.steer:
+            raise UserError(f"ends={self.ends} with steer: the coefficient follows one of them; set the other to ()")
         object.__setattr__(self, "steer", tuple(map(float, self.steer)))
         if self.steer and (len(self.steer) != 2 or min(self.steer) <= 0):
             raise UserError(f"steer={self.steer}, expected () or (target, horizon): nats and responses, both above 0")
@@ -83,10 +96,15 @@ class _KL:
         return jnp.zeros_like(logp)
 
     def terms(self, logp, logp_ref, entropy, mask, reduce):
-        return {"entropy_loss": entropy_loss(entropy, mask, reduce=reduce)} if self.entropy else {}
+        return {"entropy_loss": entropy_loss(entropy, mask, reduce=reduce)} if self._rewards_entropy else {}
 
-    def weights(self, coefficient):
-        return {"entropy_loss": self.entropy} if self.entropy else {}
+    def weights(self, coefficient, entropy=None):
+        return {"entropy_loss": self.entropy if entropy is None else entropy} if self._rewards_entropy else {}
+
+    @property
+    def _rewards_entropy(self) -> bool:
+        """Whether there is an entropy bonus, at any step."""
+        return self.entropy > 0 or any(self.ends[1:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +138,8 @@ class LossKL(_KL):
         others = super().terms(logp, logp_ref, entropy, mask, reduce)
         return {**others, "kl_loss": LossOutput(*reduce_tokens(kl, mask, reduce))}
 
-    def weights(self, coefficient):
-        return {**super().weights(coefficient), "kl_loss": coefficient}
+    def weights(self, coefficient, entropy=None):
+        return {**super().weights(coefficient, entropy), "kl_loss": coefficient}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,3 +152,5 @@ class InsideKL(_KL):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, ("coefficient",), 0.0, float("inf"), above=True)
+        if self.ends and not self.ends[0]:
+            raise UserError(f"ends={self.ends}: the coefficient inside the surrogate stays above 0")

@@ -47,7 +47,7 @@ def run(context: StageContext) -> dict[str, float]:
     """Trains and returns the metrics of what it has come to."""
     section, name = context.section, context.name
     setup, built = _setup(context)
-    total = steps_of(section, name, len(setup.records))
+    total = setup.total
     steps = lambda key: to_steps(value_at(section, key), key=f"{name}.{key}", total=total)  # noqa: E731
     warmup, log_every = warmup_of(section, name, total), steps("log_every")
     if (line := only_warms_up(section, name, total)) and is_leader():
@@ -117,12 +117,13 @@ def _setup(context: StageContext) -> tuple[Setup, Learner]:
         records=records,
         anchors=anchors,
         reference=reference,
+        total=steps_of(section, context.name, len(records)),
     )
     return setup, built
 
 
 # Fields of the state that a checkpoint has as they are, where they hold anything.
-_UNDER_THEIR_NAMES = ("kl_coef", "deviation", "past", "guard")
+_UNDER_THEIR_NAMES = ("kl_coef", "deviation", "past", "guard", "entropy")
 
 
 def parts(state: PolicyState) -> tuple[Decoder, dict[str, Any]]:

@@ -82,7 +82,7 @@ def _holding(built: Learner) -> Held:
         values["earlier policies"] = state.past
     return {
         "policy": policy.model,
-        "policy optimizer": (policy.opt_state, policy.step, state.kl_coef, state.deviation, state.guard),
+        "policy optimizer": (policy.opt_state, policy.step, state.kl_coef, state.deviation, state.guard, state.entropy),
         **values,
         "reference": built.reference.model,
         **held_judges(built.judges),

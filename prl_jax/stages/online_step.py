@@ -29,7 +29,7 @@ from prl_jax.training.policy import Updates, prepare, run_updates
 from prl_jax.training.redraws import flat_groups, rows_of, with_rewards, with_rows
 from prl_jax.training.rollout import CriticContext, Experience
 from prl_jax.training.schedule import Schedule
-from prl_jax.training.state import PolicyState, remember, steer_kl, with_returns
+from prl_jax.training.state import PolicyState, remember, scheduled, steer_kl, with_returns
 from prl_jax.types import Rollout
 
 SAMPLES_A_STEP = 4  # rows of samples.jsonl
@@ -49,6 +49,7 @@ class Setup(NamedTuple):
     records: Sequence[PromptRecord]
     anchors: Sequence[Sequence[str]]
     reference: Decoder
+    total: int = 1  # steps of the stage
 
 
 class Step(NamedTuple):
@@ -71,6 +72,7 @@ def iteration(
 ) -> tuple[PolicyState, dict[str, jax.Array | float], Step, Experience]:
     """One step: sample, judge, freeze, update."""
     method, schedule = setup.method, setup.schedule
+    state = scheduled(state, n, setup.total, method)
     done = roll_out(setup, state.policy.model, index, n)
     check_finite(done.reward, f"{setup.context.name}: the judge's rewards at step {n}")
     kept = None if schedule.flat_groups == "keep" else ~flat_groups(done.reward, schedule.group_size)
@@ -98,6 +100,8 @@ def iteration(
     metrics = {**metrics, **before, "kl_coef": jnp.copy(state.kl_coef), "reward": jnp.asarray(done.reward.mean())}
     metrics["truncated_prompts"] = jnp.asarray(done.truncated_prompts)
     metrics["cut_judgements"] = jnp.asarray(done.cut_judgements)
+    if state.entropy is not None:
+        metrics["entropy_weight"] = jnp.copy(state.entropy)
     if kept is not None:
         metrics |= {"flat_groups": jnp.asarray(1 - kept.mean()), "redrawn": jnp.asarray(done.redrawn)}
     if done.disagreement is not None:

@@ -115,7 +115,7 @@ def begun(state: PolicyState) -> PolicyState:
     """The state at the first update of a step."""
     if state.guard is None:
         return state
-    return state._replace(guard=state.guard._replace(stopped=jnp.zeros_like(state.guard.stopped)))
+    return state._replace(guard=state.guard._replace(stopped=0.0 * state.guard.stopped))
 
 
 def averaged(seen: Sequence[Metrics]) -> Metrics:

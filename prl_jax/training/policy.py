@@ -117,10 +117,13 @@ def _explained(values, returns, mask) -> Float[Array, ""]:
     return jnp.where(variance > 1e-12, 1.0 - masked.masked_var(returns - values, mask) / (variance + 1e-12), 0.0)
 
 
-def policy_objective(method: Method, schedule: Schedule, kl_coef: Float[Array, ""]) -> Objective:
-    """The loss of a policy on an `Experience`: the surrogate, and the terms of the regulariser."""
+def policy_objective(
+    method: Method, schedule: Schedule, kl_coef: Float[Array, ""], entropy: Float[Array, ""] | None = None
+) -> Objective:
+    """The loss of a policy on an `Experience`: the surrogate, and the terms of the regulariser; see `PolicyState` for
+    the numbers."""
     surrogate, regulariser = method.surrogate, method.regulariser
-    beside = regulariser.weights(kl_coef)
+    beside = regulariser.weights(kl_coef, entropy)
 
     def terms(policy: Decoder, batch: Experience) -> dict[str, LossOutput]:
         frozen = batch.frozen
@@ -196,7 +199,8 @@ def make_updates(
         return guarded(learners, guard, compute)
 
     def update(state: PolicyState, experience: Experience, index: Int[Array, "M"]) -> tuple[PolicyState, Metrics]:
-        objectives, learners = {"policy": policy_objective(method, schedule, state.kl_coef)}, {"policy": state.policy}
+        objective = policy_objective(method, schedule, state.kl_coef, state.entropy)
+        objectives, learners = {"policy": objective}, {"policy": state.policy}
         if isinstance(baseline, Critic):
             assert state.critic is not None
             objectives["critic"], learners["critic"] = critic_objective(baseline, state.deviation), state.critic

@@ -95,6 +95,7 @@ class PolicyState(NamedTuple):
       past: earlier policies, the oldest first, where the opponents ask for them; at first they are all the start. No
         update reads them.
       guard: where updates may do nothing; else None.
+      entropy: float32 scalar, the factor of the entropy bonus, where it changes from step to step; else None.
     """
 
     policy: TrainState
@@ -103,6 +104,7 @@ class PolicyState(NamedTuple):
     deviation: Float[Array, ""] | None = None
     past: tuple[Decoder, ...] = ()
     guard: Guard | None = None
+    entropy: Float[Array, ""] | None = None
 
 
 def initial_state(
@@ -133,7 +135,8 @@ def initial_state(
     if guarded:
         norms = ("grad_norm",) if critic is None else ("critic_grad_norm", "grad_norm")
         guard = Guard(number(0.0), number(0.0), {name: number(0.0) for name in norms})
-    return PolicyState(policy, critic, number(method.regulariser.coefficient), deviation, past, guard)
+    entropy = number(method.regulariser.entropy) if method.regulariser.ends else None
+    return PolicyState(policy, critic, number(method.regulariser.coefficient), deviation, past, guard, entropy)
 
 
 def with_returns(state: PolicyState, deviation: Float[Array, ""]) -> PolicyState:
@@ -154,6 +157,22 @@ def steer_kl(state: PolicyState, kl: Float[Array, ""], rows: int, method: Method
     target, horizon = method.regulariser.steer
     error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
     return state._replace(kl_coef=state.kl_coef * jnp.exp(error * min(rows / horizon, 1.0)))
+
+
+def scheduled(state: PolicyState, n: int, total: int, method: Method) -> PolicyState:
+    """The state at the beginning of step `n` of `total`: where the coefficient of the divergence and the factor of the
+    entropy bonus have ends, they are on their lines from the first step to the last."""
+    regulariser = method.regulariser
+    if not regulariser.ends or state.entropy is None:
+        return state
+    share = (n - 1) / max(total - 1, 1)
+    numbers = (
+        start + share * (end - start)
+        for start, end in zip((regulariser.coefficient, regulariser.entropy), regulariser.ends, strict=True)
+    )
+    # What is added to keeps its place on the devices.
+    kl_coef, entropy = (0.0 * old + new for old, new in zip((state.kl_coef, state.entropy), numbers, strict=True))
+    return state._replace(kl_coef=kl_coef, entropy=entropy)
 
 
 def remember(state: PolicyState, n: int, every: int) -> PolicyState:

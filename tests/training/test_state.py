@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fakes import make_decoder
+import pytest
+from fakes import make_decoder, with_pieces
 
-from prl_jax.training.state import PolicyState, TrainState, remember
+from prl_jax.errors import UserError
+from prl_jax.methods import METHODS, InsideKL, LossKL, RewardKL
+from prl_jax.training.state import PolicyState, TrainState, initial_state, remember, scheduled
 
 
 def test_earlier_policies_are_a_ring_of_copies():
@@ -21,3 +24,33 @@ def test_earlier_policies_are_a_ring_of_copies():
     for n, model in zip((2.0, 4.0), state.past, strict=True):
         jax.tree.map(np.testing.assert_array_equal, model, scaled(n))
     assert remember(state._replace(past=()), 2, 2).past == ()
+
+
+def test_coefficients_go_to_their_ends_over_the_steps():
+    method = with_pieces(
+        METHODS["rloo"].method, regulariser=LossKL(estimator="k2", coefficient=0.4, entropy=0.0, ends=(0.1, 0.03))
+    )
+    policy = TrainState(make_decoder(0, layers=1), None, jnp.int32(0))
+    state = initial_state(policy, None, method)
+    found = [scheduled(state, n, 4, method) for n in (1, 2, 4)]
+    np.testing.assert_allclose([x.kl_coef for x in found], [0.4, 0.3, 0.1], rtol=1e-6)
+    np.testing.assert_allclose([x.entropy for x in found], [0.0, 0.01, 0.03], rtol=1e-6)
+    weights = method.regulariser.weights(found[1].kl_coef, found[1].entropy)
+    assert weights == {"entropy_loss": found[1].entropy, "kl_loss": found[1].kl_coef}
+    kept = with_pieces(method, regulariser=dict(ends=()))
+    state = initial_state(policy, None, kept)
+    assert scheduled(state, 4, 4, kept) is state and state.entropy is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RewardKL(ends=(0.1,)), "ends=.*expected"),
+        (lambda: RewardKL(ends=(0.1, -1.0)), "ends=.*at least 0"),
+        (lambda: RewardKL(ends=(0.1, 0.0), steer=(6.0, 100.0)), "ends=.* with steer"),
+        (lambda: InsideKL(ends=(0.0, 0.0)), "ends=.* stays above 0"),
+    ],
+)
+def test_ends_that_mean_nothing_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Real, Shaped
 
 Axis = int | tuple[int, ...] | None
@@ -20,10 +21,16 @@ EXP_LIMIT = 20.0
 
 # Far below any logit, but finite where it is squared: beside others its exponential is 0 exactly.
 _NO_LOGIT = -1e9
+_FEW_RANGES = 16  # that are compared one by one; more are a mask of the vocabulary in the compiled program
 
 
 def without_ids(logits: Float[Array, "... V"], unused: tuple[tuple[int, int], ...]) -> Float[Array, "... V"]:
     """Logits that leave no probability to the ids in these ranges, `(first, behind the last)`."""
+    if len(unused) > _FEW_RANGES:
+        absent = np.zeros(logits.shape[-1], bool)
+        for first, end in unused:
+            absent[first:end] = True
+        return jnp.where(jax.lax.broadcast_to_rank(jnp.asarray(absent), logits.ndim), _NO_LOGIT, logits)
     ids = jax.lax.broadcast_to_rank(jnp.arange(logits.shape[-1]), logits.ndim)
     for first, end in unused:
         logits = jnp.where((ids >= first) & (ids < end), _NO_LOGIT, logits)

@@ -1,19 +1,29 @@
-"""Sampling responses: filters of the distribution, and the jitted decode loop."""
+"""Sampling responses: filters of the distribution, the jitted decode loop, and how responses end."""
 
-from prl_jax.sampling.decode import SamplingConfig, decode, generate, prefill, row_keys
+from prl_jax.sampling.config import WHOLE, SamplingConfig, Support, check_ids
+from prl_jax.sampling.decode import decode, generate, prefill, row_keys, tokens_of
+from prl_jax.sampling.endings import StopReason, decode_responses, read_responses, reason_shares, stop_reasons
 from prl_jax.sampling.filters import filtered_log_probs, sample_categorical
-from prl_jax.sampling.respond import EncodedPrompts, decode_responses, encode_prompts, respond
+from prl_jax.sampling.respond import EncodedPrompts, encode_prompts, respond
 
 __all__ = [
+    "WHOLE",
     "EncodedPrompts",
     "SamplingConfig",
+    "StopReason",
+    "Support",
+    "check_ids",
     "decode",
     "decode_responses",
     "encode_prompts",
     "filtered_log_probs",
     "generate",
     "prefill",
+    "read_responses",
+    "reason_shares",
     "respond",
     "row_keys",
     "sample_categorical",
+    "stop_reasons",
+    "tokens_of",
 ]

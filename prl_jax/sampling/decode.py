@@ -2,56 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
-from prl_jax.errors import UserError
 from prl_jax.masked import without_ids
 from prl_jax.models import CACHE_AXES, Cache, Decoder, Prefilled
-from prl_jax.sampling.filters import filtered_log_probs, sample_categorical
+from prl_jax.sampling.config import SamplingConfig, Support
+from prl_jax.sampling.filters import filtered_log_probs, penalised, sample_categorical
 from prl_jax.sharding import DECODING, constrain, constrain_tree
+from prl_jax.text.tokenizer import IdRanges
 from prl_jax.types import Rollout
-
-_COLDEST = 1e-30  # below it float32 loses the temperature itself
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How responses are sampled.
-
-    Attributes:
-      max_new_tokens: room of a response, the stop token included.
-      temperature: 0 is greedy; log-probabilities are then those of temperature 1.
-      top_k: keep the k most likely tokens; 0 keeps all.
-      top_p: keep the smallest likeliest set of this probability.
-      stop_ids: tokens that end a response and belong to it.
-      pad_id: fills a response behind its stop token.
-    """
-
-    max_new_tokens: int
-    stop_ids: tuple[int, ...]
-    pad_id: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self):
-        if self.max_new_tokens < 1:
-            raise UserError(f"sampling: max_new_tokens={self.max_new_tokens}, expected at least 1")
-        if not self.stop_ids:
-            raise UserError("sampling: stop_ids is empty, expected the end-of-turn token at least")
-        warm = self.temperature == 0 or _COLDEST <= self.temperature < math.inf
-        if not (warm and 0 < self.top_p <= 1 and self.top_k >= 0):
-            raise UserError(
-                f"sampling: temperature={self.temperature} (0, or finite and at least {_COLDEST}), "
-                f"top_p={self.top_p} (in (0, 1]), top_k={self.top_k} (>= 0) is out of range"
-            )
 
 
 def row_keys(key: PRNGKeyArray, first_row: int | Int[Array, ""], rows: int) -> Key[Array, "N"]:
@@ -69,6 +33,17 @@ class Sampled(NamedTuple):
 
 
 class _State(NamedTuple):
+    """The rows in the middle of decoding.
+
+    Attributes:
+      index: of the token that is drawn next.
+      token, done: the last one of each row, and whether the row has ended.
+      cache, response, mask, logp: what there is so far.
+      seen: `[B, V]`, tokens that prompt or response have; None without a repetition penalty.
+      runs: `[B, N]`, how many of the last tokens are what they were 1 to N tokens before; None where repetition is
+        allowed.
+    """
+
     index: Int[Array, ""]
     token: Int[Array, "B"]
     done: Bool[Array, "B"]
@@ -76,6 +51,8 @@ class _State(NamedTuple):
     response: Int[Array, "B T"]
     mask: Bool[Array, "B T"]
     logp: Float[Array, "B T"]
+    seen: Bool[Array, "B V"] | None
+    runs: Int[Array, "B N"] | None
 
 
 def generate(
@@ -96,8 +73,18 @@ def generate(
       config: static; shapes depend on it alone, so calls with the same shapes compile once.
     """
     hidden, cache = prefill(model, prompt, prompt_mask, config=config)
-    sampled, _ = decode(model, hidden, cache, keys, config=config)
+    seen = None
+    if config.repetition_penalty != 1.0:
+        seen = tokens_of(prompt, prompt_mask, vocab=model.config.vocab_size)
+    sampled, _ = decode(model, hidden, cache, keys, seen, config=config)
     return Rollout(prompt, prompt_mask, *sampled)
+
+
+@functools.partial(jax.jit, static_argnames="vocab")
+def tokens_of(prompt: Int[Array, "B P"], prompt_mask: Bool[Array, "B P"], *, vocab: int) -> Bool[Array, "B V"]:
+    """Whether each prompt has each token, for the repetition penalty."""
+    count, tokens = prompt.shape[0], jnp.where(prompt_mask, prompt, vocab)
+    return jnp.zeros((count, vocab), bool).at[jnp.arange(count)[:, None], tokens].set(True, mode="drop")
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -110,18 +97,25 @@ def prefill(
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def decode(
-    model: Decoder, hidden: Float[Array, "B D"], cache: Cache, keys: Key[Array, "B"], *, config: SamplingConfig
+    model: Decoder,
+    hidden: Float[Array, "B D"],
+    cache: Cache,
+    keys: Key[Array, "B"],
+    seen: Bool[Array, "B V"] | None = None,
+    *,
+    config: SamplingConfig,
 ) -> tuple[Sampled, Cache]:
     """Samples token by token behind what `prefill` has read, until every row is done.
 
-    The cache is donated and comes back as the last token left it, so that there is one.
+    The cache is donated and comes back as the last token left it, so that there is one. `seen` are the tokens of the
+    prompts (`tokens_of`), for a repetition penalty.
     """
     model, cache = model.for_decoding(), constrain_tree(cache, CACHE_AXES)
     layers = model.layers()
 
     def body(state: _State) -> _State:
         hidden, cache = model.step(state.token, state.cache, layers)
-        return _write(state._replace(cache=cache), *_draw(model, hidden, keys, state.index, config), config)
+        return _write(state._replace(cache=cache), *_draw(model, hidden, keys, state.index, state.seen, config), config)
 
     batch, total = hidden.shape[0], config.max_new_tokens
     state = _State(
@@ -132,29 +126,53 @@ def decode(
         response=jnp.full((batch, total), config.pad_id, jnp.int32),
         mask=jnp.zeros((batch, total), bool),
         logp=jnp.zeros((batch, total), jnp.float32),
+        seen=seen,
+        runs=jnp.zeros((batch, config.repetition_ngram), jnp.int32) if config.repetition_ngram else None,
     )
-    state = _write(state, *_draw(model, hidden, keys, state.index, config), config)
+    state = _write(state, *_draw(model, hidden, keys, state.index, seen, config), config)
     state = jax.lax.while_loop(lambda s: (s.index < total) & ~jnp.all(s.done), body, state)
-    sampled = Sampled(state.response, state.mask, state.logp, truncated=~state.done)
+    truncated = ~state.done
+    if state.runs is not None:
+        truncated |= _repeats(state.runs, config.repetition_times)
+    sampled = Sampled(state.response, state.mask, state.logp, truncated)
     return sampled, constrain_tree(state.cache, CACHE_AXES)
 
 
 def _draw(
-    model: Decoder, hidden: Float[Array, "B D"], keys: Key[Array, "B"], index: Int[Array, ""], config: SamplingConfig
+    model: Decoder,
+    hidden: Float[Array, "B D"],
+    keys: Key[Array, "B"],
+    index: Int[Array, ""],
+    seen: Bool[Array, "B V"] | None,
+    config: SamplingConfig,
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """The token at `index` of every row, and its log-probability."""
     hidden = constrain(hidden, "batch", "stream", rules=DECODING)
     # Each device draws for its rows.
     logits = constrain(constrain(model.logits(hidden), "batch", "vocab", rules=DECODING), "rows", "vocab")
-    logits = without_ids(logits, model.config.unsampled)  # as in the trainer's log-probs
+    if seen is not None:
+        logits = penalised(logits, seen, config.repetition_penalty)
+    logits = _without_absent(logits, index, model.config.unsampled, config.support)  # as in the trainer's log-probs
     if config.temperature == 0:
         log_probs = jax.nn.log_softmax(logits, axis=-1)
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
-        log_probs = filtered_log_probs(logits, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
+        filters = dict(top_k=config.top_k, top_p=config.top_p, min_p=config.min_p)
+        log_probs = filtered_log_probs(logits, temperature=config.temperature, **filters)
         uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, index)))(keys)
         token = sample_categorical(uniform, log_probs)
     return token, jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
+
+
+def _without_absent(
+    logits: Float[Array, "B V"], index: Int[Array, ""], unsampled: IdRanges, support: Support
+) -> Float[Array, "B V"]:
+    """Logits that leave no probability to what cannot be sampled as the token at `index`."""
+    late = without_ids(logits, support.absent(unsampled))
+    if not support.min_new_tokens:
+        return late
+    early = without_ids(logits, support.absent(unsampled, early=True))
+    return jnp.where(index < support.min_new_tokens, early, late)
 
 
 def _write(state: _State, token: Int[Array, "B"], logp: Float[Array, "B"], config: SamplingConfig) -> _State:
@@ -162,11 +180,30 @@ def _write(state: _State, token: Int[Array, "B"], logp: Float[Array, "B"], confi
     live = ~state.done
     put = lambda row, value: jax.lax.dynamic_update_slice(row, value[:, None], (0, state.index))  # noqa: E731
     token = jnp.where(live, token, config.pad_id)
+    done = state.done | jnp.any(token[:, None] == jnp.asarray(config.stop_ids)[None], axis=1)
+    if state.seen is not None:
+        state = state._replace(seen=state.seen | (token[:, None] == jnp.arange(state.seen.shape[1])[None]))
+    if state.runs is not None:
+        runs = jnp.where(live[:, None], _longer_runs(state, token), state.runs)
+        state, done = state._replace(runs=runs), done | _repeats(runs, config.repetition_times)
     return state._replace(
         index=state.index + 1,
         token=token,
-        done=state.done | jnp.any(token[:, None] == jnp.asarray(config.stop_ids)[None], axis=1),
+        done=done,
         response=put(state.response, token),
         mask=put(state.mask, live),
         logp=put(state.logp, jnp.where(live, logp, 0.0)),
     )
+
+
+def _longer_runs(state: _State, token: Int[Array, "B"]) -> Int[Array, "B N"]:
+    """`_State.runs` once `token` stands at `state.index` of every row."""
+    assert state.runs is not None
+    places = state.index - 1 - jnp.arange(state.runs.shape[1])
+    same = (token[:, None] == state.response[:, jnp.maximum(places, 0)]) & (places >= 0)[None]
+    return jnp.where(same, state.runs + 1, 0)
+
+
+def _repeats(runs: Int[Array, "B N"], times: int) -> Bool[Array, "B"]:
+    """Whether the last tokens of a row are an n-gram `times` times in a row, for an n from 1 to N."""
+    return jnp.any(runs >= (times - 1) * jnp.arange(1, runs.shape[1] + 1)[None], axis=1)

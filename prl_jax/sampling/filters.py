@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 _BLOCK = 64  # The inverse CDF is taken over blocks first, then inside one.
 
 
 def filtered_log_probs(
-    logits: Float[Array, "B V"], *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+    logits: Float[Array, "B V"], *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> Float[Array, "B V"]:
     """Log-probabilities of the distribution that is sampled, -inf on what the filters removed.
 
     Temperature first, then the `top_k` most likely tokens (0: all), then the smallest set of the most likely tokens
-    whose probability reaches `top_p` (arXiv 1904.09751); ties with the last kept token stay. `temperature` is > 0.
+    whose probability reaches `top_p` (arXiv 1904.09751); ties with the last kept token stay. Last, the tokens with at
+    least the share `min_p` of the likeliest one's probability (arXiv 2407.01082; 0: all). `temperature` is > 0.
     """
     logits = logits.astype(jnp.float32)
     if temperature != 1.0:
@@ -31,7 +34,16 @@ def filtered_log_probs(
         before = jnp.cumsum(probs, axis=-1) - probs
         last = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < last, -jnp.inf, logits)
+    if min_p > 0.0:
+        least = jnp.max(logits, axis=-1, keepdims=True) + math.log(min_p)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
     return jax.nn.log_softmax(logits, axis=-1)
+
+
+def penalised(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float) -> Float[Array, "B V"]:
+    """Logits that make tokens which a row has already less likely, for a penalty above 1 (arXiv 1909.05858, eq. 1, with
+    negative logits multiplied, as transformers has it)."""
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def sample_categorical(uniform: Float[Array, "B"], log_probs: Float[Array, "B V"]) -> Int[Array, "B"]:

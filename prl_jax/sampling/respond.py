@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,9 @@ from jaxtyping import Bool, Int, PRNGKeyArray
 from prl_jax.errors import UserError
 from prl_jax.models import Decoder
 from prl_jax.processes import batch_rows, fetch, put_batch
-from prl_jax.sampling.decode import SamplingConfig, generate, row_keys
+from prl_jax.sampling.config import SamplingConfig
+from prl_jax.sampling.decode import generate, row_keys
+from prl_jax.sampling.endings import read_responses
 from prl_jax.text.chat import Prompt, encode_prompt, fit_prompt
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
@@ -49,15 +51,6 @@ def encode_prompts(
     return EncodedPrompts(rows.tokens, rows.segments > 0, np.array([was for _, was in cut], bool))
 
 
-def decode_responses(tokenizer: Tokenizer, rollout: Rollout, stop_ids: Collection[int] = ()) -> list[str]:
-    """Texts of the valid response tokens; the token that stops a response leaves no text."""
-    texts = []
-    for row, valid in zip(np.asarray(rollout.response), np.asarray(rollout.mask), strict=True):
-        ids = row[valid].tolist()
-        texts.append(tokenizer.decode(ids[:-1] if ids and ids[-1] in stop_ids else ids))
-    return texts
-
-
 def respond(
     model: Decoder,
     tokenizer: Tokenizer,
@@ -85,4 +78,4 @@ def respond(
         keys = row_keys(key, first_row + batch * batch_size, batch_size)
         parts.append(fetch(generate(model, tokens, mask, keys, config=config), mesh))
     rollout = Rollout(*(np.concatenate(columns)[:count] for columns in zip(*parts, strict=True)))
-    return decode_responses(tokenizer, rollout, config.stop_ids), rollout
+    return read_responses(tokenizer, rollout, config)

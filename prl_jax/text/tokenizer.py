@@ -17,6 +17,8 @@ from prl_jax.text.huggingface import NO_ARGUMENTS, HFTokenizer
 
 SPECIALS = ("pad", "eos", "system", "user", "assistant", "first", "second", "verdict", "reference")
 _VOCAB_MULTIPLE = 16  # embedding rows come in multiples of this, so that matrix shapes suit accelerators
+IdRanges = tuple[tuple[int, int], ...]
+"""Ids as ranges `(first, behind the last)`."""
 
 
 @runtime_checkable
@@ -178,7 +180,7 @@ def check_rows(tokenizer: Tokenizer, rows: int, where: Path) -> None:
         )
 
 
-def unused_ids(tokenizer: Tokenizer, rows: int) -> tuple[tuple[int, int], ...]:
+def unused_ids(tokenizer: Tokenizer, rows: int) -> IdRanges:
     """The rows of an embedding that are of no token, as ranges `(first, behind the last)`: no text has them.
 
     The few that fill up the vocabularies of this package's own tokenizers are left as they are: a model that is made
@@ -187,7 +189,7 @@ def unused_ids(tokenizer: Tokenizer, rows: int) -> tuple[tuple[int, int], ...]:
     return tokenizer.unused_ids(rows) if isinstance(tokenizer, HFTokenizer) else ()
 
 
-def unsampled_ids(tokenizer: Tokenizer, rows: int, stop_ids: Collection[int]) -> tuple[tuple[int, int], ...]:
+def unsampled_ids(tokenizer: Tokenizer, rows: int, stop_ids: Collection[int]) -> IdRanges:
     """The ids that no response may have, as ranges `(first, behind the last)`: those that leave no text.
 
     Nobody who reads a response would see them, a judge neither, and the policy would be trained on them all the same.
@@ -201,9 +203,14 @@ def unsampled_ids(tokenizer: Tokenizer, rows: int, stop_ids: Collection[int]) ->
         silent = tokenizer.silent_ids()
     else:
         silent = {i for i in range(rows) if not tokenizer.decode([i])}
-    ids = sorted(i for i in silent - set(stop_ids) if i < rows)
-    starts = [i for i in ids if i - 1 not in silent or i - 1 in stop_ids]
-    ends = [i + 1 for i in ids if i + 1 not in silent or i + 1 in stop_ids or i + 1 >= rows]
+    return id_ranges({i for i in silent if i < rows} - set(stop_ids))
+
+
+def id_ranges(ids: Collection[int]) -> IdRanges:
+    """Returns the shortest ranges, in ascending order, that hold these ids and no others."""
+    members, ordered = set(ids), sorted(ids)
+    starts = [i for i in ordered if i - 1 not in members]
+    ends = [i + 1 for i in ordered if i + 1 not in members]
     return tuple(zip(starts, ends, strict=True))
 
 

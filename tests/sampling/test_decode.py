@@ -104,6 +104,36 @@ def test_greedy_takes_the_likeliest_token(model, prompts, keys, trainer_logits):
     np.testing.assert_allclose(greedy.logp[greedy.mask], log_probs[greedy.mask], atol=5e-5)
 
 
+def repeats(tokens: list[int], ngram: int, times: int) -> bool:
+    """Whether the last tokens are the same few so many times in a row."""
+    return any(tokens[-n * times :] == tokens[-n:] * times for n in range(1, ngram + 1))
+
+
+def test_switches_together_equal_plain_python(model, prompts, keys, trainer_logits):
+    """Token by token: penalty, absent tokens, temperature, min_p; and where a response ends."""
+    switches = dict(repetition_penalty=1.5, min_p=0.02, suppressed_tokens=(2, 11), min_new_tokens=2)
+    config = dataclasses.replace(CONFIG, **switches, repetition_ngram=2, repetition_times=2)
+    found, ended = jax.device_get(generate(model, *prompts, keys, config=config)), set()
+    logits = trainer_logits(found).astype(np.float64)
+    for i, length in enumerate(found.mask.sum(1).tolist()):
+        tokens = found.response[i, :length].tolist()
+        seen = set(found.prompt[i][found.prompt_mask[i]].tolist())
+        for t, token in enumerate(tokens):
+            z = logits[i, t]
+            held = [j in {*seen, *tokens[:t]} for j in range(len(z))]
+            z = np.where(held, np.where(z > 0, z / 1.5, z * 1.5), z) / config.temperature
+            z[[2, 11, *(STOPS if t < 2 else ())]] = -np.inf
+            p = np.exp(z - z.max())
+            p[p < 0.02] = 0
+            np.testing.assert_allclose(found.logp[i, t], np.log(p[token] / p.sum()), atol=2e-3)
+            assert (token in STOPS or repeats(tokens[: t + 1], 2, 2)) <= (t == length - 1)
+        repeated = repeats(tokens, 2, 2)
+        assert found.truncated[i] == (tokens[-1] not in STOPS) <= (repeated or length == ROOM)
+        assert (found.response[i, length:] == EOS).all()
+        ended.add((repeated, tokens[-1] in STOPS))
+    assert ended == {(True, False), (False, True), (False, False)}
+
+
 def test_first_tokens_follow_the_model(model, prompts, rollout, trainer_logits):
     """Many rows with one prompt, against the model's probabilities at the sampling temperature."""
     same_prompt = [jnp.broadcast_to(x[3], x.shape) for x in prompts]
@@ -155,6 +185,16 @@ def test_the_cache_is_donated_and_comes_back(model, prompts, keys, rollout):
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"top_p": 1.1}, "top_p=1.1"),
         ({"top_k": -1}, "top_k=-1"),
+        ({"min_p": 1.5}, "min_p=1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
+        ({"temperature": 0.0, "min_p": 0.1}, "min_p=0.1.*temperature 0"),
+        ({"temperature": 0.0, "top_k": 3}, "top_k=3.*temperature 0"),
+        ({"stop": ("a", "")}, "stop="),
+        ({"suppressed_tokens": (5, -1)}, "suppressed_tokens"),
+        ({"suppressed_tokens": (5, EOS)}, f"suppressed_tokens: {EOS} ends a response"),
+        ({"min_new_tokens": ROOM}, f"min_new_tokens={ROOM}, expected from 0 to {ROOM - 1}"),
+        ({"repetition_ngram": 3}, "repetition_ngram=3, repetition_times=0"),
+        ({"repetition_ngram": 3, "repetition_times": 1}, "repetition_times=1"),
     ],
 )
 def test_a_wrong_config_is_named(wrong, named):

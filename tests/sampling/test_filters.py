@@ -10,7 +10,7 @@ import pytest
 from prl_jax.sampling import filtered_log_probs, sample_categorical
 
 
-def reference(logits, temperature, top_k, top_p):
+def reference(logits, temperature, top_k, top_p, min_p):
     """One row, one token at a time, in float64."""
     order = sorted(range(len(logits)), key=lambda i: -logits[i])
     kept = order[:top_k] if top_k else order
@@ -21,22 +21,26 @@ def reference(logits, temperature, top_k, top_p):
             break
         nucleus.append(i)
         mass += weights[i] / total
+    nucleus = [i for i in nucleus if weights[i] >= min_p * weights[order[0]]]
     total = sum(weights[i] for i in nucleus)
     return np.array([np.log(weights[i] / total) if i in nucleus else -np.inf for i in range(len(logits))])
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [(1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 3, 1.0), (1.0, 0, 0.7), (0.7, 0, 0.05), (1.5, 10, 0.6), (1.0, 40, 0.999)],
-)
-def test_filters_equal_plain_python(temperature, top_k, top_p):
+    ("temperature", "top_k", "top_p", "min_p"),
+    [
+        (1.0, 0, 1.0, 0.0), (0.5, 0, 1.0, 0.0), (2.0, 3, 1.0, 0.0), (1.0, 0, 0.7, 0.0), (0.7, 0, 0.05, 0.0),
+        (1.5, 10, 0.6, 0.0), (1.0, 40, 0.999, 0.0), (0.7, 0, 0.99, 0.2), (1.0, 6, 0.97, 0.3),
+    ],
+)  # fmt: skip
+def test_filters_equal_plain_python(temperature, top_k, top_p, min_p):
     logits = np.random.default_rng(0).normal(size=(5, 20)).astype(np.float32) * 2
-    got = filtered_log_probs(jnp.asarray(logits), temperature=temperature, top_k=top_k, top_p=top_p)
-    expected = np.stack([reference(row.astype(np.float64), temperature, top_k, top_p) for row in logits])
+    got = filtered_log_probs(jnp.asarray(logits), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    expected = np.stack([reference(row.astype(np.float64), temperature, top_k, top_p, min_p) for row in logits])
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(np.exp(got).sum(1), 1.0, rtol=1e-5)
     kept = np.isfinite(expected).sum(1)
-    assert (kept < 20).all() if top_p < 0.99 or 0 < top_k < 20 else (kept > 10).all()
+    assert (kept < 20).all() if top_p < 0.99 or min_p or 0 < top_k < 20 else (kept > 10).all()
 
 
 def test_one_likeliest_token_always_stays():

@@ -61,8 +61,8 @@ def prepare(
     masked.check_shapes(1, truncated=rollout.truncated, reward=reward)
     mask, truncated, baseline = rollout.mask, rollout.truncated, method.baseline
     rows = join_rows(rollout.prompt, rollout.prompt_mask, rollout.response, mask)
-    logp, entropy = response_logprobs(state.policy.model, rows, rollout.response, mask, schedule.temperature)
-    logp_ref, _ = response_logprobs(reference, rows, rollout.response, mask, schedule.temperature)
+    logp, entropy = response_logprobs(state.policy.model, rows, rollout.response, mask, *schedule.distribution)
+    logp_ref, _ = response_logprobs(reference, rows, rollout.response, mask, *schedule.distribution)
     score = reward.astype(jnp.float32) - schedule.missing_eos_penalty * truncated
     by_length = _length_terms(mask, schedule)
     score = sum(by_length.values(), score)
@@ -127,7 +127,7 @@ def policy_objective(
 
     def terms(policy: Decoder, batch: Experience) -> dict[str, LossOutput]:
         frozen = batch.frozen
-        logp, entropy = response_logprobs(policy, batch.rows, batch.response, batch.mask, schedule.temperature)
+        logp, entropy = response_logprobs(policy, batch.rows, batch.response, batch.mask, *schedule.distribution)
         loss = surrogate(logp, frozen, kl_coef)
         return {
             "policy_loss": loss,

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from prl_jax.losses import chunked_logprobs
 from prl_jax.methods.surrogates import Frozen
 from prl_jax.models import Decoder, ScalarModel
+from prl_jax.sampling import WHOLE, Support
 from prl_jax.types import TokenRows
 
 
@@ -64,17 +65,31 @@ def join_rows(
 
 
 def response_logprobs(
-    model: Decoder, rows: TokenRows, response: Int[Array, "B T"], mask: Bool[Array, "B T"], temperature: float
+    model: Decoder,
+    rows: TokenRows,
+    response: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    temperature: float,
+    support: Support = WHOLE,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-probs of the response tokens and the entropy where they were chosen, `[B, T]` float32, 0 off the mask.
 
-    `temperature` is that of sampling, so that the ratio compares the distributions that acted; what cannot be sampled
-    has no probability here either.
+    `temperature` and `support` are those of sampling, so that the ratio compares the distributions that acted; what
+    cannot be sampled has no probability here either.
     """
     hidden = model.hidden(*rows)[:, -response.shape[1] - 1 : -1]
-    absent = model.config.unused + model.config.unsampled
-    options = dict(temperature=temperature, softcap=model.logit_softcap, unused=absent)
-    return chunked_logprobs(hidden, model.output_embedding(), response, mask, **options)
+
+    def tell(tokens: slice, early: bool) -> tuple[Float[Array, "B t"], Float[Array, "B t"]]:
+        absent = model.config.unused + support.absent(model.config.unsampled, early=early)
+        options = dict(temperature=temperature, softcap=model.logit_softcap, unused=absent)
+        cut = (x[:, tokens] for x in (response, mask))
+        return chunked_logprobs(hidden[:, tokens], model.output_embedding(), *cut, **options)
+
+    if not support.min_new_tokens:
+        return tell(slice(None), False)
+    parts = tell(slice(support.min_new_tokens), True), tell(slice(support.min_new_tokens, None), False)
+    (logp, entropy), (later_logp, later_entropy) = parts
+    return jnp.concatenate([logp, later_logp], axis=1), jnp.concatenate([entropy, later_entropy], axis=1)
 
 
 def response_values(critic: ScalarModel, rows: TokenRows, length: int) -> tuple[Float[Array, "B T"], Float[Array, "B"]]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from prl_jax.errors import UserError
 from prl_jax.methods import Method, Surrogate
 from prl_jax.methods.surrogates import Frozen
+from prl_jax.sampling import WHOLE, Support
 
 FLAT_GROUPS = ("keep", "drop", "redraw")
 
@@ -24,6 +25,7 @@ class Schedule:
       epochs, minibatches: passes over a batch of rollouts, and into how many parts each pass cuts it.
       accumulate: microbatches of a minibatch.
       temperature: of sampling; all log-probabilities use it.
+      support: of sampling, the tokens that can be sampled; all log-probabilities leave out the others.
       missing_eos_penalty: subtracted from the reward of a response without a stop token.
       mask_truncated: leaves such responses out of what trains the policy.
       stop_kl: once the `approx_kl` of a minibatch, in nats a token, is above this, the remaining updates of the step do
@@ -44,6 +46,7 @@ class Schedule:
     minibatches: int = 2
     accumulate: int = 1
     temperature: float = 1.0
+    support: Support = WHOLE
     missing_eos_penalty: float = 0.0
     mask_truncated: bool = False
     stop_kl: float = 0.0
@@ -87,6 +90,11 @@ class Schedule:
     def draws(self) -> int:
         """How often the responses to a prompt are drawn, at most."""
         return 1 + self.redraws if self.flat_groups == "redraw" else 1
+
+    @property
+    def distribution(self) -> tuple[float, Support]:
+        """Temperature and support: the last arguments of `response_logprobs`."""
+        return self.temperature, self.support
 
     @property
     def guarded(self) -> bool:

@@ -16,11 +16,12 @@ from prl_jax.artifacts.cards import Defaults, ModelCard, read_card, sampling_con
 from prl_jax.artifacts.models import keep_unsampled
 from prl_jax.config import declare
 from prl_jax.errors import UserError
+from prl_jax.masked import without_ids
 from prl_jax.models import verdict_log_probs
 from prl_jax.runs.context import StageContext, model_defaults
 from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.workdir import Workdir
-from prl_jax.sampling import SamplingConfig, decode_responses, generate, row_keys
+from prl_jax.sampling import SamplingConfig, Support, decode_responses, generate, row_keys
 from prl_jax.stages import config as c
 from prl_jax.text.tokenizer import BPETokenizer, ByteTokenizer, HFTokenizer, unsampled_ids
 from prl_jax.training.rollout import join_rows, response_logprobs
@@ -85,6 +86,38 @@ def test_row_31_the_trainers_normaliser_has_the_same_filter(policy, sample):
     np.testing.assert_allclose(logp, expected, atol=1e-4)
     plogp = np.where(np.exp(kept) > 0, np.exp(kept) * np.maximum(kept, -1e4), 0.0).sum(-1)
     np.testing.assert_allclose(entropy, np.where(mask, -plogp, 0.0), atol=1e-3)
+
+
+def test_row_31_what_a_config_leaves_out_has_no_probability_in_the_trainer_either(policy, sample):
+    """Suppressed ids, stop tokens among the first tokens; and one that the model never samples can end a response."""
+    verdict, suppressed = LETTERS.special("verdict"), (2, 3, 9)
+    support = Support((EOS, verdict), suppressed, 3)
+    found = sample(stop_ids=support.stop_ids, suppressed_tokens=suppressed, min_new_tokens=3, temperature=HOT)
+    tokens, mask = np.asarray(found.response), np.asarray(found.mask)
+    assert not np.isin(tokens[mask], suppressed).any() and set(support.stop_ids) <= set(tokens[mask])
+    assert not np.isin(tokens[:, :3], support.stop_ids).any() and mask[:, :3].all()
+    laws = response_laws(make_decoder(layers=1), found, HOT)  # of the whole vocabulary
+    laws[..., [*suppressed, *(set(SILENT) - {verdict})]] = -1e9
+    laws[:, :3, list(support.stop_ids)] = -1e9
+    kept = log_softmax(laws)
+    expected = np.where(mask, np.take_along_axis(kept, tokens[..., None], -1)[..., 0], 0.0)
+    rows = join_rows(found.prompt, found.prompt_mask, found.response, found.mask)
+    tell = jax.jit(response_logprobs, static_argnums=(4, 5))
+    logp, entropy = tell(policy, rows, found.response, found.mask, HOT, support)
+    np.testing.assert_allclose(found.logp, expected, atol=1e-4)
+    np.testing.assert_allclose(logp, expected, atol=1e-4)
+    np.testing.assert_allclose(entropy, np.where(mask, -(np.exp(kept) * kept).sum(-1), 0.0), atol=1e-3)
+
+
+def test_row_31_many_absent_ids_are_absent_as_few_are():
+    """They are compared one by one, or are a mask of the vocabulary."""
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64)), jnp.float32)
+    many = tuple((i, i + 1) for i in range(0, 60, 3))
+    one_by_one = logits
+    for first in many:
+        one_by_one = without_ids(one_by_one, (first,))
+    np.testing.assert_array_equal(without_ids(logits, many), one_by_one)
+    assert (np.asarray(one_by_one) < -1e8).sum() == 2 * len(many) == 40
 
 
 def test_row_31_a_verdict_keeps_the_whole_vocabulary(policy):

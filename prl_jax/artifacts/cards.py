@@ -14,7 +14,7 @@ from prl_jax.models.config import DTYPES
 from prl_jax.models.hf.config import CONFIG_FILE, context_length, decoder_config, is_reward_model, read_config
 from prl_jax.models.hf.generation import end_tokens, read_generation
 from prl_jax.models.hf.peft import adapter_base
-from prl_jax.sampling import SamplingConfig
+from prl_jax.sampling import SamplingConfig, check_ids
 from prl_jax.text.judging import JudgeTemplate
 from prl_jax.text.tokenizer import HFTokenizer, Tokenizer
 
@@ -131,10 +131,29 @@ def stop_ids(card: ModelCard, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(dict.fromkeys([tokenizer.eos_id, *card.stop_ids, *further]))
 
 
-def sampling_config(card: ModelCard, tokenizer: Tokenizer, *, max_new_tokens: int = 0, **values: Any) -> SamplingConfig:
-    """How responses of a model are sampled; by default as long as it was trained for. `values` as of
-    `SamplingConfig`."""
-    return SamplingConfig(max_new_tokens or card.max_response, stop_ids(card, tokenizer), tokenizer.pad_id, **values)
+def sampling_config(
+    card: ModelCard,
+    tokenizer: Tokenizer,
+    *,
+    max_new_tokens: int = 0,
+    stop_token_ids: tuple[int, ...] = (),
+    **values: Any,
+) -> SamplingConfig:
+    """How responses of a model are sampled.
+
+    Args:
+      card, tokenizer: of the model.
+      max_new_tokens: 0 for as long as it was trained for.
+      stop_token_ids: tokens that end a response, beside those of `stop_ids`.
+      values: as of `SamplingConfig`.
+
+    Raises:
+      UserError: what cannot be, an id outside of the vocabulary among it; it begins with the key.
+    """
+    check_ids("stop_token_ids", stop_token_ids, tokenizer.vocab_size)
+    check_ids("suppressed_tokens", values.get("suppressed_tokens", ()), tokenizer.vocab_size)
+    stops = tuple(dict.fromkeys([*stop_ids(card, tokenizer), *stop_token_ids]))
+    return SamplingConfig(max_new_tokens or card.max_response, stops, tokenizer.pad_id, **values)
 
 
 def generation_lengths(card: ModelCard, *, max_new_tokens: int = 0, max_length: int = 0) -> tuple[int, int]:

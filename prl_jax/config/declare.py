@@ -95,6 +95,29 @@ def lora(**values: Any) -> dict[str, Any]:
     return filled(dict(rank=0, alpha=16.0, targets=LORA_TARGETS, dropout=0.0), values, "lora")
 
 
+def sampling(**values: Any) -> dict[str, Any]:
+    """How responses are sampled, beside the temperature; see `SamplingConfig`, and `prl generate`, whose flags have the
+    same names. By default nothing is cut off.
+
+    Ids are those of the policy's tokenizer.
+    """
+    defaults = dict(
+        top_k=0,  # keep the k likeliest tokens; 0: all
+        top_p=1.0,  # keep the likeliest tokens of this probability
+        min_p=0.0,  # keep tokens with this share of the likeliest one's probability, at least
+        repetition_penalty=1.0,  # divides positive logits of tokens that are there already, multiplies negative ones
+        stop=(),  # texts that end a response right before them; nobody reads what stands behind
+        stop_token_ids=(),  # tokens that end a response, beside those of the model
+        suppressed_tokens=(),  # ids that are never sampled
+        min_new_tokens=0,  # tokens of a response before a stop token can be sampled, or a text of `stop` counts
+        # A response ends, as one that ran out of room, once its last tokens are the same n-gram, of at most so many
+        # tokens, so many times in a row; both 0: never.
+        repetition_ngram=0,
+        repetition_times=0,
+    )
+    return filled(defaults, values, "sampling")
+
+
 def optimizer(**values: Any) -> dict[str, Any]:
     """AdamW behind global-norm clipping."""
     defaults = dict(

@@ -60,7 +60,8 @@ def generating(
     hidden, cache = models.placed(read.out_info, CACHE_AXES)
     yield Step(stage, f"{prefix}prefill", read, arguments, held, cache)
     keys = models.whole(size, dtype=jax.eval_shape(lambda: jax.random.key(0)).dtype)
-    further = (policy.model, hidden, cache, keys)
+    seen = (rows(size, policy.model.config.vocab_size, dtype=bool),) if sampling.repetition_penalty != 1.0 else ()
+    further = (policy.model, hidden, cache, keys, *seen)
     yield Step(stage, f"{prefix}decode", decode.trace(*further, config=sampling), further, held, cache)
 
 

@@ -94,10 +94,14 @@ class AbstractModels:
         tokenizer = ByteTokenizer()
         return unsampled_ids(tokenizer, self.vocab_size, (tokenizer.eos_id,))
 
-    def sampling(self, name: str, **values: Any) -> SamplingConfig:
-        """How a policy's responses are sampled; `values` as of `SamplingConfig`."""
+    def sampling(self, name: str, *, stop_token_ids: tuple[int, ...] = (), **values: Any) -> SamplingConfig:
+        """As of `Models`."""
         tokens = self.tokens(name)
-        return SamplingConfig(self.card(name).max_response, (tokens.stop,), tokens.pad, **values)
+        # The id that stands for the stop token may be one of these: `sampling_config` refuses the real one.
+        suppressed = tuple(i for i in values.pop("suppressed_tokens", ()) if i != tokens.stop)
+        stops = (tokens.stop, *stop_token_ids)
+        room = self.card(name).max_response
+        return SamplingConfig(room, stops, tokens.pad, suppressed_tokens=suppressed, **values)
 
     def decoder_config(self, name: str) -> DecoderConfig:
         """The config of a model as it is stored, its adapters merged."""

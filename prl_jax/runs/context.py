@@ -241,6 +241,22 @@ def adapted(context: StageContext, decoder: Decoder, *, stream: Stream) -> Decod
     return with_adapters(decoder, lora, context.mesh, key=stream_key(context.key, stream))
 
 
+def sampling_of(section: ConfigDict, temperature: float | None = None) -> dict[str, Any]:
+    """Returns what a section says of sampling, as `sampling_config` takes it.
+
+    Args:
+      section: has the keys `temperature` and `sampling`.
+      temperature: another one; at 0 the switches that cut the distribution of a warmer one are left out.
+    """
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in section.sampling.to_dict().items()}
+    values["temperature"] = section.temperature
+    if temperature is not None:
+        values["temperature"] = temperature
+        if temperature == 0 and section.temperature:
+            values = {k: v for k, v in values.items() if k not in ("top_k", "top_p", "min_p")}
+    return values
+
+
 def base_name(context: StageContext, base: Path) -> str:
     """How the card of this stage names another model's directory: a workdir can move with all its stages."""
     inside = base.resolve().is_relative_to(context.workdir.path.resolve())

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from prl_jax.artifacts.cards import ModelCard, read_card
-from prl_jax.artifacts.models import Trunks, load_decoder, load_judge, load_policy
+from prl_jax.artifacts.cards import ModelCard, read_card, sampling_config
+from prl_jax.artifacts.models import Trunks, load_decoder, load_judge, load_policy, model_tokenizer
 from prl_jax.config.durations import to_steps
 from prl_jax.errors import naming
 from prl_jax.file_names import DATA_DIR
@@ -36,6 +36,7 @@ from prl_jax.runs.context import (
 )
 from prl_jax.runs.judges import JUDGES
 from prl_jax.runs.judges.kind import Surroundings
+from prl_jax.sampling import SamplingConfig
 from prl_jax.sharding import replicated, sharded_init
 from prl_jax.streams import Stream
 from prl_jax.text.tokenizer import Tokenizer, unsampled_ids
@@ -72,6 +73,9 @@ class Models(Protocol):
 
     def policy(self, name: str) -> Policy:
         """A policy that is not trained, its adapters merged."""
+
+    def sampling(self, name: str, **values: Any) -> SamplingConfig:
+        """Returns how a policy's responses are sampled; `values` as of `sampling_of`."""
 
     def trainable(self, stage: str, *, stream: Stream = Stream.ADAPTERS) -> Decoder:
         """Returns the model that a stage trains: a copy of what it starts from, in float32; or the same arrays with
@@ -121,6 +125,11 @@ class LoadedModels:
     def policy(self, name: str) -> Policy:
         context = self.context
         return Policy(*load_policy(context.stage(name), context.mesh, self.trunks, context.defaults))
+
+    def sampling(self, name: str, **values: Any) -> SamplingConfig:
+        directory, defaults = self.context.stage(name), self.context.defaults
+        with naming(self.context.name):
+            return sampling_config(read_card(directory, defaults), model_tokenizer(directory, defaults), **values)
 
     def trainable(self, stage: str, *, stream: Stream = Stream.ADAPTERS) -> Decoder:
         context = dataclasses.replace(self.context, name=stage)

@@ -14,21 +14,21 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import sampling_config
-from prl_jax.config.declare import filled, source
+from prl_jax.config.declare import filled, sampling, source
 from prl_jax.config.rules import Rules
 from prl_jax.data.jsonl import JsonLines, write_jsonl
 from prl_jax.data.records import PromptRecord
-from prl_jax.errors import UserError
+from prl_jax.errors import UserError, naming
 from prl_jax.file_names import ANCHORS_FILE
 from prl_jax.judges import Judge, ScoringJudge, judge_pairs
 from prl_jax.processes import is_leader
-from prl_jax.runs.context import StageContext
+from prl_jax.runs.context import StageContext, sampling_of
 from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.pieces import Pieces, batches, pieces
 from prl_jax.sampling import respond
 from prl_jax.stages.anchors_costs import COSTS, construct
 from prl_jax.stages.judging import check_finite, judge_counters
-from prl_jax.stages.kind import Checking, Kind, Reads, check_temperature
+from prl_jax.stages.kind import Checking, Kind, Reads, check_sampling
 from prl_jax.streams import candidate_key
 from prl_jax.text.chat import Prompt, Turn
 
@@ -44,6 +44,7 @@ def declare(**values: Any) -> dict[str, Any]:
         samples=4,
         keep=1,
         temperature=1.0,
+        sampling=sampling(),
         batch_size=512,
     )
     return filled(defaults, values, "anchors")
@@ -56,6 +57,15 @@ def reads(name: str, section: ConfigDict, key: str) -> Iterator[Reads]:
     else:
         yield Reads(section.policy)
         yield Reads(section.judge, section.policy)
+
+
+def check_sampled(check: Checking, name: str) -> None:
+    """Raises `UserError` for ways to sample that cannot be, or that nothing is sampled in."""
+    section = check.config[name]
+    if section.choice == "best_of_n":
+        check_sampling(check, name, section, section.policy)
+    elif changed := [key for key, value in sampling().items() if section.sampling[key] != value]:
+        raise UserError(f"{name}.sampling.{changed[0]}: with choice='reference' nothing is sampled; leave it out")
 
 
 def check_keep(check: Checking, name: str) -> None:
@@ -192,7 +202,8 @@ def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> tuple[
     section = context.section
     count, size = section.samples, section.batch_size
     (card, policy, tokenizer), judge = construct(LoadedModels(context), context.name)
-    sampling = sampling_config(card, tokenizer, temperature=section.temperature)
+    with naming(context.name):
+        sampled_as = sampling_config(card, tokenizer, **sampling_of(section))
     prompts = [record.prompt for record in records]
 
     def sample(i: int, first: int, part: Sequence[Prompt]) -> list[tuple[str, bool]]:
@@ -200,7 +211,7 @@ def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> tuple[
             policy,
             tokenizer,
             part,
-            config=sampling,
+            config=sampled_as,
             key=candidate_key(context.key, i),
             max_prompt=card.max_prompt,
             batch_size=size,
@@ -279,7 +290,7 @@ KIND = Kind(
         models=("policy", "judge"),
         unused=lambda section: ("policy", "judge") if section.choice == "reference" else (),
     ),
-    checks=(check_temperature, check_keep),
+    checks=(check_sampled, check_keep),
     run=run,
     reads=reads,
     costs=COSTS,

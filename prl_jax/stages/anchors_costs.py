@@ -8,6 +8,7 @@ from typing import Any
 from prl_jax.costs.functions import Step, generating, judging
 from prl_jax.costs.models import AbstractModels, Held, held_judges
 from prl_jax.costs.work import Call, Estimate
+from prl_jax.runs.context import sampling_of
 from prl_jax.runs.models import Models, Policy
 from prl_jax.stages.kind import Costs
 
@@ -23,7 +24,7 @@ def _functions(models: AbstractModels, name: str) -> Iterator[Step]:
     if section.choice == "best_of_n":
         policy, judge = construct(models, name)
         held = {"policy": policy.model, **held_judges({"judge": judge})}
-        sampling = models.sampling(section.policy, temperature=section.temperature)
+        sampling = models.sampling(section.policy, **sampling_of(section))
         yield from generating(models, name, policy, section.batch_size, sampling, held)
         yield from judging(models, name, judge, section.batch_size, None, held)
 

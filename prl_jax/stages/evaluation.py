@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from prl_jax.config.conform import conform
-from prl_jax.config.declare import filled, source
+from prl_jax.config.declare import filled, sampling, source
 from prl_jax.config.rules import NONE, Rules
 from prl_jax.data.gold import bayes_accuracy, make_arguments
 from prl_jax.data.jsonl import write_jsonl
@@ -26,7 +26,7 @@ from prl_jax.runs.pieces import Pieces, batches, pieces
 from prl_jax.stages.arms import Table, arm_rows, arms_pieces, compare_arms
 from prl_jax.stages.evaluation_costs import COSTS
 from prl_jax.stages.judging import judge_counters, judge_records, record_metrics
-from prl_jax.stages.kind import Checking, Kind, Reads, check_temperature
+from prl_jax.stages.kind import Checking, Kind, Reads, check_sampling
 from prl_jax.stages.win_rate import finite
 from prl_jax.text.chat import prompt_text
 
@@ -47,6 +47,7 @@ def declare(**values: Any) -> dict[str, Any]:
         judge="gold",  # tells the win rates
         anchors="reference",  # what prompts carry as their reference, where they do; "" for none
         temperature=1.0,
+        sampling=sampling(),
         batch_size=512,
         bootstrap=2000,
     )
@@ -81,6 +82,7 @@ def check_arms(check: Checking, name: str) -> None:
     if section.arms and not section.opponent:
         raise UserError(f"{name}.opponent: empty, expected the policy that the arms are compared with")
     if section.opponent:
+        check_sampling(check, name, section, section.opponent)
         rows = arm_rows(section)
         for i, (title, stage, *_) in enumerate(rows):
             if title in [row[0] for row in rows[:i]]:
@@ -160,7 +162,7 @@ KIND = Kind(
         models=("opponent", "judge", "judges"),
         unused=unused,
     ),
-    checks=(check_temperature, check_arms),
+    checks=(check_arms,),
     run=run,
     reads=reads,
     costs=COSTS,

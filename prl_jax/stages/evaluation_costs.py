@@ -8,6 +8,7 @@ from typing import NamedTuple
 from prl_jax.costs.functions import Step, abstract_rollout, generating, judging
 from prl_jax.costs.models import AbstractJudge, AbstractModels, Held, held_judges
 from prl_jax.costs.work import Call, Estimate
+from prl_jax.runs.context import sampling_of
 from prl_jax.runs.models import Policy
 from prl_jax.stages.kind import Costs
 from prl_jax.stages.win_rate import log_ratio
@@ -39,11 +40,12 @@ def functions(models: AbstractModels, name: str) -> Iterator[Step]:
     if not section.opponent:
         return
     opponent, policy, judge, held = _compared(models, name)
-    sampling = models.sampling(section.opponent, temperature=section.temperature)
+    sampling = models.sampling(section.opponent, **sampling_of(section))
     asked = opponent._replace(model=policy.model)  # arms are sampled with the lengths of the opponent
     yield from generating(models, name, asked, section.batch_size, sampling, held)
     arguments = (policy.model, opponent.model, abstract_rollout(models, section.batch_size, opponent.card))
-    yield Step(name, "log_ratio", log_ratio.trace(*arguments, section.temperature or 1.0), arguments, held)
+    static = (section.temperature or 1.0, sampling.support)
+    yield Step(name, "log_ratio", log_ratio.trace(*arguments, *static), arguments, held)
     yield from judging(models, name, judge, section.batch_size, 2 * section.prompts.limit or None, held)
 
 

@@ -17,10 +17,20 @@ from prl_jax.costs.work import Call, Estimate
 from prl_jax.errors import UserError, naming
 from prl_jax.models.hf.load import check_weights
 from prl_jax.models.hf.peft import adapter_base
-from prl_jax.runs.context import StageContext, is_directory, lora_config, model_defaults, root_of, start_of
+from prl_jax.runs.context import (
+    StageContext,
+    is_directory,
+    lora_config,
+    model_defaults,
+    root_of,
+    sampling_of,
+    start_of,
+)
 from prl_jax.runs.judges import JUDGES, behind
-from prl_jax.sampling import SamplingConfig
+from prl_jax.sampling import SamplingConfig, check_ids
 from prl_jax.text.tokenizer import Tokenizer
+
+_ANY_STOP, _ANY_ROOM = -1, 2**31 - 1  # what no config tells
 
 
 class Reads(NamedTuple):
@@ -219,7 +229,27 @@ def check_lora(section: ConfigDict, name: str) -> bool:
     return bool(section.lora.rank)
 
 
-def check_temperature(check: Checking, name: str) -> None:
-    """Raises `UserError` for a temperature that nothing can be sampled at."""
+def check_sampling(check: Checking, name: str, section: ConfigDict, policy: str) -> SamplingConfig:
+    """Checks how a policy's responses are to be sampled, as far as a config tells.
+
+    Args:
+      name: of the section, in messages.
+      section: has the keys `temperature` and `sampling`.
+      policy: whose responses they are.
+
+    Returns:
+      What the sampler will be given, but for the tokens that only a tokenizer knows.
+
+    Raises:
+      UserError: a switch is out of range, or means nothing beside another one; it names the key.
+    """
+    values = sampling_of(section)
     with naming(name):
-        SamplingConfig(1, (0,), 0, temperature=check.config[name].temperature)
+        SamplingConfig(1, (_ANY_STOP,), 0, temperature=values["temperature"])
+    card, stops = check.card(policy), values.pop("stop_token_ids")
+    try:
+        for key, ids in (("stop_token_ids", stops), ("suppressed_tokens", values["suppressed_tokens"])):
+            check_ids(key, ids, card.decoder.get("vocab_size"))
+        return SamplingConfig(card.max_response or _ANY_ROOM, (_ANY_STOP, *stops), 0, **values)
+    except UserError as error:  # it begins with the key
+        raise UserError(f"{name}.sampling.{error}") from error

@@ -14,11 +14,12 @@ from prl_jax.artifacts.cards import sampling_config
 from prl_jax.config.durations import to_steps
 from prl_jax.config.rules import value_at
 from prl_jax.data.pipeline import batch_iterator
+from prl_jax.errors import naming
 from prl_jax.metrics import JsonlLog
 from prl_jax.models import Decoder
 from prl_jax.processes import is_leader
 from prl_jax.runs.best import BestSoFar
-from prl_jax.runs.context import StageContext, base_name
+from prl_jax.runs.context import StageContext, base_name, sampling_of
 from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.training import Training, train_stage
 from prl_jax.stages.anchors import read_anchors
@@ -56,12 +57,14 @@ def run(context: StageContext) -> dict[str, float]:
     iterator = batch_iterator(
         range(len(setup.records)), np.asarray, batch_size=section.prompts_per_step, seed=context.data_seed
     )
+    with naming(f"{name}.evaluation"):
+        asked = sampling_config(setup.card, setup.tokenizer, **sampling_of(section.evaluation))
     win_rate = policy_win_rate(
         context,
         setup.reference,
         setup.tokenizer,
         # Not as this stage samples to train: the same for every arm, and as in the final table.
-        dataclasses.replace(setup.sampling, temperature=section.evaluation.temperature),
+        asked,
         judge=setup.win_rate_judge,
         max_prompt=setup.card.max_prompt,
         section=section.evaluation,
@@ -111,7 +114,7 @@ def _setup(context: StageContext) -> tuple[Setup, Learner]:
         schedule=built.schedule,
         card=dataclasses.replace(card, decoder=dataclasses.asdict(built.state.policy.model.config), **adapters),
         tokenizer=tokenizer,
-        sampling=sampling_config(card, tokenizer, temperature=section.temperature),
+        sampling=built.sampling,
         judge=built.judges[section.judge],
         win_rate_judge=built.judges[section.evaluation.judge],
         records=records,

@@ -14,6 +14,7 @@ from prl_jax.costs.work import Call, Estimate, flops, passes
 from prl_jax.methods import Critic, Method
 from prl_jax.methods.surrogates import Frozen
 from prl_jax.processes import whole_batch
+from prl_jax.runs.context import sampling_of
 from prl_jax.stages.kind import Costs
 from prl_jax.stages.online_models import Learner, construct
 from prl_jax.stages.online_section import anchors_stage, method_in, schedule_in, steps_of, warmup_of
@@ -27,16 +28,15 @@ def functions(models: AbstractModels, name: str) -> Iterator[Step]:
     held, size = _holding(built), section.prompts_per_step * section.group_size
     # The policy that samples is the one that is trained; it has the lengths of the one that it started from.
     policy = built.reference._replace(model=built.state.policy.model)
-    sampling = models.sampling(section.policy, temperature=section.temperature)
-    yield from generating(models, name, policy, size, sampling, held)
+    yield from generating(models, name, policy, size, built.sampling, held)
     asked = judged_rows(models.config, section, built.method)
     yield from judging(models, name, built.judges[section.judge], section.judge_batch_size, asked, held)
     yield from _learning(models, name, built, held)
     # Evaluations, where they ask more than training did, or somebody else.
     limit, prefix = section.evaluation.prompts.limit, "evaluation_"
     tested = whole_batch(min(limit or section.evaluation.batch_size, section.evaluation.batch_size), models.mesh)
-    asks = models.sampling(section.policy, temperature=section.evaluation.temperature)
-    if tested > size or asks != sampling:
+    asks = models.sampling(section.policy, **sampling_of(section.evaluation))
+    if tested > size or asks != built.sampling:
         yield from generating(models, name, policy, tested, asks, held, prefix)
     if section.evaluation.judge != section.judge or not asked >= 2 * limit > 0:
         judge, pairs = built.judges[section.evaluation.judge], 2 * limit or None

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import optax
 
 from prl_jax.methods import Method
+from prl_jax.runs.context import sampling_of
 from prl_jax.runs.models import Models, Policy, stage_optimizer
+from prl_jax.sampling import SamplingConfig
 from prl_jax.stages.online_section import method_in, schedule_in, steps_of, warmup_of
 from prl_jax.streams import Stream
 from prl_jax.training.schedule import Schedule
@@ -20,6 +22,7 @@ class Learner(NamedTuple):
 
     Attributes:
       method, schedule: what the update does.
+      sampling: how the policy answers the prompts that it learns from.
       state: what is trained, before the first step.
       optimizers: of the policy and of the critic, which is None where the method has none.
       reference: what the policy starts from, and the divergence is taken to.
@@ -28,6 +31,7 @@ class Learner(NamedTuple):
 
     method: Method
     schedule: Schedule
+    sampling: SamplingConfig
     state: PolicyState
     optimizers: tuple[optax.GradientTransformation, optax.GradientTransformation | None]
     reference: Policy
@@ -37,8 +41,8 @@ class Learner(NamedTuple):
 def construct(models: Models, name: str, examples: int) -> Learner:
     """Everything that the stage holds; `examples` are the prompts of its source."""
     section = models.config[name]
-    method, schedule = method_in(section), schedule_in(section)
-    reference = models.policy(section.policy)
+    reference, sampling = models.policy(section.policy), models.sampling(section.policy, **sampling_of(section))
+    method, schedule = method_in(section), schedule_in(section, sampling.support)
     named = sorted({section.judge, section.evaluation.judge})
     judges = {judge: models.judge(judge, batch_size=section.judge_batch_size) for judge in named}
     total, updates = steps_of(section, name, examples), schedule.epochs * schedule.minibatches
@@ -52,4 +56,4 @@ def construct(models: Models, name: str, examples: int) -> Learner:
         trunk = models.trainable(name, stream=Stream.CRITIC_ADAPTERS)
         critic = models.state(models.scalar(trunk, bias=method.reward.even), critic_optimizer)
     state = initial_state(policy, critic, method, number=models.number, copy=models.copy, guarded=schedule.guarded)
-    return Learner(method, schedule, state, (optimizer, critic_optimizer), reference, judges)
+    return Learner(method, schedule, sampling, state, (optimizer, critic_optimizer), reference, judges)

@@ -9,13 +9,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from prl_jax.config.conform import conform
-from prl_jax.config.declare import filled, lora, optimizer, source
+from prl_jax.config.declare import filled, lora, optimizer, sampling, source
 from prl_jax.config.durations import to_steps
 from prl_jax.config.rules import RESULTS, Rules
 from prl_jax.errors import UserError, naming
 from prl_jax.methods import METHODS, SLOTS, Critic, Method, method_of, piece_of, section_of
 from prl_jax.optim import make_optimizer
-from prl_jax.stages.kind import Checking, Reads, check_lora
+from prl_jax.sampling import WHOLE, Support
+from prl_jax.stages.kind import Checking, Reads, check_lora, check_sampling
 from prl_jax.training.schedule import Schedule, check_together
 
 _LEAD = 8  # tokens that introduce the opponent to a critic, at most
@@ -58,7 +59,8 @@ def declare(method: str = "pairwise_rl", **values: Any) -> dict[str, Any]:
         prompts_per_step=256,
         group_size=preset.group_size,  # responses to a prompt
         duration="60 steps",
-        temperature=1.0,  # of sampling; nothing is cut off, since ratios need the distribution that was sampled
+        temperature=1.0,  # of sampling
+        sampling=sampling(),  # what cuts or bends the distribution is refused: ratios need the one that was sampled
         epochs=2,  # passes over the responses of a step
         minibatches=2,  # parts of a pass, each of them an update
         accumulate=1,  # microbatches of an update
@@ -83,6 +85,7 @@ def declare(method: str = "pairwise_rl", **values: Any) -> dict[str, Any]:
             prompts=source(split="validation", limit=256),
             judge="gold",
             temperature=1.0,
+            sampling=sampling(),
             batch_size=256,
         ),
         log_every="1 steps",
@@ -123,9 +126,10 @@ def method_in(section: ConfigDict) -> Method:
     return method_of({slot: section[slot].to_dict() for slot in SLOTS})
 
 
-def schedule_in(section: ConfigDict) -> Schedule:
-    """The schedule that a section asks for."""
-    return Schedule(**{field.name: section[field.name] for field in dataclasses.fields(Schedule)})
+def schedule_in(section: ConfigDict, support: Support = WHOLE) -> Schedule:
+    """The schedule that a section asks for, with the tokens that its sampling leaves."""
+    names = [field.name for field in dataclasses.fields(Schedule) if field.name != "support"]
+    return Schedule(support=support, **{name: section[name] for name in names})
 
 
 def steps_of(section: ConfigDict, name: str, examples: int) -> int:
@@ -242,7 +246,18 @@ def check_adapters(check: Checking, name: str) -> None:
         raise UserError(f"{name}.lora.dropout={section.lora.dropout}: it would move the ratios; set 0")
 
 
-CHECKS = (check_method, check_anchors, check_context, check_overlong, check_adapters)
+def check_sampled(check: Checking, name: str) -> None:
+    """Raises `UserError` for ways to sample that cannot be, or from whose responses the policy cannot learn."""
+    section = check.config[name]
+    for key in check_sampling(check, name, section, section.policy).unmatched:
+        raise UserError(
+            f"{name}.sampling.{key}={section.sampling[key]}: the update's ratios need the distribution that was "
+            f"sampled, and training computes none with {key}; leave it out, or set it in {name}.evaluation.sampling"
+        )
+    check_sampling(check, f"{name}.evaluation", section.evaluation, section.policy)
+
+
+CHECKS = (check_method, check_sampled, check_anchors, check_context, check_overlong, check_adapters)
 
 
 def _covers(whole: ConfigDict, part: ConfigDict) -> bool:

@@ -18,7 +18,15 @@ from prl_jax.methods import Critic, Judgements, Method
 from prl_jax.models import Decoder
 from prl_jax.processes import fetch, local_rows, put_batch
 from prl_jax.runs.context import StageContext
-from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, row_keys
+from prl_jax.sampling import (
+    SamplingConfig,
+    encode_prompts,
+    generate,
+    read_responses,
+    reason_shares,
+    row_keys,
+    stop_reasons,
+)
 from prl_jax.stages.judging import check_finite, imitations, judge_counters
 from prl_jax.streams import Stream, stream_key
 from prl_jax.text.chat import Prompt, fit_prompt, prompt_text
@@ -61,6 +69,7 @@ class Step(NamedTuple):
     judged: Judgements
     reward: np.ndarray
     rollout: Rollout
+    stopped: np.ndarray
     truncated_prompts: int
     cut_judgements: int
     disagreement: float | None
@@ -106,6 +115,7 @@ def iteration(
         metrics |= {"flat_groups": jnp.asarray(1 - kept.mean()), "redrawn": jnp.asarray(done.redrawn)}
     if done.disagreement is not None:
         metrics["judge_disagreement"] = jnp.asarray(done.disagreement)
+    metrics |= {name: jnp.asarray(share) for name, share in reason_shares(done.stopped).items()}
     metrics |= {name: jnp.asarray(value) for name, value in imitations(setup.judge, done.responses).items()}
     metrics |= judge_counters(setup.judge)
     if done.judged.z_ya is not None:
@@ -142,8 +152,11 @@ def _draw(setup: Setup, policy: Decoder, index: np.ndarray, n: int, groups: np.n
     keys = row_keys(sampling, 0, len(prompts))
     rollout = generate(policy, encoded.tokens, encoded.mask, keys, config=setup.sampling)
     known, cut = fetch((rollout, encoded.truncated), context.mesh)
-    responses = decode_responses(setup.tokenizer, known, setup.sampling.stop_ids)
-    rows = rows_of(groups, size)
+    responses, ended = read_responses(setup.tokenizer, known, setup.sampling)
+    if setup.sampling.stop:
+        mine = local_rows(context.mesh, len(prompts))
+        rollout = Rollout(*put_batch(tuple(x[mine] for x in ended), context.mesh))
+    rows, stopped = rows_of(groups, size), stop_reasons(ended, setup.sampling.stop_ids)
     rewarded = rewards_of(
         setup.judge,
         setup.method.opponents,
@@ -156,7 +169,9 @@ def _draw(setup: Setup, policy: Decoder, index: np.ndarray, n: int, groups: np.n
     )
     reward, judged, cuts, disagreement = rewarded
     redrawn = len(groups) if attempt else 0
-    return Step(prompts, responses, anchors, judged, reward, rollout, int(cut.sum()), cuts, disagreement, redrawn)
+    return Step(
+        prompts, responses, anchors, judged, reward, rollout, stopped, int(cut.sum()), cuts, disagreement, redrawn
+    )
 
 
 def _redrawn(done: Step, again: Step, rows: np.ndarray, mesh: Mesh) -> Step:
@@ -171,6 +186,7 @@ def _redrawn(done: Step, again: Step, rows: np.ndarray, mesh: Mesh) -> Step:
         judged=judged,
         reward=reward,
         rollout=rollout,
+        stopped=np.where(taken, again.stopped, done.stopped),
         cut_judgements=cuts,
         disagreement=disagreement,
         redrawn=done.redrawn + again.redrawn,

@@ -19,13 +19,14 @@ from ml_collections import ConfigDict
 from prl_jax.artifacts.cards import read_card, sampling_config
 from prl_jax.artifacts.models import model_tokenizer
 from prl_jax.data.records import PromptRecord
+from prl_jax.errors import naming
 from prl_jax.evaluation import win_rate_summary
 from prl_jax.judges import Judge, judge_pairs
 from prl_jax.models import Decoder
 from prl_jax.processes import batch_rows, fetch, put_batch, whole_batch
-from prl_jax.runs.context import StageContext
+from prl_jax.runs.context import StageContext, sampling_of
 from prl_jax.runs.pieces import Pieces
-from prl_jax.sampling import SamplingConfig, respond
+from prl_jax.sampling import SamplingConfig, Support, respond
 from prl_jax.stages.judging import judge_counters
 from prl_jax.streams import evaluation_key
 from prl_jax.text.chat import Prompt
@@ -106,7 +107,8 @@ def sample_policy(
     section = context.section
     directory = context.stage(section.opponent)
     card, tokenizer = read_card(directory, context.defaults), model_tokenizer(directory, context.defaults)
-    sampling = sampling_config(card, tokenizer, temperature=temperature)
+    with naming(context.name):
+        sampling = sampling_config(card, tokenizer, **sampling_of(section, temperature))
     prompts, size = [record.prompt for record in records], section.batch_size
 
     def sample(k: int, first: int, part: Sequence[Prompt]) -> list[tuple[str, float | None, int]]:
@@ -121,7 +123,7 @@ def sample_policy(
             mesh=context.mesh,
             first_row=section.prompts.skip + first,
         )
-        kl = map(finite, _kl(context, policy, opponent, rollout, temperature or 1.0))
+        kl = map(finite, _kl(context, policy, opponent, rollout, temperature or 1.0, sampling.support))
         return list(zip(texts, kl, rollout.mask.sum(1).tolist(), strict=True))
 
     columns = []
@@ -134,21 +136,21 @@ def sample_policy(
 
 
 def _kl(
-    context: StageContext, policy: Decoder, opponent: Decoder, rollout: Rollout, temperature: float
+    context: StageContext, policy: Decoder, opponent: Decoder, rollout: Rollout, temperature: float, support: Support
 ) -> Float[np.ndarray, "N"]:
     """`log pi - log pi_opponent` of each response, in nats."""
     count, totals = len(rollout.response), []
     for index in batch_rows(count, context.section.batch_size, context.mesh):
         part = Rollout(*put_batch(tuple(x[index] for x in rollout), context.mesh))
-        totals.append(fetch(log_ratio(policy, opponent, part, temperature), context.mesh))
+        totals.append(fetch(log_ratio(policy, opponent, part, temperature, support), context.mesh))
     return np.concatenate(totals)[:count]
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def log_ratio(policy: Decoder, opponent: Decoder, rollout: Rollout, temperature: float):
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def log_ratio(policy: Decoder, opponent: Decoder, rollout: Rollout, temperature: float, support: Support):
     rows = join_rows(rollout.prompt, rollout.prompt_mask, rollout.response, rollout.mask)
-    logp, _ = response_logprobs(policy, rows, rollout.response, rollout.mask, temperature)
-    base, _ = response_logprobs(opponent, rows, rollout.response, rollout.mask, temperature)
+    logp, _ = response_logprobs(policy, rows, rollout.response, rollout.mask, temperature, support)
+    base, _ = response_logprobs(opponent, rows, rollout.response, rollout.mask, temperature, support)
     return (logp - base).sum(1)
 
 

@@ -9,6 +9,7 @@ from correctness.world import make_setup
 from fakes import copy, make_decoder
 
 from prl_jax.judges import GenerativeJudge
+from prl_jax.sampling import StopReason
 from prl_jax.stages import online_step
 from prl_jax.stages.online_step import iteration, roll_out
 from prl_jax.text.judging import JudgeTemplate
@@ -50,6 +51,28 @@ def test_row_08_noise_is_fresh_in_every_row_step_stage_and_token(models):
     everything = [*first, *draw(2), *draw(1, name="another"), *draw(1, seed=1)]
     assert len(set(everything)) == len(everything) == 4 * 8
     assert all(len(set(row)) > 1 for row in everything if len(row) > 3)
+
+
+def test_row_03_a_stop_string_ends_the_response_that_is_judged_and_trained(models):
+    """The text ends before it, the mask with the token that completes it, and the kept tokens are what they were."""
+    setup = make_setup(models.policy)
+    free = roll_out(setup, models.policy, np.arange(4), 1)
+    stop = next(text for text in free.responses if len(text) > 4)[2:4]
+    asks = dataclasses.replace(setup.sampling, stop=(stop,))
+    done = roll_out(setup._replace(sampling=asks), models.policy, np.arange(4), 1)
+    assert done.responses == [text.split(stop)[0] for text in free.responses] != free.responses
+    mask, read = np.asarray(done.rollout.mask), setup.tokenizer.decode
+    for i, (whole, text) in enumerate(zip(free.responses, done.responses, strict=True)):
+        kept = np.asarray(done.rollout.response)[i, mask[i]]
+        if stop in whole:
+            assert read(kept) == text + stop and stop not in read(kept[:-1])
+        else:
+            assert read(kept) == text == whole
+    np.testing.assert_array_equal(done.rollout.logp, np.where(mask, free.rollout.logp, 0.0))
+    stopped = np.array([stop in text for text in free.responses])
+    np.testing.assert_array_equal(done.rollout.truncated, np.asarray(free.rollout.truncated) & ~stopped)
+    np.testing.assert_array_equal(done.stopped == StopReason.STOP_STRING, stopped)
+    np.testing.assert_array_equal(done.stopped[~stopped], free.stopped[~stopped])
 
 
 def test_row_10_an_iteration_logs_the_gap_between_sampler_and_trainer(iterated):

@@ -6,14 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from correctness.world import ROOM, TEMPERATURE, chosen, make_setup, response_laws
+from correctness.world import PLAIN, ROOM, TEMPERATURE, chosen, make_setup, response_laws
 from fakes import LetterTokenizer, one_device, random_tokens, user
 
 from prl_jax.artifacts.cards import ModelCard
 from prl_jax.errors import UserError
 from prl_jax.inputs.checks import check_config
 from prl_jax.runs import models as stage_models
-from prl_jax.sampling import SamplingConfig, decode_responses, encode_prompts, generate, respond, row_keys
+from prl_jax.sampling import (
+    SamplingConfig,
+    Support,
+    decode_responses,
+    encode_prompts,
+    generate,
+    respond,
+    row_keys,
+)
 from prl_jax.stages import config as c
 from prl_jax.stages import online
 from prl_jax.types import Rollout
@@ -95,13 +103,25 @@ def test_row_06_and_row_07_a_stage_gives_trainer_and_sampler_one_distribution(mo
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a"}\n' * 4)
     source = c.source(kind="jsonl", path=str(prompts))
-    setup = make_setup(models.policy, judge="gold", prompts=source)
+    switches = dict(suppressed_tokens=(2, 9), min_new_tokens=2, stop_token_ids=(6,))
+    setup = make_setup(models.policy, judge="gold", prompts=source, sampling=switches)
     card = ModelCard("policy", {}, PROMPT, LONG)
     monkeypatch.setattr(stage_models, "load_policy", lambda *_: (card, models.policy, TOKENIZER))
+    monkeypatch.setattr(stage_models, "read_card", lambda *_: card)
+    monkeypatch.setattr(stage_models, "model_tokenizer", lambda *_: TOKENIZER)
     monkeypatch.setattr(stage_models, "load_decoder", lambda *_: models.policy)
     made, _ = online._setup(setup.context)
     assert made.schedule.temperature == made.sampling.temperature == TEMPERATURE
-    assert (made.sampling.top_k, made.sampling.top_p) == (0, 1.0)  # row 7: the ratio is that of the whole distribution
+    assert made.schedule.support == made.sampling.support == Support((EOS, 6), (2, 9), 2)
+    assert not made.sampling.unmatched  # row 7: the ratio is that of the whole distribution
+
+
+def test_row_07_the_trainer_computes_what_was_sampled_where_tokens_are_left_out(sample, freeze):
+    """Suppressed tokens, and stop tokens before a response may end; without them the gap is seen."""
+    rollout = sample(suppressed_tokens=(2, 3, 5), min_new_tokens=3)
+    setting = PLAIN.but(schedule=dict(support=Support(STOPS, (2, 3, 5), 3)))
+    gaps = [float(freeze(s, np.ones(ROWS), rollout)[1]["sampler_gap"]) for s in (setting, PLAIN)]
+    assert gaps[0] < 1e-5 and gaps[1] > 0.02
 
 
 @pytest.mark.parametrize("cut", [{"top_k": 5}, {"top_p": 0.9}], ids=str)
@@ -113,6 +133,17 @@ def test_row_07_a_policy_cannot_learn_from_a_truncated_distribution(cut):
     config = c.build({"sft": c.sft(), "policy": {**peers, **cut}})
     with pytest.raises(UserError, match=f"policy.{next(iter(cut))}: no such key"):
         check_config(config)
+
+
+@pytest.mark.parametrize("key", ["top_k", "top_p", "min_p", "repetition_penalty"])
+def test_row_07_switches_whose_distribution_training_does_not_compute_are_refused(key):
+    """By name, with the reason; an evaluation, from which nobody learns, has them."""
+    value = {"top_k": 5}.get(key, 0.9)
+    section = c.online("spo", judge="gold", sampling={key: value})
+    with pytest.raises(UserError, match=rf"policy.sampling.{key}={value}: the update's ratios need the distribution"):
+        check_config(c.build({"sft": c.sft(), "policy": section}))
+    section = c.online("spo", judge="gold", evaluation=dict(sampling=c.sampling(**{key: value})))
+    check_config(c.build({"sft": c.sft(), "policy": section}))
 
 
 def test_row_07_the_sampler_tells_log_probs_of_the_distribution_that_it_sampled(models, sample):

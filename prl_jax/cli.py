@@ -213,8 +213,6 @@ def _judge(argv: Sequence[str]) -> None:
 def _generate(argv: Sequence[str]) -> None:
     values = flags.generate_flags(argv)
     parse(values, ["prl generate", *argv], required=("model", "prompts", "out"))
-    if not 0 < values.top_p <= 1:
-        raise UserError(f"prl generate: --top_p={values.top_p:g}, expected more than 0 and at most 1")
     paths = [local_path(values.model), local_path(values.prompts), _file(values.out)]
     with _stopping() as stop, _rows_shortage("prl generate", "--batch_size", "--max_new_tokens"):
         from prl_jax.commands.generate import generate_file
@@ -224,9 +222,7 @@ def _generate(argv: Sequence[str]) -> None:
         counts = generate_file(
             *paths,
             max_new_tokens=values.max_new_tokens,
-            temperature=values.temperature,
-            top_k=values.top_k,
-            top_p=values.top_p,
+            sampling=flags.sampling_flags(values),
             seed=values.seed,
             options=_row_options(values),
             stop=stop,

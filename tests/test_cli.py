@@ -321,6 +321,21 @@ def test_generate_follows_its_seed(workdir, tmp_path):
     assert generate(workdir / "pairwise_ppo", zipped, out, *flags, "--seed=3") == rows
 
 
+def test_generate_takes_the_switches_of_sampling(workdir, pairs, tmp_path):
+    """A response ends before the text that stops it, was not truncated, and has none of the suppressed tokens."""
+    flags = (
+        "--max_new_tokens=5",
+        "--batch_size=2",
+        "--temperature=3",
+        "--suppressed_tokens=97,98",
+        "--stop=c",
+        "--stop=d",
+    )
+    rows = generate(workdir / "sft", pairs, tmp_path / "out.jsonl", *flags, "--min_new_tokens=1")
+    assert len(rows) == len(PAIRS) and not any(set(row["response"]) & set("ab") for row in rows)
+    assert not any(set(row["response"][1:]) & set("cd") for row in rows)
+
+
 def test_greedy_generation_needs_no_seed(workdir, pairs, tmp_path):
     flags = ("--temperature=0", "--max_new_tokens=5", "--batch_size=2")
     one, two = (generate(workdir / "sft", pairs, tmp_path / "out.jsonl", *flags, f"--seed={seed}") for seed in (0, 1))
@@ -580,7 +595,8 @@ def test_paths_with_a_scheme_are_refused(workdir, pairs, tmp_path, monkeypatch, 
     [
         ("--temperature=inf", "finite"), ("--temperature=nan", "finite"), ("--temperature=-1", "non-negative"),
         ("--temperature=1e-40", "at least 1e-30"), ("--top_p=0", "more than 0"), ("--top_p=1.5", "at most 1"),
-        ("--top_p=nan", "finite"), ("--template_args=x", "NAME=VALUE"), ("--on_long=cut", "error"),
+        ("--top_p=nan", "finite"), ("--min_p=1.5", "from 0 to 1"), ("--suppressed_tokens=3,a", "ids such as"),
+        ("--stop_token_ids=99999", "no id of a token"), ("--template_args=x", "NAME=VALUE"), ("--on_long=cut", "error"),
         ('--template_args={"a": {"b": NaN}}', "finite"),
     ],
 )  # fmt: skip

@@ -72,9 +72,7 @@ def generate_flags(_: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_string("prompts", None, "Prompts, .jsonl or .jsonl.gz.", flag_values=values)
     flags.DEFINE_string("out", None, "Where the responses go, .jsonl.", flag_values=values)
     number("max_new_tokens", 0, "Tokens of a response at most; 0: as the model was trained.", lower_bound=0)
-    flags.DEFINE_float("temperature", 1.0, "0 is greedy.", lower_bound=0.0, flag_values=values)
-    number("top_k", 0, "Sample from the k likeliest tokens; 0: all.", lower_bound=0)
-    flags.DEFINE_float("top_p", 1.0, "Sample from the likeliest tokens of this probability.", flag_values=values)
+    _define_sampling(values)
     number("seed", 0, "Seed of sampling.", lower_bound=0, upper_bound=2**31 - 1)
     _define_rows(values)
     return values
@@ -104,6 +102,43 @@ def report_flags(_: Sequence[str]) -> flags.FlagValues:
 def _define_cache(values: flags.FlagValues) -> None:
     text = "Folder for compiled programs, a cache folder of the user's unless given; '' keeps none."
     flags.DEFINE_string("compilation_cache_dir", None, text, flag_values=values)
+
+
+def _define_sampling(values: flags.FlagValues) -> None:
+    """Defines the flags that say how responses are sampled; configs have keys of the same names."""
+    number = functools.partial(flags.DEFINE_integer, flag_values=values, lower_bound=0)
+    share = functools.partial(flags.DEFINE_float, flag_values=values, lower_bound=0.0)
+    ids = functools.partial(flags.DEFINE_list, default=[], flag_values=values)
+    share("temperature", 1.0, "0 is greedy.")
+    number("top_k", 0, "Sample from the k likeliest tokens; 0: all.")
+    share("top_p", 1.0, "Sample from the likeliest tokens of this probability.")
+    share("min_p", 0.0, "Sample from tokens with this share of the likeliest one's probability, at least.")
+    share("repetition_penalty", 1.0, "Makes tokens that are there already less likely; 1: does not.")
+    text = "A text that ends a response right before it (repeat it for more)."
+    flags.DEFINE_multi_string("stop", [], text, flag_values=values)
+    ids("stop_token_ids", help="Ids of tokens that end a response, beside the model's own.")
+    ids("suppressed_tokens", help="Ids of tokens that are never sampled.")
+    number("min_new_tokens", 0, "Tokens of a response before it may end.")
+    number("repetition_ngram", 0, "With --repetition_times: an n-gram of at most so many tokens; 0: none.")
+    number("repetition_times", 0, "The same n-gram so many times in a row ends a response.")
+
+
+def sampling_flags(values: flags.FlagValues) -> dict[str, Any]:
+    """Returns how responses are sampled, as `sampling_config` takes it.
+
+    Raises:
+      UserError: an id is no integer.
+    """
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "min_new_tokens")
+    found = {name: values[name].value for name in (*names, "repetition_ngram", "repetition_times")}
+    found["stop"] = tuple(values.stop)
+    for name in ("stop_token_ids", "suppressed_tokens"):
+        texts = values[name].value
+        try:
+            found[name] = tuple(int(text) for text in texts)
+        except ValueError:
+            raise UserError(f"prl generate: --{name}={','.join(texts)}, expected ids such as 5,17") from None
+    return found
 
 
 def _define_rows(values: flags.FlagValues) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from prl_jax.commands.rows import (
     work,
 )
 from prl_jax.data.records import PromptRecord
+from prl_jax.errors import naming
 from prl_jax.processes import whole_batch
 from prl_jax.runs.stopping import StopSignal
 from prl_jax.sampling import respond
@@ -38,14 +39,21 @@ def generate_file(
     out: Path,
     *,
     max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
+    sampling: Mapping[str, Any],
     seed: int,
     options: RowOptions = DEFAULT_OPTIONS,
     stop: StopSignal | None = None,
 ) -> dict[str, int]:
     """Writes a response to each prompt of a file: rows of `id, prompt, response, logp, truncated`.
+
+    Args:
+      model: directory of a policy.
+      prompts, out: files of rows.
+      max_new_tokens: of a response; 0 for what the model's card says.
+      sampling: how responses are sampled, as of `sampling_config`.
+      seed: of sampling.
+      options: of the rows.
+      stop: tells whether the command is to end early.
 
     Returns:
       How many rows there are, and how many were truncated, skipped and invalid.
@@ -57,9 +65,9 @@ def generate_file(
     card = command_card(model, options, "policy")
     check_file(out, inputs=[prompts], models=directories(model, card), overwrite=options.overwrite)
     room, max_new_tokens = generation_lengths(card, max_new_tokens=max_new_tokens, max_length=options.max_length)
-    values = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     tokenizer = model_tokenizer(model, options.defaults)
-    config = sampling_config(card, tokenizer, max_new_tokens=max_new_tokens, **values)
+    with naming("prl generate"):
+        config = sampling_config(card, tokenizer, max_new_tokens=max_new_tokens, **sampling)
     records = read_rows(prompts, "prompt", options)
     measured = measured_rows("generate", records, model, options)
     chosen = selected_rows(records, measured, measured.lengths["prompt"], room, options)
@@ -81,7 +89,7 @@ def generate_file(
         logp, cut = np.sum(rollout.logp, axis=1).tolist(), rollout.truncated.tolist()
         return [_response(*row) for row in zip(part, texts, logp, cut, strict=True)]
 
-    sampled = {"seed": seed, "max_new_tokens": max_new_tokens, **values}
+    sampled = {"seed": seed, "max_new_tokens": max_new_tokens, **sampling}
     made_from = origin_of("generate", model, card, records, options, **sampled)
     with rows_file(out, made_from, overwrite=options.overwrite) as file:
         work("generate", chosen.records, size, answer, file, stop)

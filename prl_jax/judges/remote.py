@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import threading
 import urllib.parse
 from collections import Counter
@@ -17,13 +16,13 @@ from jaxtyping import Float
 
 from prl_jax.errors import UserError, quoted
 from prl_jax.judges.answers import Answer, Answers, Likeliest
-from prl_jax.judges.base import Judged, check_lengths
+from prl_jax.judges.base import Judged, check_lengths, logits
 from prl_jax.judges.endpoint import Endpoint, Reply, one_line
 from prl_jax.processes import from_leader
 from prl_jax.text.chat import Prompt
 from prl_jax.text.judging import JudgeTemplate, question_text
 
-SURE = math.log(1e12)  # the logit of a verdict that comes without a probability
+SURE = float(logits(np.ones(1))[0])  # the logit of a verdict that comes without a probability
 _HOPELESS = 32  # answers without any verdict that are enough
 _AROUND = " \t.\"'`*"  # what a model may write around its verdict word
 

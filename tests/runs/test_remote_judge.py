@@ -49,6 +49,7 @@ def judge_in(config, folder):
         (dict(url="file:///etc/passwd"), "url='file:///etc/passwd', expected http"),
         (dict(url="http://host:port/v1"), "url=.*, expected http"),
         (dict(url="http://host/v 1"), "url=.*, expected http"),
+        (dict(url="http://a..b/v1"), "url=.*, expected http"),
         (
             dict(url="https://me:secret@host/v1"),
             "url: holds a user, a query or a fragment; give the key by api_key_env",

@@ -82,6 +82,7 @@ def _check_url(url: str) -> None:
         plain = found.scheme in ("http", "https") and bool(found.hostname) and url.isascii() and url.isprintable()
         hidden = "@" in found.netloc or found.query or found.fragment
         plain = plain and " " not in url and (found.port is None or found.port > 0)
+        (found.hostname or "").encode("idna")
     except ValueError:
         plain = hidden = False
     if hidden:  # which may hold a password, and is not repeated

@@ -34,6 +34,7 @@ from prl_jax.stages.online_section import (
     declare,
     only_warms_up,
     reads,
+    reference_every,
     steps_of,
     warmup_of,
 )
@@ -120,13 +121,14 @@ def _setup(context: StageContext) -> tuple[Setup, Learner]:
         records=records,
         anchors=anchors,
         reference=reference,
-        total=steps_of(section, context.name, len(records)),
+        total=(total := steps_of(section, context.name, len(records))),
+        reference_every=reference_every(section, context.name, total),
     )
     return setup, built
 
 
 # Fields of the state that a checkpoint has as they are, where they hold anything.
-_UNDER_THEIR_NAMES = ("kl_coef", "deviation", "past", "guard", "entropy")
+_UNDER_THEIR_NAMES = ("kl_coef", "deviation", "past", "guard", "entropy", "reference")
 
 
 def parts(state: PolicyState) -> tuple[Decoder, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -20,6 +21,7 @@ from prl_jax.stages.online_models import Learner, construct
 from prl_jax.stages.online_section import anchors_stage, method_in, schedule_in, steps_of, warmup_of
 from prl_jax.training.policy import make_updates, prepare
 from prl_jax.training.rollout import CriticContext, Critique, Experience
+from prl_jax.training.state import learning
 
 
 def functions(models: AbstractModels, name: str) -> Iterator[Step]:
@@ -56,12 +58,13 @@ def _learning(models: AbstractModels, name: str, built: Learner, held: Held) -> 
         context = CriticContext(rows(size, read), rows(size, read, dtype=bool))
         critique = Critique(token_rows(size, read + room), number, number)
     kept = None if built.schedule.flat_groups == "keep" else models.whole(size, dtype=jnp.bool_)
-    arguments = (built.state, built.reference.model, rollout, context, reward, kept)
+    reference = built.reference.model if built.state.reference is None else built.state.reference
+    arguments = (built.state, reference, rollout, context, reward, kept)
     yield Step(name, "prepare", prepare.trace(*arguments, **pieces), arguments, held)
     frozen = Frozen(number, number, number, rollout.mask)
     experience = Experience(token_rows(size, before + room), rows(size, room), rollout.mask, frozen, critique)
     index = models.whole(size // built.schedule.minibatches, dtype=jnp.int32)
-    updates, state = make_updates(built.method, built.schedule, *built.optimizers), built.state._replace(past=())
+    updates, state = make_updates(built.method, built.schedule, *built.optimizers), learning(built.state)
     if updates.warm_up is not None and warmup_of(section, name, steps_of(section, name, EXAMPLES)):
         learns = ((state.critic, state.guard), state.deviation, experience, index)
         yield Step(name, "warm_up", updates.warm_up.trace(*learns), learns, held)
@@ -78,13 +81,16 @@ def _holding(built: Learner) -> Held:
     policy, critic = state.policy, state.critic
     if critic is not None:
         values = {"critic": critic.model, "critic optimizer": (critic.opt_state, critic.step)}
+    start: dict[str, Any] = {"reference": built.reference.model}
+    if state.reference is not None:
+        start = {"reference": state.reference, "start": built.reference.model}
     if state.past:
         values["earlier policies"] = state.past
     return {
         "policy": policy.model,
         "policy optimizer": (policy.opt_state, policy.step, state.kl_coef, state.deviation, state.guard, state.entropy),
         **values,
-        "reference": built.reference.model,
+        **start,
         **held_judges(built.judges),
     }
 

@@ -11,7 +11,7 @@ from prl_jax.methods import Method
 from prl_jax.runs.context import sampling_of
 from prl_jax.runs.models import Models, Policy, stage_optimizer
 from prl_jax.sampling import SamplingConfig
-from prl_jax.stages.online_section import method_in, schedule_in, steps_of, warmup_of
+from prl_jax.stages.online_section import method_in, reference_every, schedule_in, steps_of, warmup_of
 from prl_jax.streams import Stream
 from prl_jax.training.schedule import Schedule
 from prl_jax.training.state import PolicyState, initial_state
@@ -25,7 +25,7 @@ class Learner(NamedTuple):
       sampling: how the policy answers the prompts that it learns from.
       state: what is trained, before the first step.
       optimizers: of the policy and of the critic, which is None where the method has none.
-      reference: what the policy starts from, and the divergence is taken to.
+      reference: what the policy starts from; the divergence is taken to it, unless the state has a reference.
       judges: by their names: whoever gives the reward, and whoever tells the win rates.
     """
 
@@ -55,5 +55,7 @@ def construct(models: Models, name: str, examples: int) -> Learner:
         critic_optimizer = stage_optimizer(section.critic.optimizer, total, updates, key=f"{name}.critic.optimizer")
         trunk = models.trainable(name, stream=Stream.CRITIC_ADAPTERS)
         critic = models.state(models.scalar(trunk, bias=method.reward.even), critic_optimizer)
-    state = initial_state(policy, critic, method, number=models.number, copy=models.copy, guarded=schedule.guarded)
+    follows = schedule.reference_ema > 0 or reference_every(section, name, total) > 0
+    made = dict(number=models.number, copy=models.copy)
+    state = initial_state(policy, critic, method, **made, guarded=schedule.guarded, follows=follows)
     return Learner(method, schedule, sampling, state, (optimizer, critic_optimizer), reference, judges)

@@ -73,6 +73,8 @@ def declare(method: str = "pairwise_rl", **values: Any) -> dict[str, Any]:
         length_weight=0.0,  # of a reward for being shorter than the other responses to the prompt
         flat_groups="keep",  # responses to a prompt that all earn the same: "keep" them, "drop" or "redraw" them
         redraws=1,  # how often such responses are sampled again, at most; those that remain flat are dropped
+        reference_every="0 steps",  # after so many steps the reference becomes what the policy is, again and again
+        reference_ema=0.0,  # or the share of the way to the policy that it goes in each step; with neither it stays
         # Pieces of the method (`prl_jax.methods`): each has a kind, and the fields of that kind.
         **pieces,
         critic=critic(**given) if has_critic else {},
@@ -106,7 +108,7 @@ RULES = Rules(
     sources={"prompts": "prompt", "evaluation.prompts": "prompt"},
     choices={"result": RESULTS},
     lengths=("duration",),
-    durations=("optimizer.warmup", "evaluation.every", "log_every", "save_every"),
+    durations=("optimizer.warmup", "evaluation.every", "log_every", "save_every", "reference_every"),
     optimizers=("optimizer",),
     at_least={
         "judge_batch_size": 1,
@@ -144,6 +146,11 @@ def warmup_of(section: ConfigDict, name: str, total: int) -> int:
     if not section.critic:
         return 0
     return min(to_steps(section.critic.warmup, key=f"{name}.critic.warmup", total=total), total)
+
+
+def reference_every(section: ConfigDict, name: str, total: int) -> int:
+    """After how many of `total` steps the reference becomes the policy; 0 where it does not."""
+    return to_steps(section.reference_every, key=f"{name}.reference_every", total=total)
 
 
 def only_warms_up(section: ConfigDict, name: str, total: int) -> str:
@@ -239,6 +246,21 @@ def check_overlong(check: Checking, name: str) -> None:
         raise UserError(f"{name}.overlong={given}: the buffer is longer than the room of a response, {room} tokens")
 
 
+def check_reference(check: Checking, name: str) -> None:
+    """Raises `UserError` where the reference follows the policy in two ways, or cannot follow it."""
+    section = check.config[name]
+    # A part of the stage, however small, is a step at least.
+    given = {"reference_every": reference_every(section, name, 100), "reference_ema": section.reference_ema}
+    keys = [key for key, value in given.items() if value]
+    if len(keys) > 1:
+        raise UserError(f"{name}.reference_ema={section.reference_ema} with reference_every: give one of them")
+    if keys and section.lora.rank:
+        raise UserError(
+            f"{name}.{keys[0]}={section[keys[0]]!r}: with adapters the reference is the frozen base below them; leave "
+            "it out, or set lora.rank=0"
+        )
+
+
 def check_adapters(check: Checking, name: str) -> None:
     """Raises `UserError` for adapters that cannot be made, or whose dropout would move the ratios."""
     section = check.config[name]
@@ -257,7 +279,15 @@ def check_sampled(check: Checking, name: str) -> None:
     check_sampling(check, f"{name}.evaluation", section.evaluation, section.policy)
 
 
-CHECKS = (check_method, check_sampled, check_anchors, check_context, check_overlong, check_adapters)
+CHECKS = (
+    check_method,
+    check_sampled,
+    check_anchors,
+    check_context,
+    check_overlong,
+    check_reference,
+    check_adapters,
+)
 
 
 def _covers(whole: ConfigDict, part: ConfigDict) -> bool:

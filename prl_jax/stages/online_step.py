@@ -37,7 +37,7 @@ from prl_jax.training.policy import Updates, prepare, run_updates
 from prl_jax.training.redraws import flat_groups, rows_of, with_rewards, with_rows
 from prl_jax.training.rollout import CriticContext, Experience
 from prl_jax.training.schedule import Schedule
-from prl_jax.training.state import PolicyState, remember, scheduled, steer_kl, with_returns
+from prl_jax.training.state import PolicyState, refreshed, remember, scheduled, steer_kl, with_returns
 from prl_jax.types import Rollout
 
 SAMPLES_A_STEP = 4  # rows of samples.jsonl
@@ -58,6 +58,7 @@ class Setup(NamedTuple):
     anchors: Sequence[Sequence[str]]
     reference: Decoder
     total: int = 1  # steps of the stage
+    reference_every: int = 0  # after how many of them the reference becomes the policy; 0: never
 
 
 class Step(NamedTuple):
@@ -89,7 +90,8 @@ def iteration(
     context, reward = critic_context(setup, done), jnp.asarray(done.reward)
     frozen = dict(kept=None if kept is None else jnp.asarray(np.repeat(kept, schedule.group_size)))
     pieces = dict(method=method, schedule=schedule)
-    experience, before = prepare(state, setup.reference, done.rollout, context, reward, **frozen, **pieces)
+    reference = setup.reference if state.reference is None else state.reference
+    experience, before = prepare(state, reference, done.rollout, context, reward, **frozen, **pieces)
     if "return_deviation" in before:
         state = with_returns(state, before["return_deviation"])
     key = stream_key(setup.context.key, Stream.SHUFFLING, n)
@@ -104,11 +106,13 @@ def iteration(
     )
     if train_policy:
         state = steer_kl(state, before["kl"], len(done.responses), method)
-    state = remember(state, n, method.opponents.every)
+    state = _followed(setup, updates, state, n)
     # A copy: the next update takes the state's arrays, which may be before anybody reads the metrics.
     metrics = {**metrics, **before, "kl_coef": jnp.copy(state.kl_coef), "reward": jnp.asarray(done.reward.mean())}
     metrics["truncated_prompts"] = jnp.asarray(done.truncated_prompts)
     metrics["cut_judgements"] = jnp.asarray(done.cut_judgements)
+    if setup.reference_every:
+        metrics["reference_age"] = jnp.asarray((n - 1) % setup.reference_every)
     if state.entropy is not None:
         metrics["entropy_weight"] = jnp.copy(state.entropy)
     if kept is not None:
@@ -121,6 +125,15 @@ def iteration(
     if done.judged.z_ya is not None:
         metrics |= _judge_metrics(method.opponents.kind, done.judged)
     return state, metrics, done, experience
+
+
+def _followed(setup: Setup, updates: Updates, state: PolicyState, n: int) -> PolicyState:
+    """The state after the updates of step `n`, once the models that stand by have followed the policy."""
+    state = remember(refreshed(state, n, setup.reference_every), n, setup.method.opponents.every)
+    if updates.drift is not None:
+        reference, _ = updates.drift(state.reference, state.policy.model)
+        state = state._replace(reference=reference)
+    return state
 
 
 def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:

@@ -30,7 +30,7 @@ from prl_jax.training.rollout import (
     response_values,
 )
 from prl_jax.training.schedule import Schedule
-from prl_jax.training.state import Guard, JitUpdate, PolicyState, TrainState
+from prl_jax.training.state import Guard, JitUpdate, PolicyState, TrainState, learning
 from prl_jax.training.step import Metrics, Objective, gradients
 from prl_jax.types import LossOutput, Rollout
 
@@ -165,10 +165,13 @@ class Updates(NamedTuple):
       train: of the policy, and of the critic where there is one.
       warm_up: of the critic alone, `((its state, guard), deviation, experience, row indices) -> ((its state, guard),
         metrics)`; None without a critic.
+      drift: of the reference, `(reference, policy) -> (reference, {})`, donates the reference; None where it does not
+        drift.
     """
 
     train: JitUpdate
     warm_up: JitUpdate | None
+    drift: JitUpdate | None = None
 
 
 def make_updates(
@@ -207,8 +210,13 @@ def make_updates(
         learners, guard, metrics = learn(learners, state.guard, objectives, rows(experience, index))
         return state._replace(policy=learners["policy"], critic=learners.get("critic"), guard=guard), metrics
 
+    def drift(reference: Decoder, policy: Decoder) -> tuple[Decoder, Metrics]:
+        share = schedule.reference_ema
+        return jax.tree.map(lambda old, new: old + share * (new - old), reference, policy), {}
+
+    drifting = JitUpdate(drift) if schedule.reference_ema else None
     if not isinstance(baseline, Critic):
-        return Updates(JitUpdate(update), None)
+        return Updates(JitUpdate(update), None, drifting)
 
     def warm_up(
         state: tuple[TrainState, Guard | None],
@@ -221,7 +229,7 @@ def make_updates(
         learners, guard, metrics = learn({"critic": critic}, guard, objectives, rows(experience, index))
         return (learners["critic"], guard), metrics
 
-    return Updates(JitUpdate(update), JitUpdate(warm_up))
+    return Updates(JitUpdate(update), JitUpdate(warm_up), drifting)
 
 
 def together(objectives: dict[str, Objective]) -> Objective:
@@ -262,7 +270,7 @@ def run_updates(
     if not train_policy and updates.warm_up is None:
         return state, {}
     unit, seen = method.surrogate.unit, []
-    past, state = state.past, begun(state)._replace(past=())
+    before, state = state, learning(begun(state))
     units = experience.mask.shape[0] // unit
     for epoch in range(schedule.epochs):
         order = jax.random.permutation(jax.random.fold_in(key, epoch), units)
@@ -272,10 +280,10 @@ def run_updates(
                 state, metrics = updates.train(state, experience, order[part])
             else:
                 assert updates.warm_up is not None
-                learning = (state.critic, state.guard)
-                (critic, guard), metrics = updates.warm_up(learning, state.deviation, experience, order[part])
+                alone = (state.critic, state.guard)
+                (critic, guard), metrics = updates.warm_up(alone, state.deviation, experience, order[part])
                 state = state._replace(critic=critic, guard=guard)
             seen.append(metrics)
     mean = averaged(seen)
     first = {"clip_fraction_first": seen[0]["clip_fraction"]} if "clip_fraction" in seen[0] else {}
-    return state._replace(past=past), {**mean, **first}
+    return state._replace(past=before.past, reference=before.reference), {**mean, **first}

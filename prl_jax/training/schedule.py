@@ -39,6 +39,7 @@ class Schedule:
       flat_groups: what becomes of groups whose rewards are all the same: "keep", "drop" (they do not train the policy)
         or "redraw" (they are sampled again, and dropped if that does not help); dynamic sampling (arXiv 2503.14476).
       redraws: how often a group is sampled again, at most.
+      reference_ema: the share of the way to the policy that the reference goes in each step; 0: it stays where it is.
     """
 
     group_size: int = 1
@@ -56,6 +57,7 @@ class Schedule:
     length_weight: float = 0.0
     flat_groups: str = "keep"
     redraws: int = 1
+    reference_ema: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("group_size", "epochs", "minibatches", "accumulate", "redraws"):
@@ -85,6 +87,9 @@ class Schedule:
             raise UserError(f"flat_groups={self.flat_groups!r}: one response is always a flat group; set group_size")
         if self.flat_groups != "redraw" and self.redraws != 1:
             raise UserError(f"redraws={self.redraws}: nothing is drawn again with flat_groups={self.flat_groups!r}")
+
+        if not 0 <= self.reference_ema < 1:
+            raise UserError(f"reference_ema={self.reference_ema}, expected at least 0 and below 1")
 
     @property
     def draws(self) -> int:

@@ -96,6 +96,7 @@ class PolicyState(NamedTuple):
         update reads them.
       guard: where updates may do nothing; else None.
       entropy: float32 scalar, the factor of the entropy bonus, where it changes from step to step; else None.
+      reference: the policy that the divergence is taken to, where it follows the policy; else None. No update reads it.
     """
 
     policy: TrainState
@@ -105,6 +106,7 @@ class PolicyState(NamedTuple):
     past: tuple[Decoder, ...] = ()
     guard: Guard | None = None
     entropy: Float[Array, ""] | None = None
+    reference: Decoder | None = None
 
 
 def initial_state(
@@ -115,6 +117,7 @@ def initial_state(
     number: Callable[[float], Any] | None = None,
     copy: Callable[[Decoder], Decoder] = copied,
     guarded: bool = False,
+    follows: bool = False,
 ) -> PolicyState:
     """The state before the first update.
 
@@ -122,8 +125,9 @@ def initial_state(
       policy, critic: with their optimizers.
       method: what the state is for.
       number: makes a float32 number of the state; by default where the policy's step is.
-      copy: makes an earlier policy of a model.
+      copy: makes an earlier policy, or a reference, of a model.
       guarded: whether updates may do nothing.
+      follows: whether the reference follows the policy.
     """
     if number is None:
         number = lambda x: jax.device_put(jnp.float32(x), policy.step.sharding)  # noqa: E731
@@ -136,7 +140,14 @@ def initial_state(
         norms = ("grad_norm",) if critic is None else ("critic_grad_norm", "grad_norm")
         guard = Guard(number(0.0), number(0.0), {name: number(0.0) for name in norms})
     entropy = number(method.regulariser.entropy) if method.regulariser.ends else None
-    return PolicyState(policy, critic, number(method.regulariser.coefficient), deviation, past, guard, entropy)
+    reference = copy(policy.model) if follows else None
+    kl_coef = number(method.regulariser.coefficient)
+    return PolicyState(policy, critic, kl_coef, deviation, past, guard, entropy, reference)
+
+
+def learning(state: PolicyState) -> PolicyState:
+    """The part of a state that updates read and change: without models that only stand by."""
+    return state._replace(past=(), reference=None)
 
 
 def with_returns(state: PolicyState, deviation: Float[Array, ""]) -> PolicyState:
@@ -180,6 +191,13 @@ def remember(state: PolicyState, n: int, every: int) -> PolicyState:
     if not state.past or n % every:
         return state
     return state._replace(past=(*state.past[1:], copied(state.policy.model)))
+
+
+def refreshed(state: PolicyState, n: int, every: int) -> PolicyState:
+    """The state after step `n`: each `every` steps, if that is not 0, the reference becomes what the policy is."""
+    if not every or n % every:
+        return state
+    return state._replace(reference=copied(state.policy.model))
 
 
 class JitUpdate:

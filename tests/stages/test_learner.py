@@ -6,6 +6,8 @@ import pytest
 from fakes import one_device, with_pieces
 
 from prl_jax.costs.models import AbstractModels, bytes_per_device
+from prl_jax.errors import UserError
+from prl_jax.inputs.checks import check_config
 from prl_jax.methods import Group
 from prl_jax.models import split
 from prl_jax.stages import KINDS, online_costs, online_models
@@ -49,3 +51,28 @@ def test_what_decides_about_updates_is_saved_where_there_is_any():
     saved = parts(on)[1]
     assert saved.keys() - parts(off)[1].keys() == {"guard"} and off.guard is None
     assert whole(off, *parts(on)).guard == on.guard is not None
+
+
+@pytest.mark.parametrize("section", [dict(reference_every="5 steps"), dict(reference_ema=0.1)])
+def test_a_reference_that_follows_is_held_beside_the_start(section):
+    built, before = learner(models(**section)), learner(models())
+    assert (
+        held(built) - held(before) == bytes_per_device(built.state.policy.model) > 0 and before.state.reference is None
+    )
+    assert whole(before.state, *parts(built.state)).reference is built.state.reference
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (dict(reference_every="5 steps", reference_ema=0.1), "policy.reference_ema=0.1 with reference_every"),
+        (dict(reference_every="10%", lora=dict(rank=2)), "policy.reference_every='10%': with adapters"),
+        (dict(reference_ema=0.1, lora=dict(rank=2)), "policy.reference_ema=0.1: with adapters"),
+        (dict(reference_ema=1.0), "policy.reference_ema=1.0, expected at least 0 and below 1"),
+        (dict(overlong=(5, 1.0)), "policy.overlong=.*longer than the room of a response, 4 tokens"),
+        (dict(stop_kl=0.1, epochs=1, minibatches=1), "policy.stop_kl=0.1: a step has one update"),
+    ],
+)
+def test_switches_that_cannot_work_are_refused_with_their_stage(section, message):
+    with pytest.raises(UserError, match=message):
+        check_config(models(**section).config)

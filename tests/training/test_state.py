@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from fakes import make_decoder, with_pieces
+from fakes import make_decoder, on_mesh, one_device, with_pieces
 
 from prl_jax.errors import UserError
 from prl_jax.methods import METHODS, InsideKL, LossKL, RewardKL
-from prl_jax.training.state import PolicyState, TrainState, initial_state, remember, scheduled
+from prl_jax.training.policy import make_updates
+from prl_jax.training.schedule import Schedule
+from prl_jax.training.state import PolicyState, TrainState, initial_state, refreshed, remember, scheduled
 
 
 def test_earlier_policies_are_a_ring_of_copies():
@@ -24,6 +27,23 @@ def test_earlier_policies_are_a_ring_of_copies():
     for n, model in zip((2.0, 4.0), state.past, strict=True):
         jax.tree.map(np.testing.assert_array_equal, model, scaled(n))
     assert remember(state._replace(past=()), 2, 2).past == ()
+
+
+def test_a_reference_becomes_the_policy_each_so_many_steps():
+    policy = make_decoder(0, layers=1)
+    state = initial_state(TrainState(policy, None, jnp.int32(0)), None, METHODS["rloo"].method, follows=True)
+    assert all(a is not b for a, b in zip(jax.tree.leaves(state.reference), jax.tree.leaves(policy), strict=True))
+    moved = state._replace(policy=state.policy._replace(model=make_decoder(1, layers=1)))
+    assert refreshed(moved, 3, 2).reference is refreshed(moved, 4, 0).reference is state.reference
+    jax.tree.map(np.testing.assert_array_equal, refreshed(moved, 4, 2).reference, moved.policy.model)
+
+
+def test_a_reference_drifts_by_a_share_of_the_way():
+    models = [on_mesh(make_decoder(seed, layers=1), one_device()) for seed in (0, 1)]
+    expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, *models)
+    updates = make_updates(METHODS["rloo"].method, Schedule(group_size=2, reference_ema=0.25), optax.sgd(0.1))
+    found, _ = updates.drift(*models)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), found, expected)
 
 
 def test_coefficients_go_to_their_ends_over_the_steps():

@@ -24,10 +24,10 @@ from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.training import Training, train_stage
 from prl_jax.stages.anchors import read_anchors
 from prl_jax.stages.kind import Kind
+from prl_jax.stages.online_checks import CHECKS
 from prl_jax.stages.online_costs import COSTS
 from prl_jax.stages.online_models import Learner, construct
 from prl_jax.stages.online_section import (
-    CHECKS,
     RULES,
     anchors_stage,
     batch_rows,

@@ -93,7 +93,7 @@ OTHER_MEANINGS = {
         "methods/method.py": "a key of a section",
         "methods/opponents.py": "a field of a piece",
         "training/compare.py": "whom a response is compared with",
-        "stages/online_section.py": "a kind of opponents, and a family",
+        "stages/online_checks.py": "a kind of opponents, and a family",
         "stages/evaluation.py": "a key of a section",
         "reporting/inputs.py": "a family",
     },

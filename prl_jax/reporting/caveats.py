@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prl_jax.reporting.inputs import RunFiles, number
-from prl_jax.reporting.names import is_exact, judge_section, judges_of_config, model_behind, section_of
+from prl_jax.reporting.judges import answering, in_words, is_exact, is_learned, judges_of_config
+from prl_jax.reporting.names import section_of
 from prl_jax.reporting.pooling import obstacles
 from prl_jax.reporting.tables import arms_of, judges_of
 from prl_jax.reporting.trust import is_measured, no_judges, sentences
@@ -67,16 +68,13 @@ def _of_teller(run: RunFiles, teller: str, *, trusted: bool) -> list[str]:
     judges = judges_of_config(run)
     if is_exact(judges, teller):
         return ["Win rates are told by the exact judge of the built-in tasks."]
-    section = judge_section(judges, teller)
-    learned = not section or "model" in section
+    learned, told = is_learned(judges, teller), in_words(judges, teller)
     if learned:
-        notes = [f"Win rates are told by a learned judge ({teller}), which has errors and tastes of its own."]
+        notes = [f"Win rates are told by a learned judge ({told}), which has errors and tastes of its own."]
     else:
-        path, kind = section.get("path"), section.get("kind")
-        what = f"a function of yours ({path})" if path else f"a judge of kind '{kind}'"
-        notes = [f"Win rates are told by {teller}, {what}: they show what it was written to reward, and nothing else."]
-    model = model_behind(judges, teller)
-    same = [str(arm["name"]) for arm in arms_of(run.summary) if model_behind(judges, _learned_from(run, arm)) == model]
+        notes = [f"Win rates are told by {told}: they show what it was written to reward, and nothing else."]
+    asked = [(str(arm["name"]), answering(judges, _learned_from(run, arm))) for arm in arms_of(run.summary)]
+    same = [name for name, whom in asked if whom & answering(judges, teller)]
     if same:
         remedy = "Train another judge on other pairs to tell them." if learned else "Let another judge tell them."
         notes.append(

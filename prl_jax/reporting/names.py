@@ -22,31 +22,6 @@ def sections(run: RunFiles) -> list[Mapping[str, Any]]:
     return [section_of(run, name) for name in names]
 
 
-def judges_of_config(run: RunFiles) -> Mapping[str, Any]:
-    """The judges that the config names, each with its section; empty where it names none."""
-    judges = run.settings.get("judges")
-    return judges if isinstance(judges, Mapping) else {}
-
-
-def judge_section(judges: Mapping[str, Any], judge: str) -> Mapping[str, Any]:
-    """The section behind a judge's name in `judges` of the config; empty for a stage or a model directory.
-
-    Workdirs from before judges had names knew the exact judge as "gold".
-    """
-    section = judges.get(judge, {"kind": "gold"} if judge == "gold" else {})
-    return section if isinstance(section, Mapping) else {}
-
-
-def is_exact(judges: Mapping[str, Any], judge: str) -> bool:
-    """Whether a name of `judges` is that of the exact judge of the built-in tasks."""
-    return judge_section(judges, judge).get("kind") == "gold"
-
-
-def model_behind(judges: Mapping[str, Any], judge: str) -> str:
-    """The stage or model directory that answers under a judge's name; the name itself where it is one, or has none."""
-    return str(judge_section(judges, judge).get("model") or judge)
-
-
 def improves_a_policy(section: Mapping[str, Any]) -> bool:
     """Whether a section is that of a stage which trains a policy further."""
     return {"policy", "duration"} <= set(section)

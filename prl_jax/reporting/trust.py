@@ -9,7 +9,8 @@ import numpy as np
 
 from prl_jax.evaluation import judge_faults, order_consistency, position_bias
 from prl_jax.reporting.inputs import JUDGE, REWARDED, RunFiles, StageFiles, number
-from prl_jax.reporting.names import is_exact, judges_of_config, model_behind, section_of
+from prl_jax.reporting.judges import is_exact, judges_of_config, model_behind
+from prl_jax.reporting.names import section_of
 
 _METRICS = ("accuracy", "accuracy_low", "accuracy_high", "longer_wins", "order_consistency", "position_bias")
 

@@ -205,6 +205,14 @@ def test_a_judge_that_was_not_evaluated_is_known_by_what_it_did():
 
 NAMED = {"exact": {"kind": "gold"}, "house": {"kind": "python", "path": "my_rules.py:shorter"}}
 NAMED |= {"taste": {"kind": "model", "model": "genrm"}, "gold": {"kind": "python", "path": "fake.py:gold"}}
+NAMED |= {
+    "both": {"kind": "ensemble", "of": ["taste", "house"]},
+    "rules": {"kind": "ensemble", "of": ["house", "check"]},
+}
+NAMED |= {
+    "far": {"kind": "remote", "model": "large", "url": "http://x"},
+    "check": {"kind": "verifier", "check": "exact"},
+}
 
 
 @pytest.mark.parametrize(
@@ -216,6 +224,10 @@ NAMED |= {"taste": {"kind": "model", "model": "genrm"}, "gold": {"kind": "python
         ("taste", "genrm", ["a learned judge (taste)", "P learned from taste, which tells", "Train another judge"]),
         ("genrm", "taste", ["a learned judge (genrm)", "P learned from genrm, which tells", "Train another judge"]),
         ("gold", "genrm", ["told by gold, a function of yours (fake.py:gold)"]),
+        ("far", "genrm", ["a learned judge (far, the model large behind an endpoint)"]),
+        ("check", "genrm", ["told by check, a verifier (check 'exact')"]),
+        ("both", "genrm", ["(both, an ensemble of taste, house)", "P learned from both, which tells", "Train another"]),
+        ("rules", "both", ["told by rules, an ensemble of house, check", "P learned from rules", "Let another judge"]),
     ],
 )
 def test_names_of_judges_stand_for_what_the_config_says(teller, learned, expected):
@@ -225,7 +237,7 @@ def test_names_of_judges_stand_for_what_the_config_says(teller, learned, expecte
     notes = " ".join(caveats([run(arms, config=config, judges={"genrm": JUDGE}, win_rate_judge=teller)]))
     assert all(text in notes for text in expected) and notes.count("told by") == 1
     assert ("learned from" in notes) == any("learned from" in text for text in expected)
-    assert ("right: name it" in notes) == (teller in ("house", "gold"))
+    assert ("right: name it" in notes) == (teller not in ("exact", "taste", "genrm"))
     found = headline([run(arms, config=config, win_rate_judge=teller, win_rate_judge_orders=orders)])
     assert ("is no judge" in found[0]) == (teller != "exact")
     trained = StageFiles("genrm", "judge", [], [], {"metrics": {"validation_order_consistency": 0.0}})

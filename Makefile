@@ -11,18 +11,19 @@ smoke: .venv/.installed
 	$(BIN)/prl run --config experiments/quickstart.py:smoke --workdir runs/smoke
 
 test: .venv/.installed-dev
-	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 15 -m "not long"
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 15 -m "not long and not nightly"
 
-# What takes minutes a test: runs that are killed at many moments, compilation for whole pods.
+# The tests that take minutes each, one of each kind: a run that is killed at many moments, compilation for a whole pod.
 test-slow: .venv/.installed-dev
-	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 15 -m long
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 15 -m "long and not nightly"
 
 # The tests of `make test` on Python 3.13 with the newest releases that pyproject.toml allows; tests/newest.sh says how.
 test-newest: .venv-newest/.installed
-	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} sh tests/newest.sh .venv-newest/bin/python -m pytest -q -n 2 --dist loadfile --durations 15 -m "not long"
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} sh tests/newest.sh .venv-newest/bin/python -m pytest -q -n 2 --dist loadfile --durations 15 -m "not long and not nightly"
 
-# What takes an hour or more.
+# All that takes hours: everything above, and the tests of further pods, meshes, families and moments of killing.
 test-nightly: test-slow test-newest mutants
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 15 -m nightly
 
 # Compares the losses with TRL's trainers, in an environment with torch (docs/parity.md).
 parity: .venv-parity/.installed

@@ -23,6 +23,7 @@ CASES = [
     ("qwen3_0_6b_lora_gpu", "qwen3_0_6b", 596e6, 1, 24e9),
     ("gemma3_4b_h100x8", "gemma3_4b", 3.88e9, 8, 80e9),
 ]
+MARKS = {"qwen3_0_6b_lora_gpu": pytest.mark.long, "gemma3_4b_h100x8": pytest.mark.nightly}
 # Lengths that a config takes from its data, where there are no data.
 LENGTHS = {
     "qwen3_0_6b_lora_gpu": ("genrm.max_length=1536", "huggingface.max_prompt=512", "huggingface.max_response=512")
@@ -34,8 +35,10 @@ SIZES = [case[:3] for case in CASES] + [
 ]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("name", "model", "parameters", "devices", "room"), CASES, ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("name", "model", "parameters", "devices", "room"),
+    [pytest.param(*case, id=case[0], marks=MARKS[case[0]]) for case in CASES],
+)
 def test_it_compiles_ahead_of_time_and_fits(name, model, parameters, devices, room):
     path = ROOT / "experiments" / f"{name}.py"
     arguments = f"{MODELS / model},pairs.jsonl"

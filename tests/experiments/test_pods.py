@@ -27,6 +27,11 @@ TRAINING = {"sft/train_step", "genrm/train_step", "pairwise_ppo/update"}
 STEPS = TRAINING | {f"pairwise_ppo/{function}" for function in ("prefill", "decode", "judge", "prepare")}
 
 
+def pods(**marks):
+    """The configs as cases: those that are named with their own marks, the others `nightly`."""
+    return [pytest.param(*pod, id=pod[0], marks=marks.get(pod[0], pytest.mark.nightly)) for pod in PODS]
+
+
 @pytest.fixture(autouse=True)
 def quick():
     """XLA tries less hard and compiles in a quarter of the time; the memory it plans was up to a tenth more or less."""
@@ -63,7 +68,7 @@ def test_all_configs_for_slices_are_here():
     assert slices == {name for name, _, _ in PODS}
 
 
-@pytest.mark.parametrize(("name", "model", "topology"), PODS, ids=[pod[0] for pod in PODS])
+@pytest.mark.parametrize(("name", "model", "topology"), pods(llama3_8b_v5e_8x8=(), gemma3_4b_v6e_4x4=pytest.mark.long))
 def test_every_function_lowers_and_one_compiles_and_fits(name, model, topology):
     planned = plan(name, model, topology, [FASTEST])
     assert {function.name for function in planned.functions} > STEPS
@@ -71,8 +76,7 @@ def test_every_function_lowers_and_one_compiles_and_fits(name, model, topology):
     assert planned.fits  # as far as arguments tell it, of the others too
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("name", "model", "topology"), PODS, ids=[pod[0] for pod in PODS])
+@pytest.mark.parametrize(("name", "model", "topology"), pods(llama3_2_1b_v5e_4x4=pytest.mark.long))
 def test_every_function_compiles_and_fits(name, model, topology):
     planned = plan(name, model, topology, None)
     check(planned, {function.name for function in planned.functions})

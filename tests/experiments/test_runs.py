@@ -91,7 +91,9 @@ RUNS = {
          *_judged_policies("ppo", "pairwise_ppo")),
     ),
 }  # fmt: skip
-QUICK = ("ukp_judges", "llama3_8b_v5e_8x8")  # adapters: tests/stages/test_huggingface.py
+# One of each kind; adapters alone, and families of models, are in tests/stages/test_huggingface.py.
+LONG = ("own_model", "gemma3_4b_h100x8", "quickstart", "hh_pairwise_ppo")
+MARKS = {"ukp_judges": (), **dict.fromkeys(LONG, pytest.mark.long)}
 
 
 def text(words: int, start: int) -> str:
@@ -138,11 +140,11 @@ def write_model(folder: Path, run: Run) -> Path:
 
 def test_each_config_has_an_entry():
     assert set(RUNS) == {path.stem for path in FILES}
-    assert set(QUICK) < set(RUNS)
+    assert set(MARKS) < set(RUNS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in RUNS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, pytest.mark.nightly)) for name in RUNS])
 def test_it_runs_to_its_end(name, tmp_path, monkeypatch):
     run, argument = RUNS[name], ""
     write_data(tmp_path / "data")

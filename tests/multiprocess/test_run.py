@@ -123,11 +123,11 @@ def interrupted(folder, two, environment, tmp_path) -> Iterator[tuple[list[subpr
 @pytest.mark.parametrize(
     ("lost", "how"),
     [
-        (1, signal.SIGKILL),
+        pytest.param(1, signal.SIGKILL, marks=pytest.mark.nightly),
         pytest.param(0, signal.SIGKILL, marks=pytest.mark.long),
         # Its connections stay open: only the heartbeats tell.
         pytest.param(1, signal.SIGSTOP, marks=pytest.mark.long),
-        pytest.param(0, signal.SIGSTOP, marks=pytest.mark.long),
+        pytest.param(0, signal.SIGSTOP, marks=pytest.mark.nightly),
     ],
 )
 def test_a_lost_process_ends_the_other_and_one_process_can_continue(interrupted, alone, environment, lost, how):

@@ -9,19 +9,20 @@ from scale.same import check, load
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("steps.py")
+nightly = pytest.mark.nightly
 MESHES = {"mixed": '{"data": 2, "fsdp": 2, "tensor": 2}'}
-MORE_MESHES = {
-    "data": '{"data": 8}',
-    "fsdp": '{"data": 1, "fsdp": 8}',
-    "tensor": '{"data": 4, "tensor": 2}',
-    "sequence": '{"data": 4, "sequence": 2}',
-    "all": '{"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}',
-}
+MORE_MESHES = [
+    pytest.param('{"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}', id="all"),
+    pytest.param('{"data": 8}', id="data", marks=nightly),
+    pytest.param('{"data": 1, "fsdp": 8}', id="fsdp", marks=nightly),
+    pytest.param('{"data": 4, "tensor": 2}', id="tensor", marks=nightly),
+    pytest.param('{"data": 4, "sequence": 2}', id="sequence", marks=nightly),
+]
 # Processes, devices of each, and the mesh; "tensor across" has both halves of a matrix in different processes.
 PROCESSES = [
-    pytest.param(2, 4, MESHES["mixed"], id="two"),
-    pytest.param(4, 2, MORE_MESHES["fsdp"], id="four"),
     pytest.param(4, 1, '{"data": 2, "tensor": 2}', id="tensor across"),
+    pytest.param(2, 4, MESHES["mixed"], id="two", marks=nightly),
+    pytest.param(4, 2, '{"data": 1, "fsdp": 8}', id="four", marks=nightly),
 ]
 
 
@@ -37,20 +38,16 @@ def one(folder):
     return load(folder, "one")
 
 
-@pytest.fixture(scope="module")
-def more(folder):
-    on_virtual_devices(SCRIPT, folder, *(f"{name}={sizes}" for name, sizes in MORE_MESHES.items()))
-
-
 @pytest.mark.parametrize("name", MESHES)
 def test_eight_devices_compute_what_one_does(one, folder, name):
     check(load(folder, name), one)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", MORE_MESHES)
-def test_eight_devices_on_more_meshes_compute_what_one_does(one, more, folder, name):
-    check(load(folder, name), one)
+@pytest.mark.parametrize("sizes", MORE_MESHES)
+def test_eight_devices_on_more_meshes_compute_what_one_does(one, folder, sizes):
+    on_virtual_devices(SCRIPT, folder, f"more={sizes}")
+    check(load(folder, "more"), one)
 
 
 @pytest.mark.long

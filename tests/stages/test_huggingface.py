@@ -58,11 +58,11 @@ def write_model(folder: Path, family: str) -> Path:
     return hf_checkpoints.write(folder, config, "bfloat16")
 
 
-# These differ most from each other; tests/models/hf and tests/text go through all of them.
-DIFFERENT = ("qwen3", "gemma3")
+# Two that differ most from each other; tests/models/hf and tests/text go through all of them.
+MARKS = {"qwen3": (), "gemma3": pytest.mark.long}
 every_family = pytest.mark.parametrize(
     "run",
-    [pytest.param(name, marks=[] if name in DIFFERENT else pytest.mark.long) for name in TOKENIZERS],
+    [pytest.param(name, marks=MARKS.get(name, pytest.mark.nightly)) for name in TOKENIZERS],
     indirect=True,
 )
 one_family = pytest.mark.parametrize("run", ["qwen3"], indirect=True)

@@ -1,4 +1,4 @@
-"""`make test-slow`: a run that is killed at twenty random moments over all stages ends as if it never was."""
+"""A run that is killed at many random moments over all stages ends as if it never was."""
 
 import shutil
 import signal
@@ -6,21 +6,29 @@ import signal
 import pytest
 from interrupted import PIECES, STAGES, STEPS, Moment, Run, check_equal, moments
 
-pytestmark = pytest.mark.long
-SEED, COUNT = 12, 20
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+SEED = 12
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_again_and_again(tmp_path, processes):
+@pytest.mark.parametrize(
+    ("processes", "count", "stages"),
+    [
+        (2, 8, ("anchors",)),
+        pytest.param(1, 20, tuple(PIECES), marks=pytest.mark.nightly),
+        pytest.param(2, 20, tuple(PIECES), marks=pytest.mark.nightly),
+    ],
+)
+def test_killed_again_and_again(tmp_path, processes, count, stages):
+    """At `count` moments; then SIGTERM stops it in each of `stages`, which have no steps, and in one that trains."""
     whole = Run(tmp_path / "whole", tmp_path / "cache", processes)
     whole.finish()
-    run, chosen = Run(tmp_path / "killed", tmp_path / "cache", processes), moments(SEED, COUNT, processes=processes)
+    run, chosen = Run(tmp_path / "killed", tmp_path / "cache", processes), moments(SEED, count, processes=processes)
     for moment in chosen:
         run.kill(moment)
     run.finish()
     check_equal(whole, run, chosen)
     # A signal to one of the processes between two parts of a stage without steps; to all of them in one with steps.
-    for stage in PIECES:
+    for stage in stages:
         run = Run(tmp_path / stage, tmp_path / "cache", processes)
         stop(whole, run, Moment(stage, 3, "piece", signal=signal.SIGTERM, process=processes - 1))
     run = Run(tmp_path / "ppo", tmp_path / "cache", processes)

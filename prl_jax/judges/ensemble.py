@@ -8,7 +8,7 @@ members (ddof 0), so that one member alone has none.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -99,10 +99,10 @@ class EnsembleJudge:
 
     def counters(self) -> Mapping[str, float]:
         """The sums of what its members count."""
-        total: Counter[str] = Counter()
-        for member in self.members:
-            total.update(member.counters() if isinstance(member, CountingJudge) else {})
-        return total
+        counts = [member.counters() for member in self.members if isinstance(member, CountingJudge)]
+        return {
+            name: float(sum(one.get(name, 0) for one in counts)) for name in dict.fromkeys(itertools.chain(*counts))
+        }
 
 
 class ScoringEnsembleJudge(EnsembleJudge):

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 _MARK, _BOX = "####", "\\boxed{"  # what announces a final answer: in GSM8K, and in LaTeX
 _MOST_DIGITS = 1000  # a longer run of digits is no number that anybody means
+_HEADING = re.compile(r"[.:)]\s*\S")  # behind the number of a heading
 _FRACTION = r"\\[dt]?frac\{\s*(-?[0-9]+)\s*\}\{\s*([0-9]+)\s*\}"
 _NUMBER = re.compile(
     r"""
@@ -29,8 +30,9 @@ _NUMBER = re.compile(
 def final_number(text: str) -> Fraction | None:
     r"""The number that a text gives as its answer; None where there is none.
 
-    It is the last number of the line behind the last "####", as GSM8K writes its answers; in texts without it, the last
-    one in the last `\boxed{...}`; in texts without either, the last one at all. Read are signs, decimals, thousands
+    It is the one behind the last "####" that a number follows, as GSM8K writes its answers (a heading of Markdown, such
+    as "#### 2. Add them up", is none); in texts without it, the last one in the last `\boxed{...}`; in texts without
+    either, the last one at all. Read are signs, decimals, thousands
     separators (1,234.5), powers of ten (1.5e3), fractions (3/4, 2 1/2, `\frac{3}{4}`). Currencies and units, the
     percent sign among them, do not change a number: 50 % is 50.
     """
@@ -45,8 +47,11 @@ def _plain(text: str) -> str:
 
 def _announced(text: str) -> str:
     """The part of a text in which the answer stands."""
-    if _MARK in text:
-        return text.rpartition(_MARK)[2].strip().partition("\n")[0]
+    for part in reversed(text.split(_MARK)[1:]):
+        line = part.lstrip(" \t").partition("\n")[0]
+        number = _NUMBER.match(line)
+        if number and not _HEADING.match(line, number.end()):
+            return number[0]
     if _BOX not in text:
         return text
     inside, depth = text.rpartition(_BOX)[2], 1

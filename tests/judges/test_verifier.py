@@ -15,6 +15,8 @@ from prl_jax.judges.final_number import final_number
 NUMBERS = {
     "Natalia sold 48/2 = <<48/2=24>>24 clips.\nAltogether 72.\n#### 72": 72,
     "#### -1,234.50 dollars\nor 7": Fraction("-1234.5"),
+    "#### 1. Add\n2+2 = 4\n#### Step 2\nSo \\boxed{4}. Next 5.": 4,
+    "#### 12\nCheck:\n#### Answer in 3 words": 12,
     "A: 366.": 366,
     "So he made a profit of $70,000": 70000,
     "it is -$5": -5,

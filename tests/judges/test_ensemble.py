@@ -115,6 +115,21 @@ def test_certainty_is_kept_and_what_is_no_number_shows():
         assert np.isnan(ensemble([sure(0.9, 0.9, 0.9), Biased(np.nan)], way)(PROMPTS, FIRST, SECOND).z_12).all()
 
 
+def test_what_was_cut_for_one_member_was_cut():
+    class Short:
+        merge = "probability"
+
+        def __call__(self, prompts, first, second):
+            return Judged(np.zeros(3, np.float32), np.zeros(3, np.float32), self.merge, np.array([False, True, False]))
+
+        def scored(self, prompts, responses):
+            return Scored(np.zeros(3, np.float32), np.array([True, False, False]))
+
+    judge = ensemble([lengths(1), Short()], Combination())
+    np.testing.assert_array_equal(judge(PROMPTS, FIRST, SECOND).cut, [False, True, False])
+    np.testing.assert_array_equal(judge.scored(PROMPTS, FIRST).cut, [True, False, False])
+
+
 def test_ensembles_of_ensembles():
     inner = ensemble([sure(0.9, 0.2, 0.5), sure(0.7, 0.4, 0.5)], Combination())
     outer = ensemble([inner, Biased(), ensemble([Biased()], Combination())], Combination("min"))

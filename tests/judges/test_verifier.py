@@ -18,6 +18,7 @@ NUMBERS = {
     "#### 1. Add\n2+2 = 4\n#### Step 2\nSo \\boxed{4}. Next 5.": 4,
     "#### 12\nCheck:\n#### Answer in 3 words": 12,
     "A: 366.": 366,
+    "on 7/4/20": 20,
     "So he made a profit of $70,000": 70000,
     "it is -$5": -5,
     "10-5": 5,
@@ -129,6 +130,7 @@ def test_each_check_tells_right_from_wrong():
     assert scores(Exact(), " the  Nile\n", ["the Nile", "The Nile", "the Nile."]) == [1, 0, 0]
     assert scores(Number(), "#### 1/3", ["2/6", "0.333", "one third"]) == [1, 0, 0]
     assert scores(Number(tolerance=0.01), "#### 1/3", ["0.333", "0.35", "-1/3"]) == [1, 0, 0]
+    assert scores(Number(tolerance=0.1), "0", ["0.1", "0.2", "-0.1"]) == [1, 0, 1]
     answer = Pattern(r"Answer: (?P<answer>\S+)")
     assert scores(answer, "42", ["x\nAnswer: 42", "Answer: 41", "42"]) == [1, 0, 0]
     plain = Pattern("(?i)^yes|no$")

@@ -26,7 +26,12 @@ CASES = [
 MARKS = {"qwen3_0_6b_lora_gpu": pytest.mark.long, "gemma3_4b_h100x8": pytest.mark.nightly}
 # Lengths that a config takes from its data, where there are no data.
 LENGTHS = {
-    "qwen3_0_6b_lora_gpu": ("genrm.max_length=1536", "huggingface.max_prompt=512", "huggingface.max_response=512")
+    "qwen3_0_6b_lora_gpu": (
+        "genrm.max_length=1536",
+        "referee.max_length=1536",
+        "huggingface.max_prompt=512",
+        "huggingface.max_response=512",
+    )
 }
 # More of them, by name, and their sizes.
 SIZES = [case[:3] for case in CASES] + [

@@ -281,7 +281,10 @@ def test_an_answer_belongs_to_its_request_and_not_to_the_host(judge_of):
         judge_of(moved, request={"seed": 1})(*asked)
         judge_of(moved, request={"model": "n"})(*asked)
         judge_of(moved, question="Or Y, or N?")(*asked)
-        assert len(moved.asked) == 6
+        judge_of(moved._replace(url=moved.url.replace("/v1", "/v2")))(*asked)
+        for letter in "pq":  # told apart by their beginning too
+            judge_of(moved)([user(letter + "x" * 3000)], FIRST[:1], SECOND[:1])
+        assert len(moved.asked) == 12
 
 
 def test_damaged_lines_are_passed_over_and_counted(tmp_path):

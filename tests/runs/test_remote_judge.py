@@ -92,6 +92,7 @@ def test_a_key_in_the_place_of_its_name_is_not_repeated(monkeypatch):
     [
         ({}, dict(max_tokens=16, temperature=0.0)),
         (dict(max_tokens=0, extra=dict(max_completion_tokens=9)), dict(max_completion_tokens=9, temperature=0.0)),
+        (dict(max_tokens=9, extra=dict(a=dict(b=False))), dict(max_tokens=9, temperature=0.0, a=dict(b=False))),
         (
             dict(reads="logprobs", top_logprobs=5),
             dict(max_tokens=1, temperature=1.0, logprobs=True, top_logprobs=5),

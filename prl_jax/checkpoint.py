@@ -184,6 +184,23 @@ class Checkpoints:
             raise self._unreadable({step: error}) from error
         return combine(unflatten(like, arrays["model"]), frozen)
 
+    def restore_part(self, name: str, like: Tree) -> Tree:
+        """What the newest checkpoint has under a name of its `train` item, alone.
+
+        Raises:
+          UserError: there is no checkpoint, or the newest one is damaged or has no such part.
+        """
+        step = self._steps()[-1]
+        wanted = {f"{name}.{key}": leaf for key, leaf in _abstract(like).items()}
+        try:
+            arrays, _ = self._read(step, {"train": wanted}, partly=True)
+        except Exception as error:
+            if shortage(error):
+                raise
+            self._failed = True
+            raise self._unreadable({step: error}) from error
+        return unflatten(like, {key.removeprefix(f"{name}."): array for key, array in arrays["train"].items()})
+
     def _steps(self) -> list[int]:
         self.wait()
         steps = list(self._manager.all_steps())
@@ -191,9 +208,11 @@ class Checkpoints:
             raise UserError(f"{self.directory}: holds no checkpoint; train the stage first")
         return steps
 
-    def _read(self, step: int, like: Mapping[str, dict[str, Any]]) -> tuple[Mapping[str, dict[str, Any]], Any]:
-        """Arrays of the items of `like`, and what was saved as data. Whatever is wrong with them raises an error, in
-        every process if it does in one."""
+    def _read(
+        self, step: int, like: Mapping[str, dict[str, Any]], *, partly: bool = False
+    ) -> tuple[Mapping[str, dict[str, Any]], Any]:
+        """Arrays of the items of `like`, or of parts of these, and what was saved as data. Whatever is wrong with them
+        raises an error, in every process if it does in one."""
         error: Exception | None = None
         try:
             # Not through the manager: it would have all processes meet there, and one that fails does not come.
@@ -201,10 +220,8 @@ class Checkpoints:
             record = dict(ocp.JsonCheckpointHandler().restore(directory / "data"))
             if record.pop("digest") != digest(record):
                 raise ValueError("data differs from its checksum")
-            arrays = {
-                item: ocp.StandardCheckpointHandler().restore(directory / item, args=ocp.args.StandardRestore(abstract))
-                for item, abstract in like.items()
-            }
+            read = _read_part if partly else _read_whole
+            arrays = {item: read(directory / item, abstract) for item, abstract in like.items()}
         except Exception as caught:
             error = caught
         if not agreed(error is None):
@@ -276,6 +293,18 @@ class _Quiet:
 
     def _not_of_orbax(self, record: logging.LogRecord) -> bool:
         return "orbax" not in record.getMessage()
+
+
+def _read_whole(directory: Any, abstract: dict[str, Any]) -> dict[str, Any]:
+    """All arrays of an item."""
+    return ocp.StandardCheckpointHandler().restore(directory, args=ocp.args.StandardRestore(abstract))
+
+
+def _read_part(directory: Any, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Some arrays of an item."""
+    how = ocp.checkpoint_utils.construct_restore_args(abstract)
+    args = ocp.args.PyTreeRestore(abstract, restore_args=how, partial_restore=True)
+    return ocp.PyTreeCheckpointHandler().restore(directory, args=args)
 
 
 @jax.jit

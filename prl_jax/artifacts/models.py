@@ -160,6 +160,22 @@ def load_decoder(
     return decoder
 
 
+def load_values(directory: Path, mesh: Mesh, defaults: Defaults = NO_DEFAULTS) -> ScalarModel:
+    """A model whose numbers can be values: a judge that scores, its adapters merged, with a bias of 0; or the critic
+    that a policy was trained with, from the checkpoint of its stage."""
+    card = read_card(directory, defaults)
+    if card.kind == "policy":
+        like = abstract_model(lambda: ScalarModel(Decoder(card.config, key=jax.random.key(0)), bias=0.0), mesh)
+        with Checkpoints(directory / CHECKPOINTS_DIR, read_only=True) as checkpoints:
+            return checkpoints.restore_part("critic", like)
+    _, judge, _ = load_model(directory, mesh, None, defaults)
+    if not isinstance(judge, ScalarModel):
+        raise UserError(f"{directory}: holds a {card.kind}, expected a judge that scores single responses")
+    model = ScalarModel(merge(judge.decoder), bias=0.0)
+    model.scalar.weight[...] = judge.scalar.weight[...]
+    return model
+
+
 def load_policy(
     directory: Path, mesh: Mesh, trunks: Trunks | None = None, defaults: Defaults = NO_DEFAULTS
 ) -> tuple[ModelCard, Decoder, Tokenizer]:

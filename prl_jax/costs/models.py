@@ -151,6 +151,10 @@ class AbstractModels:
         model = _another(_scalar(decoder.config, bias, self.mesh))
         return unflatten(model, flatten(model) | {f"decoder.{k}": leaf for k, leaf in flatten(decoder).items()})
 
+    def values(self, stage: str, source: str) -> ScalarModel:
+        """As of `Models`; of the architecture that the stage trains."""
+        return self.scalar(self.trainable(stage), bias=0.0)
+
     def judge(self, name: str, *, batch_size: int = 0) -> tuple[AbstractJudge, ...]:
         """The same as in `Models`: the models that it asks, one after the other; none for a judge without arrays."""
         return tuple(self._judge(one) for one in behind(self.config.judges, name) if one not in self.config.judges)

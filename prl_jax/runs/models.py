@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import ModelCard, read_card, sampling_config
-from prl_jax.artifacts.models import Trunks, load_decoder, load_judge, load_policy, model_tokenizer
+from prl_jax.artifacts.models import Trunks, load_decoder, load_judge, load_policy, load_values, model_tokenizer
 from prl_jax.config.durations import to_steps
 from prl_jax.errors import naming
 from prl_jax.file_names import DATA_DIR
@@ -83,6 +83,10 @@ class Models(Protocol):
 
     def scalar(self, decoder: Decoder, *, bias: float | None = None) -> ScalarModel:
         """A decoder with a scalar head; a bias belongs to a critic."""
+
+    def values(self, stage: str, source: str) -> ScalarModel:
+        """Returns the critic of a stage that starts as the model of another name: a judge that scores, or the critic of
+        an earlier stage."""
 
     def judge(self, name: str, *, batch_size: int) -> Any:
         """A judge that is asked about so many rows at once."""
@@ -151,6 +155,13 @@ class LoadedModels:
         model = ScalarModel(decoder, bias=bias)
         model.scalar = jax.device_put(model.scalar, replicated(self.mesh))
         return model
+
+    def values(self, stage: str, source: str) -> ScalarModel:
+        model = load_values(self.context.stage(source), self.mesh, self.context.defaults)
+        place = replicated(self.mesh)
+        critic = ScalarModel(trainable(model.decoder), bias=0.0)
+        critic.scalar = jax.device_put(jax.tree.map(jnp.copy, model.scalar), place)
+        return critic
 
     def judge(self, name: str, *, batch_size: int) -> Judge:
         return named_judge(self.context, name, batch_size=batch_size, trunks=self.trunks)

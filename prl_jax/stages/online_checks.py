@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from prl_jax.config.conform import conform
@@ -9,10 +11,13 @@ from prl_jax.config.durations import to_steps
 from prl_jax.errors import UserError, naming
 from prl_jax.methods import Critic, Method
 from prl_jax.optim import make_optimizer
+from prl_jax.runs.context import root_of
 from prl_jax.stages.kind import Checking, check_lora, check_sampling
-from prl_jax.stages.online_section import anchors_stage, critic, method_in, reference_every, schedule_in
+from prl_jax.stages.online_section import anchors_stage, critic, critic_source, method_in, reference_every, schedule_in
 from prl_jax.training.schedule import check_together
 
+# Fields of a decoder that two models of one architecture may differ in.
+_FREE = ("dtype", "remat", "param_dtype", "lora", "unused", "unsampled")
 _LEAD = 8  # tokens that introduce the opponent to a critic, at most
 
 
@@ -49,6 +54,41 @@ def _check_critic(section: ConfigDict, name: str, method: Method) -> None:
     to_steps(section.critic.optimizer.warmup, key=f"{name}.critic.optimizer.warmup", total=1)
     with naming(f"{name}.critic.optimizer"):
         make_optimizer(**{k: v for k, v in given["optimizer"].items() if k != "warmup"}, total_steps=1)
+
+
+def check_start(check: Checking, name: str) -> None:
+    """Raises `UserError` where a critic cannot start as the model that it names."""
+    section = check.config[name]
+    start = section.critic.get("init_from", "policy")
+    if start == "policy":
+        return
+    key = f"{name}.critic.init_from={start!r}"
+    if section.lora.rank:
+        raise UserError(f"{key}: with adapters the critic stands on the policy's base; set 'policy', or lora.rank=0")
+    if start == "judge":
+        names = check.behind(section.judge)
+        if len(names) > 1 or not check.makes_model(names[0]) or check.card(names[0]).kind != "scalar_judge":
+            raise UserError(f"{key}: the judge {section.judge!r} is no model that scores responses; set 'policy'")
+    else:
+        before = check.config.stages[: check.config.stages.index(name)]
+        fit = [n for n in before if check.config[n].get("critic") and not check.config[n].lora.rank]
+        if start not in fit:
+            words = ", ".join(map(repr, ("policy", "judge", *fit)))
+            raise UserError(f"{key}: expected one of {words}; stages are earlier ones that train a whole critic")
+    differing = _differing(check, critic_source(check.config, section), section.policy)
+    if differing:
+        raise UserError(f"{key}: is of another architecture than {name}.policy={section.policy!r} ({differing})")
+
+
+def _differing(check: Checking, one: str, other: str) -> str:
+    """How the architectures of two models differ; "" where they are the same."""
+    roots = [root_of(check.config, name) for name in (one, other)]
+    if roots[0] == roots[1]:
+        return ""
+    if "" in roots:
+        return f"one descends from {max(roots)}, the other is made from scratch"
+    first, second = (dataclasses.asdict(check.card(root).config) for root in roots)
+    return ", ".join(f"{k}: {first[k]} and {second[k]}" for k in first if k not in _FREE and first[k] != second[k])
 
 
 def check_anchors(check: Checking, name: str) -> None:
@@ -116,6 +156,7 @@ def check_sampled(check: Checking, name: str) -> None:
 
 CHECKS = (
     check_method,
+    check_start,
     check_sampled,
     check_anchors,
     check_context,

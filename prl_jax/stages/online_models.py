@@ -11,7 +11,7 @@ from prl_jax.methods import Method
 from prl_jax.runs.context import sampling_of
 from prl_jax.runs.models import Models, Policy, stage_optimizer
 from prl_jax.sampling import SamplingConfig
-from prl_jax.stages.online_section import method_in, reference_every, schedule_in, steps_of, warmup_of
+from prl_jax.stages.online_section import critic_source, method_in, reference_every, schedule_in, steps_of, warmup_of
 from prl_jax.streams import Stream
 from prl_jax.training.schedule import Schedule
 from prl_jax.training.state import PolicyState, initial_state
@@ -53,8 +53,12 @@ def construct(models: Models, name: str, examples: int) -> Learner:
     critic = critic_optimizer = None
     if method.baseline.reads_values:
         critic_optimizer = stage_optimizer(section.critic.optimizer, total, updates, key=f"{name}.critic.optimizer")
-        trunk = models.trainable(name, stream=Stream.CRITIC_ADAPTERS)
-        critic = models.state(models.scalar(trunk, bias=method.reward.even), critic_optimizer)
+        if source := critic_source(models.config, section):
+            values = models.values(name, source)
+        else:
+            trunk = models.trainable(name, stream=Stream.CRITIC_ADAPTERS)
+            values = models.scalar(trunk, bias=method.reward.even)
+        critic = models.state(values, critic_optimizer)
     follows = schedule.reference_ema > 0 or reference_every(section, name, total) > 0
     made = dict(number=models.number, copy=models.copy)
     state = initial_state(policy, critic, method, **made, guarded=schedule.guarded, follows=follows)

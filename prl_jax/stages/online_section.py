@@ -13,6 +13,7 @@ from prl_jax.config.durations import to_steps
 from prl_jax.config.rules import RESULTS, Rules
 from prl_jax.errors import UserError
 from prl_jax.methods import METHODS, SLOTS, Method, method_of, piece_of, section_of
+from prl_jax.runs.judges import behind
 from prl_jax.sampling import WHOLE, Support
 from prl_jax.stages.kind import Reads
 from prl_jax.training.schedule import Schedule
@@ -22,6 +23,9 @@ def critic(**values: Any) -> dict[str, Any]:
     """Returns the section of a critic, for methods that have one."""
     defaults = dict(
         optimizer=optimizer(learning_rate=1e-3, schedule="constant", warmup="0 steps"),
+        # Where it starts: as the "policy" does, with a head that knows nothing; as the "judge", which scores single
+        # responses; or as the critic of an earlier stage, by its name.
+        init_from="policy",
         warmup="5 steps",  # in which it learns alone, and the policy stays what it is
     )
     return filled(defaults, values, "critic")
@@ -142,6 +146,14 @@ def warmup_of(section: ConfigDict, name: str, total: int) -> int:
     if not section.critic:
         return 0
     return min(to_steps(section.critic.warmup, key=f"{name}.critic.warmup", total=total), total)
+
+
+def critic_source(config: ConfigDict, section: ConfigDict) -> str:
+    """The name of the model that the critic starts as; "" where it starts from the policy."""
+    start = section.critic.init_from
+    if start == "policy":
+        return ""
+    return behind(config.judges, section.judge)[0] if start == "judge" else start
 
 
 def reference_every(section: ConfigDict, name: str, total: int) -> int:

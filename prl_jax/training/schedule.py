@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -53,7 +54,7 @@ class Schedule:
     stop_kl: float = 0.0
     skip_updates: int = 0
     spike: float = 0.0
-    overlong: tuple[Any, ...] = ()
+    overlong: Sequence[Any] = ()
     length_weight: float = 0.0
     flat_groups: str = "keep"
     redraws: int = 1

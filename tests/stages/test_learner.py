@@ -76,3 +76,27 @@ def test_a_reference_that_follows_is_held_beside_the_start(section):
 def test_switches_that_cannot_work_are_refused_with_their_stage(section, message):
     with pytest.raises(UserError, match=message):
         check_config(models(**section).config)
+
+
+@pytest.mark.parametrize(
+    ("start", "section", "message"),
+    [
+        ("judge", dict(judge="genrm"), "policy.critic.init_from='judge': the judge 'genrm' is no model that scores"),
+        ("judge", dict(judge="gold"), "policy.critic.init_from='judge': the judge 'gold' is no model"),
+        ("first", {}, "policy.critic.init_from='first': expected one of 'policy', 'judge'; "),
+        ("sft", {}, "policy.critic.init_from='sft': expected one of 'policy', 'judge'; "),
+        ("judge", dict(lora=dict(rank=2)), "policy.critic.init_from='judge': with adapters"),
+    ],
+)
+def test_a_critic_cannot_start_as_any_model(start, section, message):
+    values = dict(judge="bt", opponents=dict(kind="group"), group_size=2) | section
+    lengths = dict(max_prompt=4, max_response=4)
+    stages = dict(
+        sft=c.sft(**lengths),
+        bt=c.bradley_terry(init_from="sft", **lengths),
+        genrm=c.generative(init_from="sft", max_length=32),
+        policy=c.online("pairwise_rl", critic=dict(init_from=start), **values),
+        first=c.online("ppo", judge="bt"),
+    )
+    with pytest.raises(UserError, match=message):
+        check_config(c.build(stages, model=dict(width=8, layers=1)))

@@ -90,9 +90,10 @@ class Rollout(NamedTuple):
       prompt: `[B, P]` int32, left-padded.
       prompt_mask: `[B, P]` bool.
       response: `[B, T]` int32, right-padded.
-      mask: `[B, T]` bool, true on response tokens, the stop token included.
+      mask: `[B, T]` bool, true on response tokens, what ended the response included: a stop token, or the tokens of a
+        stop string.
       logp: `[B, T]` float32, the sampler's log-probabilities of the distribution that was sampled.
-      truncated: `[B]` bool, true where the response ran out of room before a stop token.
+      truncated: `[B]` bool, true where the response ran out of room before it ended, or began to repeat itself.
     """
 
     prompt: Int[Array, "B P"]

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from prl_jax.config.declare import sampling
 from prl_jax.data.gold import attributes, utility
 from prl_jax.data.records import PromptRecord
 from prl_jax.evaluation import (
@@ -23,7 +24,7 @@ from prl_jax.evaluation import (
     win_rate_summary,
 )
 from prl_jax.judges import Judge, judge_pairs
-from prl_jax.runs.context import StageContext
+from prl_jax.runs.context import StageContext, sampling_of
 from prl_jax.runs.judges import JUDGES
 from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.pieces import Pieces, batches
@@ -123,12 +124,20 @@ def compare_arms(
         "samples_per_prompt": section.samples,
         "notes": [
             f"Win rates are those of judge '{section.judge}', {section.samples} samples a prompt at temperature "
-            f"{section.temperature:g}, each against an independent sample of {called(section.opponent)}: the same "
-            "prompts, the same samples of the opponent and the same random numbers for every arm."
+            f"{section.temperature:g}{switches(section)}, each against an independent sample of "
+            f"{called(section.opponent)}: the same prompts, the same samples of the opponent and the same random "
+            "numbers for every arm."
         ],
     }
     first = section.prompts.skip
     return Table(summary, _win_rows(records, arms, wins, first), _side_by_side(records, arms, gold))
+
+
+def switches(section: ConfigDict) -> str:
+    """The switches of sampling that are not at their defaults, for a note."""
+    neutral, said = sampling(), sampling_of(section)
+    changed = [f"{key}={said[key]!r}" for key in neutral if said[key] != neutral[key]]
+    return f" ({', '.join(changed)})" if changed else ""
 
 
 def _row(

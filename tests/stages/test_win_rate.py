@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from comparing import POLICIES, N, curve, make_judge, measurer, tables, write_prompts
 from fakes import UtilityJudge
+from ml_collections import ConfigDict
 from running import refused, says
 
+from prl_jax.stages import config as c
 from prl_jax.stages import win_rate
+from prl_jax.stages.arms import switches
 from prl_jax.streams import evaluation_key
 
 
@@ -83,6 +86,12 @@ def test_equal_policies_have_equal_rows_and_every_win_is_kept(table, tmp_path, p
     once = curve(tmp_path, prompts, "ppo", policy="other")
     assert np.mean([line["wins"]["other"][0] for line in found.wins]) == pytest.approx(once["win_rate"])
     assert found.summary["win_rate_judge_orders"]["order_consistency"] == 1
+
+
+def test_a_note_names_the_switches_of_sampling():
+    assert switches(ConfigDict(c.evaluation())) == ""
+    section = ConfigDict(c.evaluation(sampling=dict(top_p=0.9, stop=["."])))
+    assert switches(section) == " (top_p=0.9, stop=('.',))"
 
 
 def test_a_judge_that_decides_by_the_slot_shows_in_the_comparisons_that_it_made(table):

@@ -36,7 +36,8 @@ from prl_jax.methods import Anchors, Critic, Method, NoOpponent, RewardKL, Score
 from prl_jax.optim import make_optimizer
 from prl_jax.processes import put_batch
 from prl_jax.sharding import replicated
-from prl_jax.stages.online_step import Setup, iteration
+from prl_jax.stages.online_samples import Setup
+from prl_jax.stages.online_step import iteration
 from prl_jax.training.policy import Schedule, Updates, make_updates, prepare, run_updates
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.rollout import CriticContext
@@ -119,8 +120,11 @@ def policy_iteration(world: World, *, pairwise: bool) -> Step:
         card=card,
         tokenizer=world.tokenizer,
         sampling=world.sampling,
+        judges=[surroundings.judge],
         win_rate_judge=surroundings.judge,
-        **surroundings._asdict(),
+        records=surroundings.records,
+        anchors=surroundings.anchors,
+        reference=surroundings.reference,
     )
 
     def step() -> dict[str, float]:

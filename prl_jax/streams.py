@@ -24,6 +24,7 @@ class Stream(enum.Enum):
     SHUFFLING = (True, 1)  # of the rows of an update
     OPPONENTS = (True, 2)  # drawn from a pool
     REDRAWS = (True, 3)  # responses and opponents of groups that are drawn again; each attempt folds in its number
+    OPPONENT_SAMPLES = (True, 4)  # sampled to compare with
     ADAPTERS = (False, 2**16)  # of a policy or a judge, at their start
     CRITIC_ADAPTERS = (False, 2**16 + 1)
     DROPOUT = (False, 2**17)  # each step folds in its own number on the device

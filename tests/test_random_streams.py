@@ -15,7 +15,7 @@ def test_no_two_streams_of_a_stage_share_a_number():
     key, steps = stage_key(3, "ppo"), (1, 2, 3)
     keys = [numbers(key), *(numbers(stream_key(key, s)) for s in Stream if not s.value[0])]
     keys += [numbers(stream_key(key, stream, n)) for stream in Stream if stream.value[0] for n in steps]
-    assert len(set(keys)) == len(keys) == 1 + 4 + 4 * len(steps)
+    assert len(set(keys)) == len(keys) == 1 + 4 + 5 * len(steps)
 
 
 def test_stages_seeds_and_samples_differ():

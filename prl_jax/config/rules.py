@@ -56,6 +56,9 @@ def value_at(section: ConfigDict, key: str) -> Any:
 
 
 def names_at(section: ConfigDict, key: str) -> tuple[str, ...]:
-    """The names that a key holds, one or several."""
-    value = value_at(section, key)
-    return (value,) if isinstance(value, str) else tuple(value)
+    """The names that a key holds, one or several; none where it is empty, or the section has no such key."""
+    *path, last = key.split(".")
+    for part in path:
+        section = section.get(part, {})
+    value = section.get(last, ())
+    return tuple(name for name in ((value,) if isinstance(value, str) else value) if name)

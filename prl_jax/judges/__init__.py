@@ -1,6 +1,6 @@
 """Judges: whatever tells which of two responses is better, in both orders."""
 
-from prl_jax.judges.base import CountingJudge, Judge, Judged, Scored, ScoringJudge, judge_pairs
+from prl_jax.judges.base import CountingJudge, Judge, Judged, OneOrderJudge, Scored, ScoringJudge, judge_pairs
 from prl_jax.judges.ensemble import Combination, EnsembleJudge, ScoringEnsembleJudge, ensemble
 from prl_jax.judges.generative import GenerativeJudge
 from prl_jax.judges.gold import GoldJudge
@@ -21,6 +21,7 @@ __all__ = [
     "Judge",
     "Judged",
     "Number",
+    "OneOrderJudge",
     "Pattern",
     "PythonJudge",
     "RemoteJudge",

@@ -103,18 +103,38 @@ class CountingJudge(Protocol):
     def counters(self) -> Mapping[str, float]: ...
 
 
-def judge_pairs(judge: Judge, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
+@runtime_checkable
+class OneOrderJudge(Protocol):
+    """A judge that can be asked in one order, for half of what both cost.
+
+    Its answer has `z_21 = -z_12`, as of a judge without a preference for a slot.
+    """
+
+    merge: str
+
+    def one_order(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged: ...
+
+
+def judge_pairs(
+    judge: Judge, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str], *, one_order: bool = False
+) -> Judged:
     """Asks a judge, but for pairs with identical responses, which are even by definition (probability 0.5).
 
     Those that are identical as far as the judge can read them are even too; the judge itself sees to that.
+
+    Args:
+      judge: whom to ask.
+      prompts, first, second: `N` pairs.
+      one_order: whether the order that is given is the only one that counts, see `OneOrderJudge`; a judge that cannot
+        be asked so is asked in both.
     """
     different = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
     z_12, z_21 = np.zeros(len(prompts), np.float32), np.zeros(len(prompts), np.float32)
     cut, deviation = np.zeros(len(prompts), bool), None
     if different:
         asked = [prompts[i] for i in different], [first[i] for i in different], [second[i] for i in different]
-        judged = judge(*asked)
-        z_12[different], z_21[different] = judged.z_12, judged.z_21
+        judged = judge.one_order(*asked) if one_order and isinstance(judge, OneOrderJudge) else judge(*asked)
+        z_12[different], z_21[different] = judged.z_12, -judged.z_12 if one_order else judged.z_21
         if judged.cut is not None:
             cut[different] = judged.cut
         if judged.deviation is not None:

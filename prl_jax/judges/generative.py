@@ -63,10 +63,14 @@ class GenerativeJudge:
         self.verdicts = verdict_ids(tokenizer, template)
 
     def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
-        log_probs, known = self._log_probs([*prompts, *prompts], [*first, *second], [*second, *first])
-        cut, even = known.T
-        z, count = np.where(even, 0.0, log_probs[:, 0] - log_probs[:, 1]).astype(np.float32), len(prompts)
+        count = len(prompts)
+        z, cut = _logits(*self._log_probs([*prompts, *prompts], [*first, *second], [*second, *first]))
         return Judged(z[:count], z[count:], self.merge, cut[:count] | cut[count:])
+
+    def one_order(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
+        """As `OneOrderJudge` has it."""
+        z, cut = _logits(*self._log_probs(prompts, first, second))
+        return Judged(z, -z, self.merge, cut)
 
     def verdict_mass(
         self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
@@ -97,6 +101,14 @@ class GenerativeJudge:
 
         forward = functools.partial(judge_rows, self.model, verdicts=self.verdicts)
         return in_batches(forward, encode, len(prompts), self.batch_size, self.mesh)
+
+
+def _logits(
+    log_probs: Float[np.ndarray, "N 2"], known: Bool[np.ndarray, "N 2"]
+) -> tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
+    """`[N]` float32 logits of "slot 1 wins", 0 where a row shows the same response twice; and which rows were cut."""
+    cut, even = known.T
+    return np.where(even, 0.0, log_probs[:, 0] - log_probs[:, 1]).astype(np.float32), cut
 
 
 @functools.partial(jax.jit, static_argnames="verdicts")

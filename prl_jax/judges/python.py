@@ -42,6 +42,12 @@ class PythonJudge:
         z_12, z_21 = (self._logits(prompts, a, b) for a, b in ((first, second), (second, first)))
         return Judged(z_12, z_21, self.merge)
 
+    def one_order(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
+        """As `OneOrderJudge` has it."""
+        check_lengths(prompts, first, second)
+        z = self._logits(prompts, first, second)
+        return Judged(z, -z, self.merge)
+
     def _logits(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Float[np.ndarray, "N"]:
         return logits(answers(self.name, self.function, prompts, first, second, check=_check_probabilities))
 

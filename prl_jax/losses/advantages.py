@@ -162,3 +162,28 @@ def group_advantage(
         return advantage
     size = masked_count(mask, -1)[:, None]
     return advantage * size / jnp.maximum(size - 1.0, 1.0)
+
+
+def difference_advantage(
+    d: Float[Array, "B G M"], mask: Bool[Array, "B G M"], *, eps: float = 1e-6
+) -> Float[Array, "B G"]:
+    """Advantage of each response from how much better it is than each other of its group; float32, without gradient.
+
+    `A_i = mean_j d_ij / sqrt(sum_ij d_ij^2 / (2 G (G - 1)) + eps)`, the mean over all `G` members, itself (0) included.
+    With `d_ij = r_i - r_j` and `eps = 0` it is GRPO's with the sample's deviation. `eps` stands inside the root, as in
+    the source: where differences are small it shrinks all advantages.
+
+    Args:
+      d: `[B, G, M]`, `M = G`, antisymmetric: by how much response i is better than response j.
+      mask: `[B, G, M]`, the pairs that were judged between responses that count.
+      eps: added inside the root.
+
+    Source: Think-RM (arXiv 2505.16265), in its released form.
+    """
+    check_floats(3, d=d, mask=mask)
+    if d.shape[1] != d.shape[2]:
+        raise ValueError(f"d: expected shape (B, G, G), given {tuple(d.shape)}")
+    d = jax.lax.stop_gradient(jnp.where(mask, d.astype(jnp.float32), 0.0))
+    size = 1.0 + jnp.max(masked_count(mask, -1), axis=-1, keepdims=True)
+    spread = jnp.sum(jnp.square(d), (1, 2))[:, None] / jnp.maximum(2.0 * size * (size - 1.0), 1.0) + eps
+    return jnp.where(spread > 0, jnp.sum(d, -1) / size / jnp.sqrt(jnp.where(spread > 0, spread, 1.0)), 0.0)

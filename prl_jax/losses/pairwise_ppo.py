@@ -16,7 +16,9 @@ from prl_jax.losses.preference import soft_cross_entropy, symmetrise
 from prl_jax.masked import check_floats, check_option, keep_rows, masked_mean, row_weights
 from prl_jax.types import LossOutput
 
-REWARD_MAPS = ("id", "centred", "logit", "log", "hard")
+REWARD_MAPS = ("id", "centred", "logit", "log", "hard", "signed", "verdicts")
+HARD_MAPS = ("hard", "signed", "verdicts")  # those that see a winner, a loser or a tie, and no probability
+OVERS = ("mean", "min", "sign")
 LINKS = ("logistic", "squared")
 OPPONENTS = ("anchor", "peer", "group", "pool")
 
@@ -58,6 +60,42 @@ def opponents(
     return exists
 
 
+def mapped_wins(
+    z_ya: Float[Array, "B M"],
+    z_ay: Float[Array, "B M"],
+    mask: Bool[Array, "B M"],
+    *,
+    space: str = "probability",
+    f: str = "id",
+    tie: float = 0.5,
+    floor: float = 1e-4,
+) -> Float[Array, "B M"]:
+    """`f(P(the response beats the opponent))` of each comparison, `[B, M]` float32; what stands off the mask is open.
+
+    The arguments are those of `pairwise_rl_reward`.
+    """
+    check_floats(2, z_ya=z_ya, z_ay=z_ay, mask=mask)
+    check_option("f", f, REWARD_MAPS)
+    z_ya, z_ay = jnp.where(mask, z_ya, 0.0), jnp.where(mask, z_ay, 0.0)
+    if f == "verdicts":
+        return 0.5 * (_outcome(z_ya, tie) + _outcome(-z_ay, tie))
+    p = symmetrise(z_ya, z_ay, space)
+    if f == "id":
+        return p
+    if f == "centred":
+        return p - 0.5
+    if f in HARD_MAPS:
+        won = _outcome(p - 0.5, tie)
+        return won if f == "hard" else 2.0 * won - 1.0
+    p = jnp.clip(p, floor, 1.0 - floor)
+    return jnp.log(p) - jnp.log1p(-p) if f == "logit" else jnp.log(p)
+
+
+def _outcome(gap: Float[Array, "B M"], tie: float) -> Float[Array, "B M"]:
+    """1 where the gap is above 0, 0 where it is below, `tie` where it is 0."""
+    return jnp.where(gap > 0, 1.0, jnp.where(gap < 0, 0.0, jnp.float32(tie)))
+
+
 def pairwise_rl_reward(
     z_ya: Float[Array, "B M"],
     z_ay: Float[Array, "B M"],
@@ -65,42 +103,45 @@ def pairwise_rl_reward(
     *,
     space: str = "probability",
     f: str = "id",
+    over: str = "mean",
+    tie: float = 0.5,
     floor: float = 1e-4,
 ) -> Float[Array, "B"]:
-    """Reward of each response: the mean over its opponents of `f(P(it beats the opponent))`.
+    """Reward of each response: over its opponents, `f(P(it beats the opponent))`.
 
     Args:
       z_ya: `[B, M]` judge logits with the response shown first and opponent m second.
       z_ay: `[B, M]` judge logits with opponent m shown first and the response second.
       mask: `[B, M]`, which opponents count. Without any the reward is 0.
       space: how the two orders are merged, see `symmetrise`.
-      f: 'id' p; 'centred' p - 1/2; 'logit' log(p / (1 - p)); 'log' log p; 'hard' 1 for a win, 1/2 for a tie, else 0.
+      f: 'id' p; 'centred' p - 1/2; 'logit' log(p / (1 - p)); 'log' log p; 'hard' 1 for a win, `tie` for a tie, else 0;
+        'signed' twice that minus 1; 'verdicts' the mean of what is 'hard' in each order, which merges nothing.
+      over: 'mean' over the opponents; 'min' for the hardest of them; 'sign' for 1, 0 or -1 as the mean is above, at or
+        below that of an even match.
+      tie: what an exact tie is worth, of [0, 1].
       floor: 'logit' and 'log' clip p to [floor, 1 - floor] first.
 
     Returns:
       `[B]` float32. With one opponent, `f='id'` and a Bradley-Terry judge this is PAR (arXiv 2502.18770).
     """
     check_floats(2, z_ya=z_ya, z_ay=z_ay, mask=mask)
-    check_option("f", f, REWARD_MAPS)
-    p = symmetrise(jnp.where(mask, z_ya, 0.0), jnp.where(mask, z_ay, 0.0), space)
-    if f == "centred":
-        p = p - 0.5
-    elif f == "hard":
-        p = 0.5 * (1.0 + jnp.sign(p - 0.5))
-    elif f in ("logit", "log"):
-        p = jnp.clip(p, floor, 1.0 - floor)
-        p = jnp.log(p) - jnp.log1p(-p) if f == "logit" else jnp.log(p)
-    return masked_mean(p, mask, -1)
+    check_option("over", over, OVERS)
+    wins = mapped_wins(z_ya, z_ay, mask, space=space, f=f, tie=tie, floor=floor)
+    if over == "min":
+        return jnp.where(mask.any(-1), jnp.min(jnp.where(mask, wins, jnp.inf), -1, initial=jnp.inf), 0.0)
+    mean = masked_mean(wins, mask, -1)
+    return jnp.where(mask.any(-1), jnp.sign(mean - even_reward(f)), 0.0) if over == "sign" else mean
 
 
-def even_reward(f: str = "id") -> float:
+def even_reward(f: str = "id", over: str = "mean") -> float:
     """Returns `pairwise_rl_reward` of an even match: where a critic starts.
 
     If the policy equals its opponent then `E[p] = 1/2`, at every token, so that a critic that starts here has nothing
     to unlearn.
     """
     check_option("f", f, REWARD_MAPS)
-    return {"id": 0.5, "centred": 0.0, "logit": 0.0, "log": -math.log(2.0), "hard": 0.5}[f]
+    evens = {"id": 0.5, "logit": 0.0, "log": -math.log(2.0), "hard": 0.5, "verdicts": 0.5}
+    return 0.0 if over == "sign" else evens.get(f, 0.0)
 
 
 def pairwise_policy_loss(

@@ -13,7 +13,7 @@ from prl_jax.losses.advantages import kl_estimate
 from prl_jax.masked import bounded_exp, check_floats, check_option, masked_count, masked_mean, masked_sum
 from prl_jax.types import LossOutput
 
-REDUCTIONS = ("token_mean", "seq_mean_token_sum", "seq_mean_token_mean")
+REDUCTIONS = ("token_mean", "seq_mean_token_sum", "seq_mean_token_mean", "seq_mean_room_mean")
 RATIO_LEVELS = ("token", "sequence")
 
 
@@ -22,14 +22,16 @@ def reduce_tokens(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum and denominator of a loss a token.
 
-    'token_mean' counts tokens; 'seq_mean_token_sum' and 'seq_mean_token_mean' count the sequences that have any token
-    and add the sum or the mean over each.
+    'token_mean' counts tokens. The others count the sequences that have any token, and add over each of them:
+    'seq_mean_token_sum' the sum, 'seq_mean_token_mean' the mean, 'seq_mean_room_mean' the sum over the room `T`, so
+    that tokens of long and short responses weigh the same (Dr. GRPO, arXiv 2503.20783).
     """
     check_option("reduce", reduce, REDUCTIONS)
     if reduce == "token_mean":
         return masked_sum(x, mask), masked_count(mask)
-    inner = masked_sum if reduce == "seq_mean_token_sum" else masked_mean
-    return jnp.sum(inner(x, mask, -1)), masked_count(jnp.any(mask, axis=-1))
+    each = masked_mean(x, mask, -1) if reduce == "seq_mean_token_mean" else masked_sum(x, mask, -1)
+    room = mask.shape[-1] if reduce == "seq_mean_room_mean" else 1
+    return jnp.sum(each) / room, masked_count(jnp.any(mask, axis=-1))
 
 
 def ppo_policy_loss(
@@ -79,7 +81,7 @@ def ppo_policy_loss(
     total, denominator = reduce_tokens(loss, mask, reduce)
     kl = kl_estimate(logp_old, jax.lax.stop_gradient(logp), "k3", mask=mask)
     means = {"clip_fraction": clipped > plain, "approx_kl": kl, "ratio": ratio}
-    return LossOutput(total, denominator, _token_aux(means, mask))
+    return LossOutput(total, denominator, token_means(means, mask))
 
 
 def ppo_value_loss(
@@ -109,7 +111,7 @@ def ppo_value_loss(
     clipped = plain if clip_value is None else jnp.square(v_old + jnp.clip(v - v_old, -clip_value, clip_value) - ret)
     total = masked_sum(0.5 * jnp.maximum(plain, clipped), mask)
     means = {"clip_fraction": clipped > plain, "value": v, "return": ret}
-    return LossOutput(total, masked_count(mask), _token_aux(means, mask))
+    return LossOutput(total, masked_count(mask), token_means(means, mask))
 
 
 def entropy_loss(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"], *, reduce: str = "token_mean") -> LossOutput:
@@ -126,11 +128,12 @@ def entropy_loss(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"], *, redu
     check_floats(2, entropy=entropy, mask=mask)
     entropy = jnp.where(mask, entropy.astype(jnp.float32), 0.0)
     total, denominator = reduce_tokens(-entropy, mask, reduce)
-    return LossOutput(total, denominator, _token_aux({"entropy": entropy}, mask))
+    return LossOutput(total, denominator, token_means({"entropy": entropy}, mask))
 
 
-def _token_aux(
+def token_means(
     means: dict[str, Float[Array, "B T"] | Bool[Array, "B T"]], mask: Bool[Array, "B T"]
 ) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
+    """Sum and count of each of these `[B, T]` arrays over the mask, without gradient: the aux of a loss."""
     count = masked_count(mask)
     return {name: (masked_sum(jax.lax.stop_gradient(x.astype(jnp.float32)), mask), count) for name, x in means.items()}

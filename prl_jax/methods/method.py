@@ -7,7 +7,7 @@ import dataclasses
 from prl_jax.errors import UserError
 from prl_jax.methods.baselines import Baseline, Critic
 from prl_jax.methods.opponents import Opponents
-from prl_jax.methods.regularisers import Regulariser
+from prl_jax.methods.regularisers import Regulariser, RewardKL
 from prl_jax.methods.rewards import Reward
 from prl_jax.methods.surrogates import PairRegression, Surrogate
 
@@ -54,15 +54,40 @@ class Method:
                 f"regulariser={regulariser.kind!r}: the surrogate {surrogate.kind!r} holds the divergence itself; use "
                 "'inside_kl'"
             )
-        if surrogate.unit > 1 and baseline.reads_values:
+        if surrogate.whole and not baseline.whole:
             raise UserError(
-                f"baseline={baseline.kind!r}: the surrogate {surrogate.kind!r} compares whole responses, and a critic "
-                "has a value of each token; use 'constant'"
+                f"baseline={baseline.kind!r}: the surrogate {surrogate.kind!r} sees whole responses, and this baseline "
+                "has an advantage of each token; use 'constant'"
+            )
+        if surrogate.whole and not baseline.keeps_gaps:
+            raise UserError(
+                f"baseline={baseline.kind!r}: the surrogate {surrogate.kind!r} takes rewards for what they are, and "
+                "this baseline stretches them; use 'constant' or 'group_mean'"
+            )
+        if baseline.reads_differences and not (opponents.candidates == "group" and reward.antisymmetric):
+            raise UserError(
+                f"baseline={baseline.kind!r} needs each comparison within the group: opponents such as 'group', and a "
+                "reward by which one response wins what the other loses"
+            )
+        if baseline.reads_differences and isinstance(regulariser, RewardKL):
+            raise UserError(
+                f"regulariser={regulariser.kind!r}: the baseline {baseline.kind!r} sees differences of rewards alone, "
+                "and no divergence among them; use 'loss_kl'"
+            )
+        if baseline.reads_greedy and opponents.candidates in ("group", "sampled"):
+            raise UserError(
+                f"baseline={baseline.kind!r}: with opponents={opponents.kind!r} the likeliest response has no reward "
+                "of its own; use the opponents 'none', 'anchors' or 'pool'"
             )
         if isinstance(surrogate, PairRegression) and not (reward.probability and opponents.multiple == 2):
             raise UserError(
                 f"surrogate={surrogate.kind!r} predicts which of two neighbours wins: it needs the opponents "
                 "'peer' and a reward that is a probability"
+            )
+        if reward.asks == "scores" and opponents.orders != "both":
+            raise UserError(
+                f"opponents={opponents.kind!r} is judged in one order (orders={opponents.orders!r}), and scores, which "
+                f"the reward {reward.kind!r} asks for, have none; use orders='both'"
             )
         if isinstance(baseline, Critic) and baseline.sees_opponent and opponents.candidates != "anchors":
             raise UserError(
@@ -73,7 +98,7 @@ class Method:
     def check_group(self, group_size: int) -> None:
         """Raises `UserError` where a prompt has not as many responses as the pieces need."""
         pieces = (self.opponents, self.baseline, self.surrogate)
-        least = max(self.baseline.least_group, 2 if self.opponents.candidates == "group" else 1, self.surrogate.unit)
+        least = max(self.baseline.least_group, self.opponents.least_group, self.surrogate.unit)
         multiple = max(self.opponents.multiple, self.surrogate.unit)
         if group_size < least or group_size % multiple:
             even = "" if multiple == 1 else ", and an even number"

@@ -45,6 +45,10 @@ class Regulariser(Protocol):
     @property
     def ends(self) -> tuple[float, ...]: ...
 
+    def reference(self, logp_old: Float[Array, "N T"], logp_ref: Float[Array, "N T"]) -> Float[Array, "N T"]:
+        """Log-probs of what the policy is held to, from those of the policy that sampled and of the reference."""
+        ...
+
     def reward(
         self, logp: Float[Array, "N T"], logp_ref: Float[Array, "N T"], coefficient: Float[Array, ""]
     ) -> Float[Array, "N T"]:
@@ -91,6 +95,9 @@ class _KL:
             raise UserError(f"steer={self.steer}, expected () or (target, horizon): nats and responses, both above 0")
         if self.steer and not self.coefficient:
             raise UserError("coefficient=0 with steer: a coefficient of 0 stays 0; start above it")
+
+    def reference(self, logp_old, logp_ref):
+        return logp_ref
 
     def reward(self, logp, logp_ref, coefficient):
         return jnp.zeros_like(logp)
@@ -154,3 +161,24 @@ class InsideKL(_KL):
         check_range(self, ("coefficient",), 0.0, float("inf"), above=True)
         if self.ends and not self.ends[0]:
             raise UserError(f"ends={self.ends}: the coefficient inside the surrogate stays above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture(InsideKL):
+    """The divergence inside the surrogate, to a geometric mixture of the reference and the policy that sampled.
+
+    Attributes:
+      previous: the weight of the policy that sampled; the reference has the remainder. 1 is a step of mirror descent
+        from there (SPPO, arXiv 2405.00675), and between 0 and 1 the step is that of INPO (arXiv 2407.00617), which is
+        held to both.
+    """
+
+    kind: ClassVar[str] = "mixture"
+    previous: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, ("previous",), 0.0, 1.0)
+
+    def reference(self, logp_old, logp_ref):
+        return self.previous * logp_old + (1.0 - self.previous) * logp_ref

@@ -3,27 +3,64 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from prl_jax.errors import UserError
-from prl_jax.methods import baselines, opponents, regularisers, rewards, surrogates
+from prl_jax.methods import baselines, opponents, regularisers, rewards, scores, surrogates
 from prl_jax.methods.method import Method
 
 _CLASSES: Mapping[str, tuple[type, ...]] = MappingProxyType(
     {
-        "opponents": (opponents.NoOpponent, opponents.Anchors, opponents.Pool, opponents.Peer, opponents.Group),
-        "reward": (rewards.Score, rewards.WinProbability, rewards.PAR),
+        "opponents": (
+            opponents.NoOpponent,
+            opponents.Anchors,
+            opponents.Pool,
+            opponents.Peer,
+            opponents.Group,
+            opponents.Circular,
+            opponents.RandomPeer,
+            opponents.Greedy,
+            opponents.Past,
+        ),
+        "reward": (
+            rewards.WinProbability,
+            scores.Score,
+            scores.Centred,
+            scores.PAR,
+            scores.LSC,
+            scores.Tanh,
+            scores.Clip,
+            scores.MinMax,
+            scores.Several,
+        ),
         "baseline": (
             baselines.Critic,
             baselines.GroupMean,
             baselines.LeaveOneOut,
             baselines.Standardised,
+            baselines.Difference,
+            baselines.Greedy,
+            baselines.Batch,
             baselines.Constant,
         ),
-        "surrogate": (surrogates.TokenClip, surrogates.PairClip, surrogates.PairRegression),
-        "regulariser": (regularisers.RewardKL, regularisers.LossKL, regularisers.InsideKL),
+        "surrogate": (
+            surrogates.TokenClip,
+            surrogates.CISPO,
+            surrogates.Reinforce,
+            surrogates.PairClip,
+            surrogates.PairTokenClip,
+            surrogates.PairRegression,
+            surrogates.SingleRegression,
+        ),
+        "regulariser": (
+            regularisers.RewardKL,
+            regularisers.LossKL,
+            regularisers.InsideKL,
+            regularisers.Mixture,
+        ),
     }
 )
 SLOTS = tuple(_CLASSES)
@@ -73,8 +110,13 @@ def _typed(key: str, value: Any, field: dataclasses.Field[Any]) -> Any:
     accepted: tuple[type[Any], ...] = {float: (float, int), tuple: (tuple, list)}.get(kind, (kind,))
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{key}={value!r}: expected {kind.__name__}, such as {default!r}")
-    if isinstance(value, tuple | list) and field.type == "tuple[float, ...]":
-        if not all(isinstance(x, float | int) and not isinstance(x, bool) for x in value):
-            raise UserError(f"{key}={value!r}: expected numbers")
-        return tuple(map(float, value))
-    return kind(value)
+    if isinstance(value, tuple | list):
+        words = field.type == "tuple[str, ...]"
+        if not all(isinstance(x, str if words else float | int) and not isinstance(x, bool) for x in value):
+            raise UserError(f"{key}={value!r}: expected {'names' if words else 'numbers'}")
+        value = tuple(value) if words else tuple(map(float, value))
+    else:
+        value = kind(value)
+    if not all(math.isfinite(x) for x in (value if kind is tuple else (value,)) if isinstance(x, float)):
+        raise UserError(f"{key}={value!r}: expected {'finite numbers' if kind is tuple else 'a finite number'}")
+    return value

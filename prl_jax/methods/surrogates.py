@@ -11,7 +11,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from prl_jax.errors import UserError
-from prl_jax.losses import pair_regression_loss, pairwise_policy_loss, ppo_policy_loss, reduce_tokens
+from prl_jax.losses import (
+    cispo_loss,
+    pair_regression_loss,
+    pair_token_loss,
+    pairwise_policy_loss,
+    ppo_policy_loss,
+    reduce_tokens,
+    reinforce_loss,
+    single_regression_loss,
+)
 from prl_jax.losses.pairwise_ppo import LINKS
 from prl_jax.losses.ppo import RATIO_LEVELS, REDUCTIONS
 from prl_jax.masked import check_shapes, masked_count, masked_mean, masked_sum
@@ -42,12 +51,14 @@ class Surrogate(Protocol):
       kind: its name in configs.
       unit: neighbouring rows that it has to see together: 1, or 2 for pairs of responses to one prompt.
       inside: whether it holds the divergence to the reference itself, with the regulariser's coefficient.
+      whole: whether it sees responses as a whole, and takes one advantage of each.
       reduce: how token losses beside it become one number, see `losses.reduce_tokens`.
     """
 
     kind: ClassVar[str]
     unit: ClassVar[int]
     inside: ClassVar[bool]
+    whole: ClassVar[bool]
 
     @property
     def reduce(self) -> str: ...
@@ -61,20 +72,34 @@ class Surrogate(Protocol):
         ...
 
 
+class _OfTokens:
+    """Losses of tokens, which the regulariser stands beside."""
+
+    unit: ClassVar[int] = 1
+    inside: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
+
+    @property
+    def reduce(self) -> str:
+        raise NotImplementedError
+
+    def denominator(self, mask):
+        return reduce_tokens(jnp.zeros(mask.shape, jnp.float32), mask, self.reduce)[1]
+
+
 @dataclasses.dataclass(frozen=True)
-class TokenClip:
+class TokenClip(_OfTokens):
     """The clipped ratio of PPO, see `losses.ppo_policy_loss`.
 
     Attributes:
       low, high: the ratio is clipped to `[1 - low, 1 + high]`.
       dual: losses of negative advantages are at most so many advantages (dual clip, arXiv 1912.09729); 0 for none.
-      reduce: how token losses become one number: "token_mean", "seq_mean_token_sum" or "seq_mean_token_mean".
+      reduce: how token losses become one number: "token_mean", "seq_mean_token_sum", "seq_mean_token_mean" or
+        "seq_mean_room_mean", see `losses.reduce_tokens`.
       ratio: whether each "token" has a ratio, or the whole "sequence" has one (GSPO, arXiv 2507.18071).
     """
 
     kind: ClassVar[str] = "token_clip"
-    unit: ClassVar[int] = 1
-    inside: ClassVar[bool] = False
     low: float = 0.2
     high: float = 0.2
     dual: float = 0.0
@@ -102,8 +127,51 @@ class TokenClip:
             ratio_level=self.ratio,
         )
 
-    def denominator(self, mask):
-        return reduce_tokens(jnp.zeros(mask.shape, jnp.float32), mask, self.reduce)[1]
+
+@dataclasses.dataclass(frozen=True)
+class Reinforce(_OfTokens):
+    """Log-probabilities weighed by advantages, see `losses.reinforce_loss`.
+
+    Nothing brings a second update of the same responses back: use one epoch and one minibatch, or little more.
+
+    Attributes:
+      reduce: how token losses become one number, see `losses.reduce_tokens`.
+    """
+
+    kind: ClassVar[str] = "reinforce"
+    reduce: str = "token_mean"
+
+    def __post_init__(self) -> None:
+        check_word(self, "reduce", REDUCTIONS)
+
+    def __call__(self, logp, frozen, coefficient):
+        return reinforce_loss(logp, frozen.logp_old, frozen.advantages, frozen.mask, reduce=self.reduce)
+
+
+@dataclasses.dataclass(frozen=True)
+class CISPO(_OfTokens):
+    """The ratio clipped as a weight, so that a clipped token still moves the policy, see `losses.cispo_loss`.
+
+    Attributes:
+      low, high: the weight is the ratio clipped to `[1 - low, 1 + high]`.
+      reduce: how token losses become one number, see `losses.reduce_tokens`.
+
+    Source: arXiv 2506.13585.
+    """
+
+    kind: ClassVar[str] = "cispo"
+    low: float = 1.0
+    high: float = 0.28
+    reduce: str = "token_mean"
+
+    def __post_init__(self) -> None:
+        check_range(self, ("low",), 0.0, 1.0, above=True)
+        check_range(self, ("high",), 0.0, math.inf, above=True)
+        check_word(self, "reduce", REDUCTIONS)
+
+    def __call__(self, logp, frozen, coefficient):
+        options = dict(low=self.low, high=self.high, reduce=self.reduce)
+        return cispo_loss(logp, frozen.logp_old, frozen.advantages, frozen.mask, **options)
 
 
 class _OfPairs:
@@ -114,6 +182,7 @@ class _OfPairs:
 
     unit: ClassVar[int] = 2
     inside: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
 
     @property
     def reduce(self) -> str:
@@ -135,10 +204,15 @@ def _log_ratios(logp: Float[Array, "N T"], frozen: Frozen) -> tuple[Float[Array,
     return first, second
 
 
-def _win(frozen: Frozen) -> Float[Array, "P"]:
-    """`(1 + gap) / 2` with the gap of the two advantages: with win probabilities, that of the first response."""
+def _gap(frozen: Frozen) -> Float[Array, "P"]:
+    """The advantage of the first response of each pair less that of the second."""
     first, second = masked_mean(frozen.advantages, frozen.mask, -1).reshape(-1, 2).T
-    return 0.5 * (1.0 + first - second)
+    return first - second
+
+
+def _win(frozen: Frozen) -> Float[Array, "P"]:
+    """`(1 + gap) / 2`: with win probabilities, that of the first response."""
+    return 0.5 * (1.0 + _gap(frozen))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +245,40 @@ class PairClip(_OfPairs):
 
 
 @dataclasses.dataclass(frozen=True)
+class PairTokenClip(_OfPairs):
+    """The gap of two rewards with each token clipped by itself, see `losses.pair_token_loss` (P3O, separate form).
+
+    Attributes:
+      clip: how far the log-probability of a token may move from that of the policy that sampled.
+      importance: the bound of the importance weight.
+
+    Source: arXiv 2310.00212.
+    """
+
+    kind: ClassVar[str] = "pair_token_clip"
+    clip: float = 0.2
+    importance: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_range(self, ("clip",), 0.0, math.inf, above=True)
+        check_range(self, ("importance",), 1.0, math.inf)
+
+    def __call__(self, logp, frozen, coefficient):
+        paired = lambda x: x.reshape(-1, 2, x.shape[-1])  # noqa: E731
+        return pair_token_loss(
+            paired(logp),
+            paired(frozen.logp_old),
+            paired(frozen.logp_ref),
+            paired(frozen.mask),
+            _gap(frozen),
+            beta=coefficient,
+            eps=self.clip,
+            c=self.importance,
+            weight=_whole(frozen.mask),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class PairRegression(_OfPairs):
     """The gap of two log-ratios as a prediction of who wins, see `losses.pair_regression_loss`.
 
@@ -192,3 +300,29 @@ class PairRegression(_OfPairs):
             link=self.link,
             weight=_whole(frozen.mask),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class SingleRegression:
+    """The log-ratio of each response fitted to its advantage, see `losses.single_regression_loss` (SPPO).
+
+    Source: arXiv 2405.00675.
+    """
+
+    kind: ClassVar[str] = "single_regression"
+    unit: ClassVar[int] = 1
+    inside: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
+
+    @property
+    def reduce(self) -> str:
+        return "seq_mean_token_sum"
+
+    def __call__(self, logp, frozen, coefficient):
+        check_shapes(2, logp=logp, logp_old=frozen.logp_old, logp_ref=frozen.logp_ref, mask=frozen.mask)
+        ratio = masked_sum(logp - frozen.logp_ref, frozen.mask, -1)
+        target, counts = masked_mean(frozen.advantages, frozen.mask, -1), frozen.mask.any(-1)
+        return single_regression_loss(ratio, target, beta=coefficient, weight=counts)
+
+    def denominator(self, mask):
+        return masked_count(mask.any(-1))

@@ -27,18 +27,20 @@ from prl_jax.stages.kind import Kind
 from prl_jax.stages.online_checks import CHECKS
 from prl_jax.stages.online_costs import COSTS
 from prl_jax.stages.online_models import Learner, construct
+from prl_jax.stages.online_samples import Setup
 from prl_jax.stages.online_section import (
     RULES,
     anchors_stage,
     batch_rows,
     declare,
+    judges_of,
     only_warms_up,
     reads,
     reference_every,
     steps_of,
     warmup_of,
 )
-from prl_jax.stages.online_step import Setup, iteration, sample_rows
+from prl_jax.stages.online_step import iteration, sample_rows
 from prl_jax.stages.win_rate import policy_win_rate
 from prl_jax.training.loop import LoopConfig
 from prl_jax.training.policy import make_updates
@@ -116,7 +118,7 @@ def _setup(context: StageContext) -> tuple[Setup, Learner]:
         card=dataclasses.replace(card, decoder=dataclasses.asdict(built.state.policy.model.config), **adapters),
         tokenizer=tokenizer,
         sampling=built.sampling,
-        judge=built.judges[section.judge],
+        judges=[built.judges[judge] for judge in judges_of(section)],
         win_rate_judge=built.judges[section.evaluation.judge],
         records=records,
         anchors=anchors,

@@ -37,8 +37,19 @@ def check_method(check: Checking, name: str) -> None:
             f"{name}: {rows} rows a step (prompts_per_step * group_size) do not divide into {schedule.minibatches} "
             f"minibatches of at least accumulate={schedule.accumulate} {units}"
         )
-    if method.reward.asks == "scores":
-        check.reference(name, "judge", section.judge, ("scalar_judge",))
+    _check_judges(check, name, method)
+
+
+def _check_judges(check: Checking, name: str, method: Method) -> None:
+    section, families = check.config[name], ("scalar_judge",) if method.reward.asks == "scores" else ("judge",)
+    if "judges" not in section.reward:
+        return check.reference(name, "judge", section.judge, families)
+    if section.judge:
+        raise UserError(f"{name}.judge={section.judge!r}: the reward names its judges in reward.judges; set it to ''")
+    if not section.reward.judges:
+        raise UserError(f"{name}.reward.judges: empty, expected the names of the judges to ask")
+    for judge in section.reward.judges:
+        check.reference(name, "reward.judges", judge, families)
 
 
 def _check_critic(section: ConfigDict, name: str, method: Method) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from prl_jax.processes import whole_batch
 from prl_jax.runs.context import sampling_of
 from prl_jax.stages.kind import Costs
 from prl_jax.stages.online_models import Learner, construct
-from prl_jax.stages.online_section import anchors_stage, method_in, schedule_in, steps_of, warmup_of
+from prl_jax.stages.online_section import anchors_stage, judges_of, method_in, schedule_in, steps_of, warmup_of
 from prl_jax.training.policy import make_updates, prepare
 from prl_jax.training.rollout import CriticContext, Critique, Experience
 from prl_jax.training.state import learning
@@ -31,8 +32,14 @@ def functions(models: AbstractModels, name: str) -> Iterator[Step]:
     # The policy that samples is the one that is trained; it has the lengths of the one that it started from.
     policy = built.reference._replace(model=built.state.policy.model)
     yield from generating(models, name, policy, size, built.sampling, held)
+    if built.method.opponents.candidates == "sampled" or built.method.baseline.reads_greedy:
+        likeliest = built.method.opponents.sampler in ("", "greedy")
+        asks = dataclasses.replace(built.sampling, temperature=0.0) if likeliest else built.sampling
+        tested = whole_batch(section.prompts_per_step, models.mesh)
+        yield from generating(models, name, policy, tested, asks, held, "opponent_")
     asked = judged_rows(models.config, section, built.method)
-    yield from judging(models, name, built.judges[section.judge], section.judge_batch_size, asked, held)
+    for judge in judges_of(section):
+        yield from judging(models, name, built.judges[judge], section.judge_batch_size, asked, held)
     yield from _learning(models, name, built, held)
     # Evaluations, where they ask more than training did, or somebody else.
     limit, prefix = section.evaluation.prompts.limit, "evaluation_"
@@ -40,7 +47,7 @@ def functions(models: AbstractModels, name: str) -> Iterator[Step]:
     asks = models.sampling(section.policy, **sampling_of(section.evaluation))
     if tested > size or asks != built.sampling:
         yield from generating(models, name, policy, tested, asks, held, prefix)
-    if section.evaluation.judge != section.judge or not asked >= 2 * limit > 0:
+    if section.evaluation.judge not in judges_of(section) or not asked >= 2 * limit > 0:
         judge, pairs = built.judges[section.evaluation.judge], 2 * limit or None
         yield from judging(models, name, judge, section.judge_batch_size, pairs, held, prefix)
 
@@ -60,7 +67,13 @@ def _learning(models: AbstractModels, name: str, built: Learner, held: Held) -> 
     kept = None if built.schedule.flat_groups == "keep" else models.whole(size, dtype=jnp.bool_)
     reference = built.reference.model if built.state.reference is None else built.state.reference
     arguments = (built.state, reference, rollout, context, reward, kept)
-    yield Step(name, "prepare", prepare.trace(*arguments, **pieces), arguments, held)
+    beside: dict[str, Any] = {}
+    if method.baseline.reads_differences:
+        shape = size, built.schedule.group_size
+        beside["differences"] = models.whole(*shape, dtype=jnp.float32), models.whole(*shape, dtype=bool)
+    if method.baseline.reads_greedy:
+        beside["greedy"] = reward
+    yield Step(name, "prepare", prepare.trace(*arguments, **beside, **pieces), arguments, held)
     frozen = Frozen(number, number, number, rollout.mask)
     experience = Experience(token_rows(size, before + room), rows(size, room), rollout.mask, frozen, critique)
     index = models.whole(size // built.schedule.minibatches, dtype=jnp.int32)
@@ -105,8 +118,11 @@ def calls(estimate: Estimate, name: str) -> Iterator[Call]:
     decoder, trained_models = models.trained_config(name), 1 + method.baseline.reads_values
     draws = schedule_in(section).draws
     yield from estimate.generate(section.policy, size, size * steps * draws)
+    if method.opponents.candidates == "sampled" or method.baseline.reads_greedy:
+        yield from estimate.generate(section.policy, section.prompts_per_step, section.prompts_per_step * steps)
     judged = judged_rows(estimate.config, section, method) * draws
-    yield from estimate.judge(models.judge(section.judge), section.judge_batch_size, judged * steps)
+    for judge in judges_of(section):
+        yield from estimate.judge(models.judge(judge), section.judge_batch_size, judged * steps)
     row, moved = flops(decoder, length, room), estimate.moved(decoder, size, length)
     # Policy, reference and critic read the same rows; where layers are unrolled, two of them are at work at once.
     at_once = 2 if estimate.unrolled(decoder) else 1
@@ -133,18 +149,19 @@ def calls(estimate: Estimate, name: str) -> Iterator[Call]:
 
 
 def judged_rows(config: ConfigDict, section: ConfigDict, method: Method) -> int:
-    """Rows that the judge reads in a step, at most; see `training.compare`."""
-    kept = 0
+    """Rows that each judge reads in a step, at most; see `training.compare`."""
+    kept, opponents = 0, method.opponents
     if anchors_stage(section):
         anchors = config[anchors_stage(section)]
         kept = anchors.keep if anchors.choice == "best_of_n" else 1
-    size = section.prompts_per_step * section.group_size
-    compared = method.opponents.per_response(section.group_size, kept)
-    among_themselves = method.opponents.candidates == "group"
+    prompts, group = section.prompts_per_step, section.group_size
+    # The likeliest response of a prompt is one more, which meets what the others meet.
+    likeliest = prompts if method.baseline.reads_greedy else 0
     if method.reward.asks == "scores":  # the anchors of a prompt are scored once
-        return size + (0 if among_themselves else section.prompts_per_step * compared)
-    # Both orders; within a group they serve both members of a pair.
-    return size * compared * (1 if among_themselves else 2)
+        outside = 0 if opponents.candidates == "group" else opponents.per_response(group, kept)
+        return prompts * (group + outside) + likeliest
+    orders = 2 if opponents.orders == "both" else 1
+    return orders * (prompts * opponents.pairs(group, kept) + likeliest * opponents.pairs(1, kept))
 
 
 def smaller(section: ConfigDict, stage: str, function: str, mesh: Mapping[str, int]) -> list[str]:

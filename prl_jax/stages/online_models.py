@@ -11,7 +11,15 @@ from prl_jax.methods import Method
 from prl_jax.runs.context import sampling_of
 from prl_jax.runs.models import Models, Policy, stage_optimizer
 from prl_jax.sampling import SamplingConfig
-from prl_jax.stages.online_section import critic_source, method_in, reference_every, schedule_in, steps_of, warmup_of
+from prl_jax.stages.online_section import (
+    critic_source,
+    judges_of,
+    method_in,
+    reference_every,
+    schedule_in,
+    steps_of,
+    warmup_of,
+)
 from prl_jax.streams import Stream
 from prl_jax.training.schedule import Schedule
 from prl_jax.training.state import PolicyState, initial_state
@@ -43,7 +51,7 @@ def construct(models: Models, name: str, examples: int) -> Learner:
     section = models.config[name]
     reference, sampling = models.policy(section.policy), models.sampling(section.policy, **sampling_of(section))
     method, schedule = method_in(section), schedule_in(section, sampling.support)
-    named = sorted({section.judge, section.evaluation.judge})
+    named = sorted({*judges_of(section), section.evaluation.judge})
     judges = {judge: models.judge(judge, batch_size=section.judge_batch_size) for judge in named}
     total, updates = steps_of(section, name, examples), schedule.epochs * schedule.minibatches
     # The policy takes no step while the critic warms up.

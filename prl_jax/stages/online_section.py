@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from prl_jax.config.declare import filled, lora, optimizer, sampling, source
 from prl_jax.config.durations import to_steps
-from prl_jax.config.rules import RESULTS, Rules
+from prl_jax.config.rules import RESULTS, Rules, names_at
 from prl_jax.errors import UserError
 from prl_jax.methods import METHODS, SLOTS, Method, method_of, piece_of, section_of
 from prl_jax.runs.judges import behind
@@ -35,7 +35,8 @@ def declare(method: str = "pairwise_rl", **values: Any) -> dict[str, Any]:
     """Returns the section of a stage that trains a policy on its own samples.
 
     Args:
-      method: a row of `prl_jax.methods.METHODS`, whose pieces and number of responses to a prompt are the defaults.
+      method: a row of `prl_jax.methods.METHODS`, whose pieces, number of responses to a prompt and further keys are the
+        defaults.
       values: what is to be otherwise. A piece is a section: with another `kind` than that of the method it replaces the
         piece, without one it changes the fields that it names.
 
@@ -53,7 +54,7 @@ def declare(method: str = "pairwise_rl", **values: Any) -> dict[str, Any]:
     defaults = dict(
         kind="online",
         policy="sft",  # where policy and critic start, and the reference of the divergence
-        judge="genrm",  # a stage, a model directory, or one of `judges`
+        judge="genrm",  # a stage, a model directory, or one of `judges`; "" where the reward names several
         judge_batch_size=256,  # rows that a judge reads at once
         prompts=source(),
         prompts_per_step=256,
@@ -94,7 +95,7 @@ def declare(method: str = "pairwise_rl", **values: Any) -> dict[str, Any]:
         save_every="20%",
         result="last",  # the parameters of the last step, or of that with the "best" evaluation: the largest win rate
     )
-    return filled(defaults, values, "online")
+    return filled({**defaults, **preset.values}, values, "online")
 
 
 def _piece(slot: str, piece: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,10 +117,11 @@ RULES = Rules(
         "evaluation.batch_size": 1,
         "evaluation.temperature": 0,
     },
-    models=("policy", "judge", "evaluation.judge"),
+    models=("policy", "judge", "reward.judges", "evaluation.judge"),
     batches={"prompts": "prompts_per_step"},
     evaluates="evaluation.every",
     unions=(*SLOTS, "critic"),
+    unused=lambda section: () if section.judge else ("judge",),
 )
 
 
@@ -168,6 +170,11 @@ def only_warms_up(section: ConfigDict, name: str, total: int) -> str:
     return f"critic.warmup={section.critic.warmup!r} takes all {total} steps; the policy stays what it was"
 
 
+def judges_of(section: ConfigDict) -> tuple[str, ...]:
+    """The judges that the reward asks."""
+    return names_at(section, "reward.judges") or names_at(section, "judge")
+
+
 def anchors_stage(section: ConfigDict) -> str:
     """The stage whose anchors are the opponents; "" where they are none."""
     return section.opponents.get("stage", "")
@@ -177,7 +184,7 @@ def reads(name: str, section: ConfigDict, key: str) -> Iterator[Reads]:
     """Who reads the records of a source: the policy that samples and the judge of its responses."""
     yield Reads(section.policy)
     if key == "prompts":
-        yield Reads(section.judge, section.policy)
+        yield from (Reads(judge, section.policy) for judge in judges_of(section))
         if anchors_stage(section):  # a prompt that has no anchors cannot be used
             yield Reads(anchors_stage(section))
     else:

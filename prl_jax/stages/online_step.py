@@ -3,78 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from prl_jax.artifacts.cards import ModelCard
-from prl_jax.data.records import PromptRecord
-from prl_jax.judges import Judge
 from prl_jax.losses import pairwise_rl_reward
-from prl_jax.methods import Critic, Judgements, Method
-from prl_jax.models import Decoder
+from prl_jax.methods import Critic, Judgements, Opponents, Reward
 from prl_jax.processes import fetch, local_rows, put_batch
-from prl_jax.runs.context import StageContext
-from prl_jax.sampling import (
-    SamplingConfig,
-    encode_prompts,
-    generate,
-    read_responses,
-    reason_shares,
-    row_keys,
-    stop_reasons,
-)
+from prl_jax.sampling import reason_shares
 from prl_jax.stages.judging import check_finite, imitations, judge_counters
+from prl_jax.stages.online_samples import Setup, Step, roll_out
 from prl_jax.streams import Stream, stream_key
-from prl_jax.text.chat import Prompt, fit_prompt, prompt_text
+from prl_jax.text.chat import fit_prompt, prompt_text
 from prl_jax.text.padding import pad_rows
-from prl_jax.text.tokenizer import Tokenizer
-from prl_jax.training.compare import Rewarded, rewards_of
 from prl_jax.training.policy import Updates, prepare, run_updates
-from prl_jax.training.redraws import flat_groups, rows_of, with_rewards, with_rows
+from prl_jax.training.redraws import flat_groups
 from prl_jax.training.rollout import CriticContext, Experience
-from prl_jax.training.schedule import Schedule
 from prl_jax.training.state import PolicyState, refreshed, remember, scheduled, steer_kl, with_returns
-from prl_jax.types import Rollout
 
 SAMPLES_A_STEP = 4  # rows of samples.jsonl
-
-
-class Setup(NamedTuple):
-    """The surroundings of a step, beside its state."""
-
-    context: StageContext
-    method: Method
-    schedule: Schedule
-    card: ModelCard
-    tokenizer: Tokenizer
-    sampling: SamplingConfig
-    judge: Judge
-    win_rate_judge: Judge
-    records: Sequence[PromptRecord]
-    anchors: Sequence[Sequence[str]]
-    reference: Decoder
-    total: int = 1  # steps of the stage
-    reference_every: int = 0  # after how many of them the reference becomes the policy; 0: never
-
-
-class Step(NamedTuple):
-    """One batch of rollouts with what was thought of it."""
-
-    prompts: list[Prompt]
-    responses: list[str]
-    anchors: list[Sequence[str]]
-    judged: Judgements
-    reward: np.ndarray
-    rollout: Rollout
-    stopped: np.ndarray
-    truncated_prompts: int
-    cut_judgements: int
-    disagreement: float | None
-    redrawn: int = 0
 
 
 def iteration(
@@ -83,15 +33,19 @@ def iteration(
     """One step: sample, judge, freeze, update."""
     method, schedule = setup.method, setup.schedule
     state = scheduled(state, n, setup.total, method)
-    done = roll_out(setup, state.policy.model, index, n)
+    done = roll_out(setup, state, index, n)
     check_finite(done.reward, f"{setup.context.name}: the judge's rewards at step {n}")
     kept = None if schedule.flat_groups == "keep" else ~flat_groups(done.reward, schedule.group_size)
     train_policy &= kept is None or bool(kept.any())
     context, reward = critic_context(setup, done), jnp.asarray(done.reward)
-    frozen = dict(kept=None if kept is None else jnp.asarray(np.repeat(kept, schedule.group_size)))
+    differences = None
+    if method.baseline.reads_differences:
+        differences = method.reward.differences(done.judged[0]), done.judged[0].mask
+    beside = dict(differences=differences, greedy=None if done.greedy is None else jnp.asarray(done.greedy))
+    beside["kept"] = None if kept is None else jnp.asarray(np.repeat(kept, schedule.group_size))
     pieces = dict(method=method, schedule=schedule)
     reference = setup.reference if state.reference is None else state.reference
-    experience, before = prepare(state, reference, done.rollout, context, reward, **frozen, **pieces)
+    experience, before = prepare(state, reference, done.rollout, context, reward, **beside, **pieces)
     if "return_deviation" in before:
         state = with_returns(state, before["return_deviation"])
     key = stream_key(setup.context.key, Stream.SHUFFLING, n)
@@ -120,10 +74,11 @@ def iteration(
     if done.disagreement is not None:
         metrics["judge_disagreement"] = jnp.asarray(done.disagreement)
     metrics |= {name: jnp.asarray(share) for name, share in reason_shares(done.stopped).items()}
-    metrics |= {name: jnp.asarray(value) for name, value in imitations(setup.judge, done.responses).items()}
-    metrics |= judge_counters(setup.judge)
-    if done.judged.z_ya is not None:
-        metrics |= _judge_metrics(method.opponents.kind, done.judged)
+    for judge in setup.judges:
+        metrics |= {name: jnp.asarray(value) for name, value in imitations(judge, done.responses).items()}
+        metrics |= judge_counters(judge)
+    seen = judge_metrics(method.opponents, method.reward, done.judged)
+    metrics |= {name: jnp.asarray(value) for name, value in seen.items()}
     return state, metrics, done, experience
 
 
@@ -136,76 +91,6 @@ def _followed(setup: Setup, updates: Updates, state: PolicyState, n: int) -> Pol
     return state
 
 
-def roll_out(setup: Setup, policy: Decoder, index: np.ndarray, n: int) -> Step:
-    """Samples and judges `group_size` responses to each prompt of the step; once more those to prompts whose responses
-    all earn the same, where the schedule says so."""
-    size = setup.schedule.group_size
-    done = _draw(setup, policy, index, n, np.arange(len(index)), 0)
-    for attempt in range(1, setup.schedule.draws):
-        groups = np.flatnonzero(flat_groups(done.reward, size))
-        if len(groups):
-            again = _draw(setup, policy, index, n, groups, attempt)
-            done = _redrawn(done, again, rows_of(groups, size), setup.context.mesh)
-    return done
-
-
-def _draw(setup: Setup, policy: Decoder, index: np.ndarray, n: int, groups: np.ndarray, attempt: int) -> Step:
-    """One draw: responses to all prompts of the step, so that every draw has the same shapes; the judge is asked about
-    those of the given groups alone."""
-    context, size = setup.context, setup.schedule.group_size
-    asked = [setup.records[i].prompt for i in index]
-    prompts = [prompt for prompt in asked for _ in range(size)]
-    anchors = [setup.anchors[i] for i in np.repeat(index, size)]
-    local_prompts = [prompts[i] for i in local_rows(context.mesh, len(prompts))]
-    encoded = put_batch(encode_prompts(setup.tokenizer, local_prompts, length=setup.card.max_prompt), context.mesh)
-    sampling, drawing = (stream_key(context.key, stream, n) for stream in (Stream.RESPONSES, Stream.OPPONENTS))
-    if attempt:
-        again = stream_key(context.key, Stream.REDRAWS, n)
-        sampling, drawing = (jax.random.fold_in(again, 2 * attempt + k) for k in range(2))
-    keys = row_keys(sampling, 0, len(prompts))
-    rollout = generate(policy, encoded.tokens, encoded.mask, keys, config=setup.sampling)
-    known, cut = fetch((rollout, encoded.truncated), context.mesh)
-    responses, ended = read_responses(setup.tokenizer, known, setup.sampling)
-    if setup.sampling.stop:
-        mine = local_rows(context.mesh, len(prompts))
-        rollout = Rollout(*put_batch(tuple(x[mine] for x in ended), context.mesh))
-    rows, stopped = rows_of(groups, size), stop_reasons(ended, setup.sampling.stop_ids)
-    rewarded = rewards_of(
-        setup.judge,
-        setup.method.opponents,
-        setup.method.reward,
-        [prompts[i] for i in rows],
-        [responses[i] for i in rows],
-        group_size=size,
-        anchors=[anchors[i] for i in rows],
-        keys=row_keys(drawing, 0, len(index))[groups],
-    )
-    reward, judged, cuts, disagreement = rewarded
-    redrawn = len(groups) if attempt else 0
-    return Step(
-        prompts, responses, anchors, judged, reward, rollout, stopped, int(cut.sum()), cuts, disagreement, redrawn
-    )
-
-
-def _redrawn(done: Step, again: Step, rows: np.ndarray, mesh: Mesh) -> Step:
-    """A draw whose given rows come from another one, which was judged on these alone."""
-    taken = np.isin(np.arange(len(done.responses)), rows)
-    texts = [new if other else old for old, new, other in zip(done.responses, again.responses, taken, strict=True)]
-    rollout = with_rows(done.rollout, again.rollout, put_batch(taken[local_rows(mesh, len(taken))], mesh))
-    before, later = (Rewarded(x.reward, x.judged, x.cut_judgements, x.disagreement) for x in (done, again))
-    reward, judged, cuts, disagreement = with_rewards(before, later, rows)
-    return done._replace(
-        responses=texts,
-        judged=judged,
-        reward=reward,
-        rollout=rollout,
-        stopped=np.where(taken, again.stopped, done.stopped),
-        cut_judgements=cuts,
-        disagreement=disagreement,
-        redrawn=done.redrawn + again.redrawn,
-    )
-
-
 def critic_context(setup: Setup, done: Step) -> CriticContext | None:
     """Returns what the critic reads before the response: the prompt, and before it the opponent that it met."""
     baseline, mesh = setup.method.baseline, setup.context.mesh
@@ -213,7 +98,7 @@ def critic_context(setup: Setup, done: Step) -> CriticContext | None:
         return None
     if not baseline.sees_opponent:
         return CriticContext(done.rollout.prompt, done.rollout.prompt_mask)
-    tokenizer, card, met = setup.tokenizer, setup.card, np.asarray(done.judged.mask)
+    tokenizer, card, met = setup.tokenizer, setup.card, np.asarray(done.judged[0].mask)
     marker = tokenizer.special("reference")
     lead = tokenizer.encode("Reference: ") if marker is None else [marker]
     rows = []
@@ -226,23 +111,32 @@ def critic_context(setup: Setup, done: Step) -> CriticContext | None:
     return CriticContext(*put_batch((padded.tokens, padded.segments > 0), mesh))
 
 
-def _judge_metrics(opponents: str, judged: Judgements) -> dict[str, jax.Array]:
-    """How the judge saw the step: win probability, and how often the two orders name different winners.
+def judge_metrics(
+    opponents: Opponents, reward: Reward, judged: Sequence[Judgements]
+) -> dict[str, jax.Array | np.floating[Any]]:
+    """How the judges saw a step.
 
-    Two even verdicts agree, such as those on identical responses.
+    Where pairs were judged: the win probability, and how often the two orders name different winners; two even verdicts
+    agree, such as those on identical responses. Of several judges, the mean score of each.
     """
-    assert judged.z_ya is not None and judged.z_ay is not None
-    mask = np.asarray(judged.mask)
-    disagree = (np.sign(judged.z_ya) != -np.sign(judged.z_ay)) & mask
-    wins = pairwise_rl_reward(judged.z_ya, judged.z_ay, judged.mask, space=judged.merge).mean()
-    return {f"win_rate_{opponents}": wins, "order_disagreement": jnp.asarray(disagree.sum() / mask.sum())}
+    first = judged[0]
+    if first.z_ya is None or first.z_ay is None:
+        named = zip(reward.judges, judged, strict=False)  # a judge alone is not named by the reward
+        return {f"score_{name}": one.scores.mean() for name, one in named if one.scores is not None}
+    wins = pairwise_rl_reward(first.z_ya, first.z_ay, first.mask, space=first.merge)
+    met = np.asarray(first.mask)
+    found = {f"win_rate_{opponents.kind}": np.asarray(wins)[met.any(1)].mean()}
+    if opponents.orders == "both":
+        disagree = (np.sign(first.z_ya) != -np.sign(first.z_ay)) & met
+        found["order_disagreement"] = disagree.sum() / met.sum()
+    return found
 
 
 def sample_rows(n: int, done: Step, experience: Experience, mesh: Mesh) -> list[dict[str, Any]]:
     """A few rows of the step as a person reads them."""
     frozen = experience.frozen
     logp, logp_ref = fetch((frozen.logp_old.sum(1), frozen.logp_ref.sum(1)), mesh)
-    kl, judged, met, rows = logp - logp_ref, done.judged, np.asarray(done.judged.mask), []
+    kl, judged, met, rows = logp - logp_ref, done.judged[0], np.asarray(done.judged[0].mask), []
     for i in range(min(SAMPLES_A_STEP, len(done.responses))):
         first_met = int(met[i].argmax()) if met.shape[1] else 0  # the first opponent; a response itself is none
         orders = {}

@@ -20,19 +20,19 @@ class Rewarded(NamedTuple):
 
     Attributes:
       reward: `[N]` float32.
-      judged: the judgements behind them.
-      cut: how many of these the judge's rows did not hold whole.
-      disagreement: the mean standard deviation of the members of an ensemble; None of a judge without members.
+      judged: the judgements behind them, of each judge.
+      cut: how many of these the judges' rows did not hold whole.
+      disagreement: the mean standard deviation of the members of ensembles; None of judges without members.
     """
 
     reward: Float[np.ndarray, "N"]
-    judged: Judgements
+    judged: tuple[Judgements, ...]
     cut: int
     disagreement: float | None = None
 
 
 def rewards_of(
-    judge: Judge,
+    judges: Sequence[Judge],
     opponents: Opponents,
     reward: Reward,
     prompts: Sequence[Prompt],
@@ -42,27 +42,40 @@ def rewards_of(
     anchors: Sequence[Sequence[str]],
     keys: Key[Array, "B"],
 ) -> Rewarded:
-    """Asks a judge what a reward needs to know.
+    """Asks judges what a reward needs to know.
 
     Args:
-      judge: whom to ask; it has `scores` where the reward asks for them. Identical responses are even without asking.
+      judges: whom to ask, one or as many as the reward names; they have `scores` where the reward asks for them.
+        Identical responses are even without asking.
       opponents, reward: pieces of a method.
       prompts, responses: `N` rows; the responses to one prompt stand together, `group_size` of them.
       group_size: samples a prompt.
-      anchors: the anchors of each row's prompt, at least one where opponents are anchors.
+      anchors: the texts that stand for each row's prompt, at least one where opponents are not of the group.
       keys: a key for each of the `N / group_size` prompts.
     """
     mask, candidates = whom(opponents, responses, group_size=group_size, anchors=anchors, keys=keys)
+    rows = Rows(prompts, responses, candidates, mask)
     if reward.asks == "pairs":
-        mirrored = opponents.candidates == "group"
-        z_ya, z_ay, answers = _compared(judge, prompts, responses, mask, candidates, mirrored, group_size)
-        judged = Judgements(jnp.asarray(mask), jnp.asarray(z_ya), jnp.asarray(z_ay), merge=judge.merge)
+        grouped = jnp.asarray(mask).reshape(-1, group_size, mask.shape[1])
+        first, second = (np.asarray(slot).reshape(mask.shape) for slot in opponents.slots(grouped, keys))
+        within = group_size if opponents.candidates == "group" else 0
+        answers = [_compared(judge, rows, first, second, within) for judge in judges]
     else:
-        scores, others, answers = _scored(judge, prompts, responses, mask, candidates)
-        judged = Judgements(jnp.asarray(mask), scores=jnp.asarray(scores), opponent_scores=jnp.asarray(others))
-    cuts = 0 if answers.cut is None else int(answers.cut.sum())
-    disagreement = None if answers.deviation is None else float(answers.deviation.mean())
-    return Rewarded(np.asarray(reward(judged), np.float32), judged, cuts, disagreement)
+        answers = [_scored(judge, rows) for judge in judges]
+    judged, asked = tuple(one for one, _ in answers), [part for _, parts in answers for part in parts]
+    cuts = sum(int(part.cut.sum()) for part in asked if part.cut is not None)
+    deviations = [part.deviation for part in asked if part.deviation is not None and len(part.deviation)]
+    disagreement = float(np.concatenate(deviations).mean()) if deviations else None
+    return Rewarded(np.asarray(reward(*judged), np.float32), judged, cuts, disagreement)
+
+
+class Rows(NamedTuple):
+    """`N` responses, the texts of up to `M` candidates of each, and `[N, M]` bool, which of these it meets."""
+
+    prompts: Sequence[Prompt]
+    responses: Sequence[str]
+    candidates: Sequence[Sequence[str]]
+    mask: Bool[np.ndarray, "N M"]
 
 
 def whom(
@@ -79,7 +92,7 @@ def whom(
     candidates: list[Sequence[str]] = [()] * count
     if opponents.candidates == "group":
         candidates = [group for group in groups for _ in group]
-    elif opponents.candidates == "anchors":
+    elif opponents.candidates != "none":
         candidates = list(anchors)
         if min(len(row) for row in anchors) == 0:
             raise UserError("a prompt has no anchor; run an anchors stage over the same prompts")
@@ -90,51 +103,65 @@ def whom(
 
 
 def _compared(
-    judge: Judge,
-    prompts: Sequence[Prompt],
-    responses: Sequence[str],
-    mask: Bool[np.ndarray, "N M"],
-    candidates: Sequence[Sequence[str]],
-    mirrored: bool,
-    group_size: int,
-) -> tuple[Float[np.ndarray, "N M"], Float[np.ndarray, "N M"], Judged]:
-    """Logits of both orders, and the judgements of the pairs that they come from.
+    judge: Judge, rows: Rows, first: Bool[np.ndarray, "N M"], second: Bool[np.ndarray, "N M"], within: int
+) -> tuple[Judgements, list[Judged]]:
+    """Logits of both orders, and the answers that they come from.
 
-    Within a group one judgement of a pair, in both orders, serves both of its members.
+    Args:
+      judge: whom to ask.
+      rows: the comparisons.
+      first, second: the orders in which each is judged, with the response in slot 1 and in slot 2.
+      within: the size of groups whose members meet each other; one judgement of a pair, in an order, then serves both
+        of its members. 0 where they meet others.
     """
-    count, width = mask.shape
-    place = np.arange(count) % group_size
-    rows, columns = np.nonzero(mask & (np.arange(width) > place[:, None]) if mirrored else mask)
-    pairs = [*zip(rows.tolist(), columns.tolist(), strict=True)]
-    others = [candidates[i][j] for i, j in pairs]
-    judged = judge_pairs(judge, [prompts[i] for i, _ in pairs], [responses[i] for i, _ in pairs], others)
-    z_ya, z_ay = np.zeros((count, width), np.float32), np.zeros((count, width), np.float32)
-    z_ya[rows, columns], z_ay[rows, columns] = judged.z_12, judged.z_21
-    if mirrored:
-        partners = rows - place[rows] + columns
-        z_ya[partners, place[rows]], z_ay[partners, place[rows]] = judged.z_21, judged.z_12
-    return z_ya, z_ay, judged
+    count, width = rows.mask.shape
+    place = np.arange(count) % (within or 1)
+    if within:
+        first = first | _mirrored(second, within)
+        both = first & _mirrored(first, within)
+        single, second = first & ~both, np.zeros_like(second)
+        both = both & (np.arange(width) > place[:, None])
+    else:
+        both = first & second
+        single, second = first & ~both, second & ~both
+    z_ya, z_ay, answers = np.zeros((count, width), np.float32), np.zeros((count, width), np.float32), []
+    # Asked in both orders; in one, the response in slot 1; in one, the candidate in slot 1.
+    for asked, one_order, exchanged in ((both, False, False), (single, True, False), (second, True, True)):
+        i, j = np.nonzero(asked)
+        if not len(i) and one_order:
+            continue
+        mine = [rows.responses[n] for n in i.tolist()]
+        others = [rows.candidates[n][m] for n, m in zip(i.tolist(), j.tolist(), strict=True)]
+        slots = (others, mine) if exchanged else (mine, others)
+        judged = judge_pairs(judge, [rows.prompts[n] for n in i.tolist()], *slots, one_order=one_order)
+        z_ya[i, j], z_ay[i, j] = (judged.z_21, judged.z_12) if exchanged else (judged.z_12, judged.z_21)
+        answers.append(judged)
+        if within:
+            partners = i - place[i] + j
+            z_ya[partners, place[i]], z_ay[partners, place[i]] = z_ay[i, j], z_ya[i, j]
+    return Judgements(*map(jnp.asarray, (rows.mask, z_ya, z_ay)), merge=judge.merge), answers
 
 
-def _scored(
-    judge: Judge,
-    prompts: Sequence[Prompt],
-    responses: Sequence[str],
-    mask: Bool[np.ndarray, "N M"],
-    candidates: Sequence[Sequence[str]],
-) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N M"], Scored]:
+def _mirrored(pairs: Bool[np.ndarray, "N G"], size: int) -> Bool[np.ndarray, "N G"]:
+    """`[N, G]`, whether the other member has what a pair has."""
+    return pairs.reshape(-1, size, size).swapaxes(1, 2).reshape(pairs.shape)
+
+
+def _scored(judge: Judge, rows: Rows) -> tuple[Judgements, list[Scored]]:
     """Scores of the responses and of their opponents, and the answers that they come from.
 
     The same text after the same prompt is scored once.
     """
     if not isinstance(judge, ScoringJudge):
         raise UserError(f"{type(judge).__name__} compares pairs and has no scores; the reward needs a judge that has")
-    rows, columns = np.nonzero(mask)
-    asked = [*zip(prompts, responses, strict=True)]
-    asked += [(prompts[i], candidates[i][j]) for i, j in zip(rows.tolist(), columns.tolist(), strict=True)]
+    i, j = np.nonzero(rows.mask)
+    asked = [*zip(rows.prompts, rows.responses, strict=True)]
+    asked += [(rows.prompts[n], rows.candidates[n][m]) for n, m in zip(i.tolist(), j.tolist(), strict=True)]
     different = list(dict.fromkeys(asked))
     answers = judge.scored(*map(list, zip(*different, strict=True)))
     found = dict(zip(different, answers.scores.tolist(), strict=True))
-    others = np.zeros(mask.shape, np.float32)
-    others[rows, columns] = [found[one] for one in asked[len(responses) :]]
-    return np.array([found[one] for one in asked[: len(responses)]], np.float32), others, answers
+    scores, others = np.zeros(len(rows.responses), np.float32), np.zeros(rows.mask.shape, np.float32)
+    scores[:] = [found[one] for one in asked[: len(scores)]]
+    others[i, j] = [found[one] for one in asked[len(scores) :]]
+    judged = Judgements(jnp.asarray(rows.mask), scores=jnp.asarray(scores), opponent_scores=jnp.asarray(others))
+    return judged, [answers]

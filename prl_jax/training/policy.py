@@ -44,6 +44,8 @@ def prepare(
     reward: Float[Array, "N"],
     kept: Bool[Array, "N"] | None = None,
     *,
+    differences: tuple[Float[Array, "N G"], Bool[Array, "N G"]] | None = None,
+    greedy: Float[Array, "N"] | None = None,
     method: Method,
     schedule: Schedule,
 ) -> tuple[Experience, Metrics]:
@@ -56,6 +58,7 @@ def prepare(
       context: what the critic reads before the response; None without a critic.
       reward: `[N]` float32, of each whole response.
       kept: `[N]`, the responses that train the policy; None for all.
+      differences, greedy: what some baselines read beside it, see `Rewards`.
       method, schedule: what the update does.
     """
     masked.check_shapes(1, truncated=rollout.truncated, reward=reward)
@@ -71,7 +74,7 @@ def prepare(
     trained = mask & ~(truncated & schedule.mask_truncated)[:, None]
     if kept is not None:
         trained &= kept[:, None]
-    rewards = Rewards(tokens, mask, trained, truncated, schedule.group_size)
+    rewards = Rewards(tokens, mask, trained, truncated, schedule.group_size, differences, greedy)
     values, critic_rows = None, None
     if baseline.reads_values:
         assert state.critic is not None and context is not None
@@ -82,7 +85,8 @@ def prepare(
     critique = None
     if values is not None and critic_rows is not None and returns is not None:
         critique = Critique(critic_rows, values.before, returns)
-    experience = Experience(rows, rollout.response, mask, Frozen(logp, logp_ref, advantages, trained), critique)
+    frozen = Frozen(logp, method.regulariser.reference(logp, logp_ref), advantages, trained)
+    experience = Experience(rows, rollout.response, mask, frozen, critique)
     sequence_kl = masked.masked_sum(logp - logp_ref, mask, axis=1)
     metrics = {
         "score": score.mean(),

@@ -33,12 +33,18 @@ def with_rewards(rewarded: Rewarded, again: Rewarded, rows: Int[np.ndarray, "n"]
     Judgements that were cut add up; how far an ensemble disagrees is weighed by the rows of each asking.
     """
     pairs = zip(rewarded.judged, again.judged, strict=True)
-    judged: list[Any] = [jnp.asarray(_put(old, new, rows)) if isinstance(old, jax.Array) else old for old, new in pairs]
+    judged = tuple(_judged_again(old, new, rows) for old, new in pairs)
     disagreement, count = rewarded.disagreement, len(rewarded.reward)
     if disagreement is not None and again.disagreement is not None:
         disagreement = (count * disagreement + len(rows) * again.disagreement) / (count + len(rows))
     reward = _put(rewarded.reward, again.reward, rows)
-    return Rewarded(reward, Judgements(*judged), rewarded.cut + again.cut, disagreement)
+    return Rewarded(reward, judged, rewarded.cut + again.cut, disagreement)
+
+
+def _judged_again(judged: Judgements, again: Judgements, rows: Int[np.ndarray, "n"]) -> Judgements:
+    parts = zip(judged, again, strict=True)
+    put: list[Any] = [jnp.asarray(_put(old, new, rows)) if isinstance(old, jax.Array) else old for old, new in parts]
+    return Judgements(*put)
 
 
 def _put(values: Any, new: Any, rows: Int[np.ndarray, "n"]) -> np.ndarray:

@@ -22,7 +22,7 @@ from prl_jax.commands import shortage
 from prl_jax.commands.shortage import shortage_told
 from prl_jax.errors import UserError
 from prl_jax.sampling.decode import SamplingConfig, generate, row_keys
-from prl_jax.stages import KINDS, online_step
+from prl_jax.stages import KINDS, online_samples, online_step
 from prl_jax.stages import config as c
 from prl_jax.training.policy import Updates, run_updates
 from prl_jax.training.state import PolicyState, TrainState
@@ -62,9 +62,9 @@ def test_each_part_of_a_step_is_told_by_its_name(monkeypatch):
     assert told(functools.partial(update, train_policy=True)).startswith("sft/update: ")
     assert told(functools.partial(update, train_policy=False)).startswith("sft/warm_up: ")
     step = functools.partial(online_step.iteration, setup, None, state, np.arange(4), 1, train_policy=True)
-    monkeypatch.setattr(online_step, "generate", fail)
+    monkeypatch.setattr(online_samples, "generate", fail)
     assert told(step).startswith("sft/generate: ")
-    done = SimpleNamespace(reward=np.zeros(8, np.float32), rollout=None)
+    done = SimpleNamespace(reward=np.zeros(8, np.float32), rollout=None, greedy=None)
     monkeypatch.setattr(online_step, "roll_out", lambda *_: done)
     monkeypatch.setattr(online_step, "critic_context", lambda *_: None)
     monkeypatch.setattr(online_step, "prepare", fail)

@@ -83,7 +83,7 @@ def test_row_29_what_is_identical_after_the_cut_is_even(judge):
 def test_row_29_rewards_count_the_comparisons_that_were_cut(judge):
     anchors = [(text,) for text in SECOND]
     keys = jax.random.split(jax.random.key(0), len(FIRST))
-    got = rewards_of(judge, Anchors(), WinProbability(), PROMPTS, FIRST, group_size=1, anchors=anchors, keys=keys)
+    got = rewards_of([judge], Anchors(), WinProbability(), PROMPTS, FIRST, group_size=1, anchors=anchors, keys=keys)
     assert got.cut == 2 and got.reward[1] == 0.5
 
 

@@ -18,7 +18,7 @@ def reward(prompt: str, response: str, opponent: str) -> float:
     """What pairwise PPO gives a response to a built-in task."""
     options = dict(group_size=1, anchors=[(opponent,)], keys=jax.random.split(jax.random.key(0), 1))
     judge = GoldJudge(preference)
-    return float(rewards_of(judge, Anchors(), WinProbability(), [user(prompt)], [response], **options).reward[0])
+    return float(rewards_of([judge], Anchors(), WinProbability(), [user(prompt)], [response], **options).reward[0])
 
 
 @pytest.mark.parametrize(

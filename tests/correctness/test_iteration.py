@@ -5,13 +5,14 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from correctness.world import make_setup
+from correctness.world import make_setup, policy_state
 from fakes import copy, make_decoder
 
 from prl_jax.judges import Combination, GenerativeJudge, ensemble
 from prl_jax.sampling import StopReason
 from prl_jax.stages import online_step
-from prl_jax.stages.online_step import iteration, roll_out
+from prl_jax.stages.online_samples import roll_out
+from prl_jax.stages.online_step import iteration
 from prl_jax.text.judging import JudgeTemplate
 from prl_jax.text.tokenizer import ByteTokenizer
 from prl_jax.training.policy import Updates
@@ -23,7 +24,8 @@ NO_UPDATES = Updates(no_update, lambda critic, *_: (critic, {}))
 @pytest.fixture(scope="module")
 def setup(models):
     setup = make_setup(models.policy, bias=0.4, regulariser=dict(steer=(50.0, 8.0)))
-    setup.judge.counters = lambda: {"asked": len(setup.judge.asked)}
+    (judge,) = setup.judges
+    judge.counters = lambda: {"asked": len(judge.asked)}
     return setup._replace(sampling=dataclasses.replace(setup.sampling, stop_ids=tuple(range(15, 32))))
 
 
@@ -42,7 +44,7 @@ def test_row_08_noise_is_fresh_in_every_row_step_stage_and_token(models):
     flat.embedding[...] = flat.embedding[...] * 1e-3
 
     def draw(step: int, **changes) -> list[tuple[int, ...]]:
-        done = roll_out(make_setup(flat, **changes), flat, np.arange(4), step)
+        done = roll_out(make_setup(flat, **changes), policy_state(flat), np.arange(4), step)
         rows = zip(np.asarray(done.rollout.response), np.asarray(done.rollout.mask), strict=True)
         return [tuple(tokens[mask]) for tokens, mask in rows]
 
@@ -56,10 +58,10 @@ def test_row_08_noise_is_fresh_in_every_row_step_stage_and_token(models):
 def test_row_03_a_stop_string_ends_the_response_that_is_judged_and_trained(models):
     """The text ends before it, the mask with the token that completes it, and the kept tokens are what they were."""
     setup = make_setup(models.policy)
-    free = roll_out(setup, models.policy, np.arange(4), 1)
+    free = roll_out(setup, policy_state(models.policy), np.arange(4), 1)
     stop = next(text for text in free.responses if len(text) > 4)[2:4]
     asks = dataclasses.replace(setup.sampling, stop=(stop,))
-    done = roll_out(setup._replace(sampling=asks), models.policy, np.arange(4), 1)
+    done = roll_out(setup._replace(sampling=asks), policy_state(models.policy), np.arange(4), 1)
     assert done.responses == [text.split(stop)[0] for text in free.responses] != free.responses
     mask, read = np.asarray(done.rollout.mask), setup.tokenizer.decode
     for i, (whole, text) in enumerate(zip(free.responses, done.responses, strict=True)):
@@ -109,7 +111,7 @@ def read(setup, iterated, fresh, monkeypatch):
     done = iterated[1]._replace(responses=responses, cut_judgements=3, disagreement=0.125)
     monkeypatch.setattr(online_step, "roll_out", lambda *_: done)
     judge = GenerativeJudge(make_decoder(layers=1), ByteTokenizer(), JudgeTemplate("question-v1"), max_length=300)
-    judged = setup._replace(judge=ensemble([setup.judge, judge], Combination()))
+    judged = setup._replace(judges=[ensemble([*setup.judges, judge], Combination())])
     return iteration(judged, NO_UPDATES, fresh(), np.arange(4), 15, train_policy=True)[1]
 
 

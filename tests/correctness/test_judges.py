@@ -169,7 +169,7 @@ def test_row_20_a_reward_averages_both_orders(opponents):
     others = ["d"] * 4 if opponents.candidates == "anchors" else ["b", "a", "d", "c"]
     expected = [0.5 if a == b else win(a, b) for a, b in zip("abcd", others, strict=True)]
     options = dict(group_size=2, anchors=[("d",)] * 4, keys=jax.random.split(jax.random.key(0), 2))
-    got = rewards_of(judge, opponents, WinProbability(), [user("p")] * 4, list("abcd"), **options)
+    got = rewards_of([judge], opponents, WinProbability(), [user("p")] * 4, list("abcd"), **options)
     np.testing.assert_allclose(got.reward, expected, rtol=1e-5)
 
 
@@ -188,7 +188,7 @@ def test_row_21_identical_responses_are_even_without_asking():
     judged = judge_pairs(judge, PROMPTS, FIRST, [FIRST[0], *SECOND[1:]])
     assert judged.p_first[0] == 0.5 and len(judge.asked) == 3
     options = dict(group_size=2, anchors=[()] * 4, keys=jax.random.split(jax.random.key(0), 2))
-    reward = rewards_of(judge, Peer(), WinProbability(), PROMPTS, ["x", "x", "y", "zz"], **options).reward
+    reward = rewards_of([judge], Peer(), WinProbability(), PROMPTS, ["x", "x", "y", "zz"], **options).reward
     np.testing.assert_array_equal(reward[:2], 0.5)
     assert reward[2] < 0.5 < reward[3]
 

@@ -27,7 +27,7 @@ from prl_jax.stages import arms, evaluation, win_rate
 from prl_jax.stages import config as c
 from prl_jax.stages.anchors import Candidates, rank_scores
 from prl_jax.stages.generative import planned_card
-from prl_jax.stages.online_step import _judge_metrics
+from prl_jax.stages.online_step import judge_metrics
 from prl_jax.text.judging import JudgeTemplate, verdict_ids
 from prl_jax.training.compare import rewards_of
 from prl_jax.training.reward_model import generative_objective
@@ -91,9 +91,9 @@ def test_row_34_rewards_and_their_metrics_take_the_judges_own_merge(merge):
     expected = [1 - right, right, right, 0.5], [1 - right, right, right, 1 - right]
     options = dict(group_size=2, anchors=anchors, keys=jax.random.split(jax.random.key(0), 2))
     for opponents, rewards in zip((Anchors(), Peer()), expected, strict=True):
-        got = rewards_of(biased(merge), opponents, WinProbability(), PROMPTS, responses, **options)
+        got = rewards_of([biased(merge)], opponents, WinProbability(), PROMPTS, responses, **options)
         np.testing.assert_allclose(got.reward, rewards, rtol=1e-5)
-        logged = _judge_metrics(opponents.kind, got.judged)[f"win_rate_{opponents.kind}"]
+        logged = judge_metrics(opponents, WinProbability(), got.judged)[f"win_rate_{opponents.kind}"]
         np.testing.assert_allclose(logged, np.mean(rewards), rtol=1e-5)
 
 

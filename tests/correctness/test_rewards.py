@@ -56,7 +56,7 @@ def test_row_02_a_win_probability_survives_as_a_float(freeze):
     prompts, responses = [user("p")] * 2 + [user("q")] * 2, ["a", "b", "c", "d"]
     keys = jax.random.split(jax.random.key(0), 2)
     options = dict(group_size=2, anchors=[()] * 4, keys=keys)
-    reward = rewards_of(judge, Peer(), WinProbability(), prompts, responses, **options).reward
+    reward = rewards_of([judge], Peer(), WinProbability(), prompts, responses, **options).reward
     wins = 1 / (1 + np.exp(-np.array([0.994, -0.994, 0.7, -0.7])))
     np.testing.assert_allclose(wins[0], 0.73, atol=1e-3)
     experience, zero = freeze(score=reward)[0], freeze(score=np.zeros(4))[0]

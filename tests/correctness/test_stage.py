@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from correctness.world import make_setup
+from correctness.world import make_setup, policy_state
 from fakes import LetterTokenizer, one_device
 
 from prl_jax.costs.models import AbstractModels
@@ -13,7 +13,8 @@ from prl_jax.stages import KINDS
 from prl_jax.stages import config as c
 from prl_jax.stages.kind import Checking
 from prl_jax.stages.online_models import construct
-from prl_jax.stages.online_step import critic_context, roll_out
+from prl_jax.stages.online_samples import roll_out
+from prl_jax.stages.online_step import critic_context
 
 STEPS, WARMUP, EPOCHS, MINIBATCHES = 12, 4, 3, 2
 
@@ -62,9 +63,9 @@ def test_row_27_a_privileged_critic_sees_the_opponent_that_the_response_has_met(
     )._replace(anchors=anchors)
     seen = set()
     for n in range(3):
-        done = roll_out(setup, models.policy, np.arange(4), n)
+        done = roll_out(setup, policy_state(models.policy), np.arange(4), n)
         tokens, mask = jax.device_get(critic_context(setup, done))
-        for i, met in enumerate(np.asarray(done.judged.mask)):
+        for i, met in enumerate(np.asarray(done.judged[0].mask)):
             assert met.sum() == 1
             text = anchors[0][int(met.argmax())]
             row = tokens[i][mask[i]].tolist()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from fakes import LetterTokenizer, UtilityJudge, decoder_config, fill, one_device, token_rows, user, with_pieces
 
@@ -20,9 +21,10 @@ from prl_jax.runs.context import StageContext
 from prl_jax.runs.workdir import Workdir
 from prl_jax.sampling import SamplingConfig
 from prl_jax.stages import config as stage_config
+from prl_jax.stages.online_samples import Setup
 from prl_jax.stages.online_section import method_in, schedule_in
-from prl_jax.stages.online_step import Setup
 from prl_jax.training.schedule import Schedule
+from prl_jax.training.state import PolicyState, TrainState
 from prl_jax.types import Rollout
 
 PROMPTS, LENGTHS, ROOM = [3, 1, 4, 2], [2, 5, 1, 5], 5
@@ -150,9 +152,14 @@ def make_setup(reference: Decoder, *, name: str = "policy", seed: int = 0, bias:
         card=ModelCard("policy", {}, 4, 8),
         tokenizer=tokenizer,
         sampling=SamplingConfig(8, (tokenizer.eos_id,), tokenizer.pad_id, temperature=TEMPERATURE),
-        judge=judge,
+        judges=[judge],
         win_rate_judge=judge,
         records=[PromptRecord(str(i), user("a")) for i in range(4)],
         anchors=[()] * 4,
         reference=reference,
     )
+
+
+def policy_state(model: Decoder) -> PolicyState:
+    """The state of a stage whose policy is this model, as far as sampling looks at it."""
+    return PolicyState(TrainState(model, None, jnp.int32(0)), None, jnp.float32(0.0))

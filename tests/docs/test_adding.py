@@ -85,7 +85,7 @@ def test_a_piece_of_methods(monkeypatch):
     judge = UtilityJudge(lambda prompt, response: utility[response])
     prompts, keys = [user("p")] * 4, jax.random.split(jax.random.key(0), 1)
     asked = dict(group_size=4, anchors=[()] * 4, keys=keys)
-    found = rewards_of(judge, method.opponents, method.reward, prompts, [*utility], **asked)
+    found = rewards_of([judge], method.opponents, method.reward, prompts, [*utility], **asked)
     np.testing.assert_allclose(found.reward, [1.0, 1 / 3, 1 / 3, 0.0])
 
 

@@ -1,6 +1,7 @@
 """Every loss once more, in float64 and plain Python loops over rows and tokens: slow, and plain to see through."""
 
 import math
+import statistics
 
 import numpy as np
 
@@ -74,31 +75,86 @@ def pair_regression_loss(l1, l2, win, weight, *, beta, link):
     return weighted_mean(losses, weight)
 
 
-def pairwise_rl_reward(z_ya, z_ay, mask, *, f, floor=1e-4):
+def pairwise_rl_reward(z_ya, z_ay, mask, *, f, over="mean", tie=0.5, floor=1e-4):
+    def outcome(gap):
+        return tie if gap == 0 else float(gap > 0)
+
     maps = {
         "id": lambda p: p,
         "centred": lambda p: p - 0.5,
         "logit": lambda p: math.log(min(max(p, floor), 1 - floor) / (1 - min(max(p, floor), 1 - floor))),
         "log": lambda p: math.log(min(max(p, floor), 1 - floor)),
-        "hard": lambda p: 0.5 if p == 0.5 else float(p > 0.5),
+        "hard": lambda p: outcome(p - 0.5),
+        "signed": lambda p: 2 * outcome(p - 0.5) - 1,
     }
     out = []
     for ya, ay, keep in zip(z_ya, z_ay, mask, strict=True):
-        rewards = [maps[f]((sigmoid(a) + 1 - sigmoid(b)) / 2) for a, b, k in zip(ya, ay, keep, strict=True) if k]
-        out.append(sum(rewards) / len(rewards) if rewards else 0.0)
+        met = [(a, b) for a, b, k in zip(ya, ay, keep, strict=True) if k]
+        if f == "verdicts":
+            rewards = [(outcome(a) + outcome(-b)) / 2 for a, b in met]
+        else:
+            rewards = [maps[f]((sigmoid(a) + 1 - sigmoid(b)) / 2) for a, b in met]
+        if not rewards:
+            out.append(0.0)
+        elif over == "min":
+            out.append(min(rewards))
+        else:
+            mean = sum(rewards) / len(rewards)
+            even = 0.5 if f == "verdicts" else maps[f](0.5)
+            out.append(float(np.sign(mean - even)) if over == "sign" else mean)
+    return np.array(out)
+
+
+def pair_token_loss(logp, logp_old, logp_ref, gap, weight, *, beta, eps, c):
+    """Two responses of one row are halves of its tokens."""
+    losses = []
+    for new, old, ref, r in zip(logp, logp_old, logp_ref, gap, strict=True):
+        half = len(new) // 2
+        halves = [range(half), range(half, 2 * half)]
+        z = [sum(new[t] - ref[t] for t in part) for part in halves]
+        q = r - beta * (z[0] - z[1])
+        importance = min(max(math.exp(sum(new[t] - old[t] for part in halves for t in part)), 1 / c), c)
+        total = 0.0
+        for sign, part in zip((1, -1), halves, strict=True):
+            for t in part:
+                factor = -sign * q * importance
+                total += max(factor * new[t], factor * min(max(new[t], old[t] - eps), old[t] + eps))
+        losses.append(total / 2)
+    return weighted_mean(losses, weight)
+
+
+def single_regression_loss(ratio, target, weight, *, beta):
+    return weighted_mean([(beta * x - y) ** 2 for x, y in zip(ratio, target, strict=True)], weight)
+
+
+# Shapes of scores.
+
+
+def lsc(scores, references, mask, *, quantile, fit):
+    out = []
+    for score, row, keep in zip(scores, references, mask, strict=True):
+        known = np.array([x for x, k in zip(row, keep, strict=True) if k])
+        if fit == "normal":
+            q = statistics.NormalDist(known.mean(), max(known.std(), 1e-12)).inv_cdf(quantile)
+        else:
+            q = np.quantile(known, quantile)
+        out.append(math.log(sigmoid(score - q)))
     return np.array(out)
 
 
 # Policies: a list of token losses for each row.
 
 
-def reduce_tokens(rows: list[list[float]], how: str) -> float:
+def reduce_tokens(rows: list[list[float]], how: str, room: int = 1) -> float:
     rows = [row for row in rows if row]
     if not rows:
         return 0.0
     if how == "token_mean":
         return sum(map(sum, rows)) / sum(map(len, rows))
-    return sum(sum(row) / (len(row) if how == "seq_mean_token_mean" else 1) for row in rows) / len(rows)
+    over = {"seq_mean_token_mean": len, "seq_mean_token_sum": lambda row: 1, "seq_mean_room_mean": lambda row: room}[
+        how
+    ]
+    return sum(sum(row) / over(row) for row in rows) / len(rows)
 
 
 def ppo_policy_loss(logp, logp_old, adv, mask, *, clip_low, clip_high, dual, reduce, ratio_level):
@@ -114,7 +170,21 @@ def ppo_policy_loss(logp, logp_old, adv, mask, *, clip_low, clip_high, dual, red
             loss = max(-a * ratio, -a * min(max(ratio, 1 - clip_low), 1 + clip_high))
             row.append(min(loss, -a * dual) if dual and a < 0 else loss)
         rows.append(row)
-    return reduce_tokens(rows, reduce)
+    return reduce_tokens(rows, reduce, len(mask[0]))
+
+
+def weighted_logp(logp, logp_old, adv, mask, *, reduce, bounds=None):
+    """REINFORCE, or with bounds of the ratio CISPO's, whose weights have no gradient: so the value alone."""
+    rows = []
+    for i in range(len(logp)):
+        row = []
+        for t in range(len(mask[i])):
+            if mask[i][t]:
+                ratio = math.exp(logp[i][t] - logp_old[i][t])
+                weight = 1.0 if bounds is None else min(max(ratio, bounds[0]), bounds[1])
+                row.append(-weight * adv[i][t] * logp[i][t])
+        rows.append(row)
+    return reduce_tokens(rows, reduce, len(mask[0]))
 
 
 def ppo_value_loss(v, v_old, ret, mask, *, clip_value):

@@ -155,8 +155,33 @@ CASES = {
         f"reward {f}": Case(
             losses.pairwise_rl_reward, references.pairwise_rl_reward, dict(z_ya="real", z_ay="real"), dict(f=f)
         )
-        for f in ("id", "centred", "logit", "log", "hard")
+        for f in ("id", "centred", "logit", "log", "hard", "signed", "verdicts")
     },
+    **{
+        f"reward over {over}": Case(
+            losses.pairwise_rl_reward,
+            references.pairwise_rl_reward,
+            dict(z_ya="real", z_ay="real"),
+            dict(f="id", over=over),
+        )
+        for over in ("min", "sign")
+    },
+    "single_regression": Case(
+        losses.single_regression_loss,
+        references.single_regression_loss,
+        dict(ratio="real", target="real"),
+        dict(beta=0.4),
+        axes="B",
+        masked_by="weight",
+        differentiable=("ratio",),
+    ),
+    "reinforce": Case(
+        losses.reinforce_loss,
+        references.weighted_logp,
+        dict(logp="logp", logp_old="logp", adv="real"),
+        dict(reduce="seq_mean_token_sum"),
+        differentiable=("logp",),
+    ),
     "win_rate": Case(losses.win_rate, references.win_rate, dict(P="prob"), axes="BTT"),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -14,29 +14,41 @@ from prl_jax.methods import (
     METHODS,
     PIECES,
     SLOTS,
+    Anchors,
     Critic,
     Method,
     PairClip,
     Pool,
     Preset,
     RewardKL,
+    Standardised,
     WinProbability,
+    baselines,
     method_of,
     piece_of,
+    scores,
     section_of,
 )
 
 PACKAGE = Path(prl_jax.__file__).parent
-PAIRS = ("pair_clip", "pair_regression")
+WHOLE = ("pair_clip", "pair_token_clip", "pair_regression", "single_regression")
+SCORES = ("score", "centred", "par", "lsc", "tanh", "clip", "minmax", "several")
+GROUP = ("peer", "group", "circular", "random_peer")
+SAMPLED = ("greedy", "past")
 
 
 def accepted(opponents: str, reward: str, baseline: str, surrogate: str, regulariser: str) -> bool:
     """The rules, for pieces with their defaults."""
+    compares = reward in ("win_probability", "centred", "par", "lsc")
     return (
-        (opponents == "none") == (reward == "score")
-        and (regulariser == "inside_kl") == (surrogate in PAIRS)
-        and not (baseline == "critic" and surrogate in PAIRS)
-        and (surrogate != "pair_regression" or opponents == "peer")
+        (opponents == "none") == (not compares)
+        and (regulariser in ("inside_kl", "mixture")) == (surrogate in WHOLE)
+        and not (surrogate in WHOLE and baseline not in ("group_mean", "constant", "greedy"))
+        and (surrogate != "pair_regression" or (opponents == "peer" and reward in ("win_probability", "par")))
+        and (baseline != "difference" or (opponents in GROUP and reward == "win_probability"))
+        and (baseline != "difference" or regulariser != "reward_kl")
+        and (baseline != "greedy" or opponents not in (*GROUP, *SAMPLED))
+        and not (opponents == "circular" and reward in SCORES)
     )
 
 
@@ -55,7 +67,7 @@ def test_every_combination_of_kinds_works_or_is_refused_by_a_slots_name():
         else:
             assert accepted(*names), f"{names} accepted"
             counts[True] += 1
-    assert sum(counts.values()) == 5 * 3 * 5 * 3 * 3 and min(counts.values()) > 50
+    assert sum(counts.values()) == 9 * 9 * 8 * 7 * 4 and min(counts.values()) > 500
 
 
 @pytest.mark.parametrize(
@@ -65,6 +77,12 @@ def test_every_combination_of_kinds_works_or_is_refused_by_a_slots_name():
         ("ppo", {"baseline": Critic(sees_opponent=True)}, "baseline.sees_opponent: with opponents='none' no anchor"),
         ("ppo", {"surrogate": PairClip()}, "regulariser='reward_kl'.*'inside_kl'"),
         ("p3o", {"regulariser": RewardKL()}, "regulariser='reward_kl'.*'inside_kl'"),
+        ("p3o", {"baseline": Standardised()}, "baseline='standardised'.*takes rewards for what they are"),
+        ("p3o", {"baseline": baselines.Batch()}, "baseline='batch'.*sees whole responses"),
+        ("think_rm", {"reward": WinProbability(map="log")}, "baseline='difference' needs each comparison"),
+        ("think_rm", {"regulariser": RewardKL()}, "regulariser='reward_kl'.*no divergence among them"),
+        ("par", {"opponents": Anchors(orders="one")}, "opponents='anchors' is judged in one order"),
+        ("grpo", {"reward": scores.Several(shapes=("par",))}, "opponents='none'.*'several' compares"),
     ],
 )
 def test_fields_that_cannot_work_with_another_piece_are_named(name, slots, message):
@@ -102,7 +120,7 @@ def test_a_row_of_the_table_is_complete(name):
     preset = METHODS[name]
     assert isinstance(preset, Preset) and isinstance(preset.method, Method)
     preset.method.check_group(preset.group_size)
-    assert preset.title and preset.source.startswith("arXiv ") and preset.remark.endswith(".")
+    assert preset.title and preset.source.startswith(("arXiv ", "github.com/")) and preset.remark.endswith(".")
     assert preset.evidence in ("confirmed", "reconstructed")
     assert method_of({slot: section_of(getattr(preset.method, slot)) for slot in SLOTS}) == preset.method
 
@@ -125,10 +143,14 @@ def test_a_section_gives_lists_and_whole_numbers_the_type_of_the_field():
 @pytest.mark.parametrize(
     ("slot", "section", "message"),
     [
-        ("reward", {"kind": "fame"}, "reward.kind='fame', expected one of 'score', 'win_probability', 'par'"),
-        ("opponents", {}, "opponents.kind=None, expected one of 'none', 'anchors', 'pool', 'peer', 'group'"),
+        ("reward", {"kind": "fame"}, "reward.kind='fame', expected one of 'win_probability', 'score', 'centred'"),
+        (
+            "opponents",
+            {},
+            "opponents.kind=None, expected one of 'none', 'anchors', 'pool', 'peer', 'group', 'circular'",
+        ),
         ("baseline", {"kind": "critic", "lam": 0.9}, "baseline.lam: 'critic' has no such key; known: gamma, lam_actor"),
-        ("opponents", {"kind": "peer", "draws": 2}, "opponents.draws: 'peer' has no such key; known: it has none"),
+        ("opponents", {"kind": "peer", "draws": 2}, "opponents.draws: 'peer' has no such key; known: orders"),
         ("surrogate", {"kind": "token_clip", "low": "0.2"}, "surrogate.low='0.2': expected float, such as 0.2"),
         ("opponents", {"kind": "pool", "draws": 1.5}, "opponents.draws=1.5: expected int, such as 1"),
         ("opponents", {"kind": "pool", "draws": True}, "opponents.draws=True: expected int"),
@@ -140,6 +162,43 @@ def test_a_section_gives_lists_and_whole_numbers_the_type_of_the_field():
             "surrogate.reduce='mean', expected one of 'token",
         ),
         ("regulariser", {"kind": "reward_kl", "steer": (6.0,)}, r"regulariser.steer=\(6.0,\), expected \(\) or"),
+        (
+            "opponents",
+            {"kind": "circular", "orders": "both"},
+            "opponents.orders: 'circular' has no such key; known: it",
+        ),
+        ("opponents", {"kind": "peer", "orders": "two"}, "opponents.orders='two', expected one of 'both', 'one', 'ran"),
+        (
+            "regulariser",
+            {"kind": "reward_kl", "coefficient": float("inf")},
+            "regulariser.coefficient=inf: expected a fin",
+        ),
+        ("regulariser", {"kind": "reward_kl", "steer": (float("nan"), 10.0)}, "steer=.*: expected finite numbers"),
+        ("reward", {"kind": "win_probability", "tie": 0.0}, "reward.tie=0.0: the map 'id' has no hard wins"),
+        (
+            "reward",
+            {"kind": "win_probability", "map": "verdicts", "merge": "logit"},
+            "reward.merge='logit': the map 've",
+        ),
+        ("reward", {"kind": "lsc", "quantile": 1.0}, "reward.quantile=1.0, expected above 0 and below 1"),
+        ("reward", {"kind": "several", "judges": [1]}, r"reward.judges=\[1\]: expected names"),
+        ("reward", {"kind": "several", "judges": ["a", "a"]}, "reward.judges=.*stands there twice"),
+        (
+            "reward",
+            {"kind": "several", "judges": ["a"], "weights": [1, 2]},
+            "reward.weights=.*one for each of 1 judges",
+        ),
+        (
+            "reward",
+            {"kind": "several", "judges": ["a"], "shapes": ["par", "par"]},
+            "reward.shapes=.*one for all, or one",
+        ),
+        ("reward", {"kind": "several", "shapes": ["fame"]}, "reward.shapes=.*expected of 'score', 'centred', 'par'"),
+        (
+            "reward",
+            {"kind": "several", "aggregate": "log_tame"},
+            "reward.aggregate='log_tame' needs shapes that are ne",
+        ),
         (
             "regulariser",
             {"kind": "reward_kl", "steer": ("6", "9")},

@@ -26,6 +26,8 @@ from prl_jax.methods import (
     TokenClip,
     Values,
     WinProbability,
+    baselines,
+    scores,
 )
 from prl_jax.methods.baselines import Rewards
 from prl_jax.methods.surrogates import Frozen
@@ -55,21 +57,56 @@ def judged(**changes) -> Judgements:
     return Judgements(*(None if x is None else jnp.asarray(x) for x in (*fields.values(), *changes.values())))
 
 
-@pytest.mark.parametrize("name", ["id", "centred", "logit", "log", "hard"])
+@pytest.mark.parametrize("name", ["id", "centred", "logit", "log", "hard", "signed"])
 def test_win_probabilities_are_means_over_the_opponents_that_were_met(name):
+    """Whoever meets nobody has the reward of an even match."""
     maps = {
         "id": lambda p: p,
         "centred": lambda p: p - 0.5,
         "logit": lambda p: np.log(p / (1 - p)),
         "log": np.log,
         "hard": lambda p: (np.sign(p - 0.5) + 1) / 2,
+        "signed": lambda p: np.sign(p - 0.5),
     }
     given, reward = judged(), WinProbability(map=name)
     p = (sigmoid(np.asarray(given.z_ya)) + sigmoid(-np.asarray(given.z_ay))) / 2
-    expected = [maps[name](row[m]).mean() if m.any() else 0.0 for row, m in zip(p, np.asarray(given.mask), strict=True)]
+    even = maps[name](np.float64(0.5))
+    expected = [
+        maps[name](row[m]).mean() if m.any() else even for row, m in zip(p, np.asarray(given.mask), strict=True)
+    ]
     np.testing.assert_allclose(reward(given), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(reward.even, maps[name](np.float64(0.5)))
     assert reward.probability == (name in ("id", "centred", "hard"))
+
+
+def test_several_opponents_may_count_by_the_hardest_or_by_a_sign():
+    given = judged()
+    p = (sigmoid(np.asarray(given.z_ya)) + sigmoid(-np.asarray(given.z_ay))) / 2
+    met = [row[m] for row, m in zip(p, np.asarray(given.mask), strict=True)]
+    np.testing.assert_allclose(
+        WinProbability(over="min")(given), [row.min() if len(row) else 0.5 for row in met], rtol=1e-5
+    )
+    signs = [np.sign(row.mean() - 0.5) if len(row) else 0.0 for row in met]
+    np.testing.assert_array_equal(WinProbability(over="sign")(given), signs)
+    assert WinProbability(over="sign").even == 0.0 and not WinProbability(over="sign").probability
+
+
+def test_verdicts_are_hard_in_each_order_and_a_tie_is_worth_what_it_says():
+    one = jnp.ones((5, 1), bool)
+    z_ya, z_ay = jnp.array([[2.0], [2.0], [-1.0], [0.0], [0.0]]), jnp.array([[-1.0], [3.0], [1.0], [0.0], [-1.0]])
+    given = Judgements(one, z_ya, z_ay)
+    np.testing.assert_array_equal(WinProbability(map="verdicts")(given), [1.0, 0.5, 0.0, 0.5, 0.75])
+    np.testing.assert_array_equal(WinProbability(map="verdicts", tie=0.0)(given), [1.0, 0.5, 0.0, 0.0, 0.5])
+    np.testing.assert_array_equal(WinProbability(map="signed", tie=0.0)(given)[3], -1.0)
+
+
+def test_differences_are_what_a_response_wins_of_each_opponent():
+    given = judged()
+    found = WinProbability(map="logit").differences(given)
+    p = (sigmoid(np.asarray(given.z_ya)) + sigmoid(-np.asarray(given.z_ay))) / 2
+    np.testing.assert_allclose(found, np.where(given.mask, np.log(p / (1 - p)), 0.0), rtol=1e-4, atol=1e-6)
+    assert WinProbability().antisymmetric and not WinProbability(map="log").antisymmetric
+    assert not WinProbability(map="hard", tie=0.0).antisymmetric
 
 
 def test_two_orders_are_merged_as_the_judge_merges_them():
@@ -79,20 +116,57 @@ def test_two_orders_are_merged_as_the_judge_merges_them():
 
 
 def test_scores_are_rewards_as_they_are_and_par_compares_them():
-    scores, others = normal(2, 4), normal(3, 4, 3)
-    given = judged()._replace(scores=jnp.asarray(scores), opponent_scores=jnp.asarray(others))
-    np.testing.assert_array_equal(Score()(given), scores)
-    wins = sigmoid(2.0 * (scores[:, None] - others))
+    mine, others = normal(2, 4), normal(3, 4, 3)
+    given = judged()._replace(scores=jnp.asarray(mine), opponent_scores=jnp.asarray(others))
+    np.testing.assert_array_equal(Score()(given), mine)
+    wins = sigmoid(2.0 * (mine[:, None] - others))
     expected = [row[m].mean() if m.any() else 0.0 for row, m in zip(wins, np.asarray(given.mask), strict=True)]
     np.testing.assert_allclose(PAR(k=2.0)(given), expected, rtol=1e-5)
 
 
 def test_par_with_one_anchor_is_the_win_probability_of_a_bradley_terry_judge():
-    scores, others = normal(4, 4), normal(5, 4, 1)
-    gap, one = jnp.asarray(scores[:, None] - others), jnp.ones((4, 1), bool)
-    par = PAR()(Judgements(one, scores=jnp.asarray(scores), opponent_scores=jnp.asarray(others)))
+    mine, others = normal(4, 4), normal(5, 4, 1)
+    gap, one = jnp.asarray(mine[:, None] - others), jnp.ones((4, 1), bool)
+    par = PAR()(Judgements(one, scores=jnp.asarray(mine), opponent_scores=jnp.asarray(others)))
     np.testing.assert_allclose(par, WinProbability()(Judgements(one, gap, -gap)), rtol=1e-6)
     assert PAR().even == WinProbability().even == 0.5 and PAR().probability and not Score().probability
+
+
+def test_several_judges_are_shaped_one_by_one_and_added():
+    mask = jnp.ones((4, 3), bool)
+    one, other = (
+        Judgements(mask, scores=jnp.asarray(normal(n, 4)), opponent_scores=jnp.asarray(normal(n + 1, 4, 3)))
+        for n in (20, 22)
+    )
+    reward = scores.Several(judges=("a", "b"), shapes=("par", "tanh"), weights=(2.0, 0.5))
+    expected = 2.0 * PAR()(one) + 0.5 * scores.Tanh()(other)
+    np.testing.assert_allclose(reward(one, other), expected, rtol=1e-6)
+    assert reward.compares and reward.even == 1.0 and not reward.probability
+    both = scores.Several(judges=("a", "b"), shapes=("lsc",))
+    np.testing.assert_allclose(
+        np.exp(both(one, other)), np.exp(scores.LSC()(one)) * np.exp(scores.LSC()(other)), rtol=1e-5
+    )
+    alone = scores.Several(judges=("a",), shapes=("par",), aggregate="log_tame")
+    np.testing.assert_allclose(alone(one), PAR()(one), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shape", [scores.Centred(), PAR(), scores.LSC(), scores.LSC(fit="sample")], ids=lambda piece: str(piece)
+)
+def test_shapes_that_compare_do_not_mind_what_is_added_to_all_responses_to_a_prompt(shape):
+    mine, others, mask = normal(24, 4), normal(25, 4, 3), jnp.ones((4, 3), bool)
+    shift = np.array([3.0, -7.0, 0.5, 11.0], np.float32)
+    first = shape(Judgements(mask, scores=jnp.asarray(mine), opponent_scores=jnp.asarray(others)))
+    moved = jnp.asarray(mine + shift), jnp.asarray(others + shift[:, None])
+    second = shape(Judgements(mask, scores=moved[0], opponent_scores=moved[1]))
+    np.testing.assert_allclose(first, second, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [Score(), scores.Tanh(), scores.Clip(1.0)], ids=lambda piece: piece.kind)
+def test_shapes_without_references_do_mind(shape):
+    mine = jnp.asarray(normal(24, 4))
+    empty = jnp.zeros((4, 0), bool)
+    assert np.abs(shape(Judgements(empty, scores=mine)) - shape(Judgements(empty, scores=mine + 1.0))).max() > 0.1
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -120,6 +194,7 @@ PLAIN = {
     LeaveOneOut(): lambda r: (r - r.mean()) * len(r) / (len(r) - 1),
     Standardised(): lambda r: (r - r.mean()) / (r.std(ddof=1) + 1e-4),
     Standardised(ddof=0, eps=0.1): lambda r: (r - r.mean()) / (r.std() + 0.1),
+    Standardised(limit=0.7): lambda r: np.clip((r - r.mean()) / (r.std(ddof=1) + 1e-4), -0.7, 0.7),
     Constant(0.3): lambda r: r - 0.3,
 }
 
@@ -138,6 +213,44 @@ def test_baselines_of_responses_equal_plain_numpy(baseline, left_out):
             np.testing.assert_allclose(found[i][MASK[i]], advantage, rtol=1e-4, atol=1e-5)
     assert returns is None and not np.asarray(found)[~trained].any()
     assert not baseline.reads_values and not baseline.bootstraps
+
+
+def test_a_deviation_of_the_whole_batch_leaves_the_sizes_of_groups_apart():
+    given = rewards()
+    whole = np.asarray(given.tokens).sum(1)
+    expected = (whole.reshape(-1, GROUP) - whole.reshape(-1, GROUP).mean(1, keepdims=True)) / (whole.std(ddof=1) + 1e-4)
+    found, _ = Standardised(scale="batch")(given, None)
+    np.testing.assert_allclose(found[:, 0], expected.reshape(-1), rtol=1e-4)
+
+
+def test_differences_of_scores_are_standardised_scores():
+    """Think-RM with `d_ij = r_i - r_j` is GRPO, as its paper says."""
+    given = rewards()
+    whole = np.asarray(given.tokens).sum(1).reshape(-1, GROUP)
+    d = (whole[:, :, None] - whole[:, None]).reshape(ROWS, GROUP)
+    met = ~np.tile(np.eye(GROUP, dtype=bool), (ROWS // GROUP, 1))
+    found, _ = baselines.Difference(eps=0.0)(given._replace(differences=(jnp.asarray(d), jnp.asarray(met))), None)
+    np.testing.assert_allclose(found, Standardised(eps=0.0)(given, None)[0], rtol=1e-4, atol=1e-6)
+    none = jnp.zeros_like(jnp.asarray(d)), jnp.asarray(met)
+    np.testing.assert_array_equal(baselines.Difference(eps=0.0)(given._replace(differences=none), None)[0], 0.0)
+
+
+def test_the_likeliest_response_is_a_baseline():
+    likeliest = normal(30, ROWS // GROUP).repeat(GROUP)
+    given = rewards()
+    found, _ = baselines.Greedy()(given._replace(greedy=jnp.asarray(likeliest)), None)
+    np.testing.assert_allclose(found[:, 0], np.asarray(given.tokens).sum(1) - likeliest, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_whitens_what_a_token_and_those_after_it_earn():
+    given = rewards(trained=MASK & (np.arange(ROWS) != 2)[:, None])
+    tokens, trained = np.asarray(given.tokens), np.asarray(given.trained)
+    earned = tokens[:, ::-1].cumsum(1)[:, ::-1]
+    expected = (earned - earned[trained].mean()) / earned[trained].std()
+    found, _ = baselines.Batch()(given, None)
+    np.testing.assert_allclose(np.asarray(found)[trained], expected[trained], rtol=1e-3, atol=1e-5)
+    assert not np.asarray(found)[~trained].any()
+    np.testing.assert_allclose(np.asarray(baselines.Batch(whiten=False)(given, None)[0])[MASK], earned[MASK], rtol=1e-5)
 
 
 @pytest.mark.parametrize("baseline", [GroupMean(), LeaveOneOut(), Standardised()], ids=lambda piece: piece.kind)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from correctness.world import make_setup
+from correctness.world import make_setup, policy_state
 from fakes import make_decoder, user
 from ml_collections import ConfigDict
 from running import prl, refused, says
@@ -29,7 +29,7 @@ from prl_jax.sharding import make_mesh
 from prl_jax.stages import KINDS
 from prl_jax.stages import config as c
 from prl_jax.stages.kind import Checking
-from prl_jax.stages.online_step import roll_out
+from prl_jax.stages.online_samples import roll_out
 
 RULES = """
 def shorter(prompts, first, second):
@@ -347,6 +347,6 @@ def test_a_function_that_fails_ends_a_command_with_its_name_and_row(rules, tmp_p
 def test_a_function_that_fails_ends_a_step_with_its_name_and_row(rules):
     """In the first half of the step, which updates nothing."""
     policy = make_decoder(0, layers=1)
-    setup = make_setup(policy)._replace(judge=PythonJudge(load_function(f"{rules}:broken"), f"{rules}:broken"))
+    setup = make_setup(policy)._replace(judges=[PythonJudge(load_function(f"{rules}:broken"), f"{rules}:broken")])
     with pytest.raises(UserError, match=r"my_rules.py:broken: row 2 of \d+ is nan"):
-        roll_out(setup, policy, np.arange(4), 1)
+        roll_out(setup, policy_state(policy), np.arange(4), 1)

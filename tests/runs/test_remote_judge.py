@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from correctness.world import make_setup
+from correctness.world import make_setup, policy_state
 from endpoints import fails, in_turn, likes_long, says, served
 from fakes import make_decoder, one_device, user
 from running import prl
@@ -21,7 +21,7 @@ from prl_jax.runs.workdir import Workdir
 from prl_jax.stages import config as c
 from prl_jax.stages import evaluation
 from prl_jax.stages.judging import imitations, judge_counters
-from prl_jax.stages.online_step import roll_out
+from prl_jax.stages.online_samples import roll_out
 
 URL, KEY = "http://localhost:8000/v1", "sk-secret-0123456789"
 
@@ -144,10 +144,10 @@ def test_a_step_that_an_endpoint_ends_continues_with_what_is_missing(tmp_path, m
         with pytest.raises(
             UserError, match=r"status 503: down \(attempts: 2\); 3 of \d+ questions are answered and kept"
         ):
-            roll_out(setup._replace(judge=judge_in(config, tmp_path)), policy, np.arange(4), 1)
+            roll_out(setup._replace(judges=[judge_in(config, tmp_path)]), policy_state(policy), np.arange(4), 1)
     with served(likes_long) as server:
         judge = judge_in(config_with(url=server.url), tmp_path)
-        done = roll_out(setup._replace(judge=judge), policy, np.arange(4), 1)
+        done = roll_out(setup._replace(judges=[judge]), policy_state(policy), np.arange(4), 1)
     counts = judge_counters(judge)
     assert counts["judge_cached"] == 3 and counts["judge_asked"] == len(server.asked) > 0
     assert np.isfinite(done.reward).all() and imitations(judge, ["[Question]", "b"]) == {"frame_imitations": 0.5}

@@ -68,7 +68,7 @@ def test_policy_critic_reference_and_judge_hold_one_frozen_decoder(workdir):
     setup, built = online._setup(context)
     state = built.state
     reference = flatten(setup.reference)
-    for decoder in (state.policy.model, state.critic.model.decoder, setup.judge.model):
+    for decoder in (state.policy.model, state.critic.model.decoder, setup.judges[0].model):
         assert isinstance(decoder, Decoder) and decoder.config.lora is not None
         arrays = flatten(decoder)
         assert all(arrays[name] is leaf for name, leaf in reference.items())

@@ -19,20 +19,28 @@ def get_config(names):
     stages = dict(
         sft=c.sft(duration="1 steps", **lengths, **few),
         bt=c.bradley_terry(init_from="sft", duration="1 steps", **lengths, **few),
+        bt2=c.bradley_terry(init_from="sft", duration="1 steps", **lengths, **few),
         genrm=c.generative(init_from="sft", duration="1 steps", max_length=32, **few),
         anchors=c.anchors(prompts=prompts, choice="reference"),
     )
+    judges = {}
     for name in names.split(","):
         preset = METHODS[name]
         method = preset.method
         critic = dict(critic=dict(warmup="1 steps")) if method.baseline.reads_values else {}
+        judge = dict(judge="bt" if method.reward.asks == "scores" else "genrm")
+        if method.reward.kind == "several":
+            judge = dict(judge="", reward=dict(judges=("bt", "bt2")))
+        if preset.judge:
+            judges[name] = c.judge(of=("bt", "bt2"), **preset.judge)
+            judge = dict(judge=name)
         stages[f"by_{name}"] = c.online(
-            name, judge="bt" if method.reward.asks == "scores" else "genrm", prompts=prompts,
+            name, prompts=prompts, **judge,
             prompts_per_step=8 // preset.group_size, duration="2 steps", save_every="0 steps",
             evaluation=dict(every="0 steps"), **critic,
         )
     return c.build(
-        stages, gold=dict(families=("sort",), train_rows=32, validation_rows=8, test_rows=8),
+        stages, judges=judges, gold=dict(families=("sort",), train_rows=32, validation_rows=8, test_rows=8),
         model=dict(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=32),
     )
 """

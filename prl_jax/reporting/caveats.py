@@ -7,7 +7,7 @@ from typing import Any
 
 from prl_jax.reporting.inputs import RunFiles, number
 from prl_jax.reporting.judges import answering, in_words, is_exact, is_learned, judges_of_config
-from prl_jax.reporting.names import section_of
+from prl_jax.reporting.names import judges_asked, section_of
 from prl_jax.reporting.pooling import obstacles
 from prl_jax.reporting.tables import arms_of, judges_of
 from prl_jax.reporting.trust import is_measured, no_judges, sentences
@@ -73,8 +73,9 @@ def _of_teller(run: RunFiles, teller: str, *, trusted: bool) -> list[str]:
         notes = [f"Win rates are told by a learned judge ({told}), which has errors and tastes of its own."]
     else:
         notes = [f"Win rates are told by {told}: they show what it was written to reward, and nothing else."]
-    asked = [(str(arm["name"]), answering(judges, _learned_from(run, arm))) for arm in arms_of(run.summary)]
-    same = [name for name, whom in asked if whom & answering(judges, teller)]
+    telling = answering(judges, teller)
+    asked = [(str(arm["name"]), _learned_from(run, arm)) for arm in arms_of(run.summary)]
+    same = [name for name, whom in asked if any(answering(judges, judge) & telling for judge in whom)]
     if same:
         remedy = "Train another judge on other pairs to tell them." if learned else "Let another judge tell them."
         notes.append(
@@ -86,9 +87,9 @@ def _of_teller(run: RunFiles, teller: str, *, trusted: bool) -> list[str]:
     return notes
 
 
-def _learned_from(run: RunFiles, arm: Mapping[str, Any]) -> str:
-    """The judge that a policy of the final table learned from, "" for none: its stage says, or else its arm."""
-    return str(section_of(run, str(arm.get("stage"))).get("judge") or arm.get("judge") or "")
+def _learned_from(run: RunFiles, arm: Mapping[str, Any]) -> list[str]:
+    """The judges that a policy of the final table learned from: its stage says, or else its arm."""
+    return judges_asked(section_of(run, str(arm.get("stage")))) or judges_asked(arm)
 
 
 def _of_prompts(run: RunFiles) -> list[str]:

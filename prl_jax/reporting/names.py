@@ -22,6 +22,13 @@ def sections(run: RunFiles) -> list[Mapping[str, Any]]:
     return [section_of(run, name) for name in names]
 
 
+def judges_asked(section: Mapping[str, Any]) -> list[str]:
+    """The judges that a policy with this section learns from: one, or those that its reward names."""
+    reward = section.get("reward")
+    several = reward.get("judges") if isinstance(reward, Mapping) else None
+    return [str(judge) for judge in several or [section.get("judge")] if judge]
+
+
 def improves_a_policy(section: Mapping[str, Any]) -> bool:
     """Whether a section is that of a stage which trains a policy further."""
     return {"policy", "duration"} <= set(section)

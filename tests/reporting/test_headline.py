@@ -245,6 +245,14 @@ def test_names_of_judges_stand_for_what_the_config_says(teller, learned, expecte
     assert ("is no judge" in found[0]) == bool({teller, learned} & {"taste", "genrm"})
 
 
+def test_a_policy_learned_from_all_judges_that_its_reward_names():
+    config = {"judges": NAMED, "p": {"judge": "", "reward": {"judges": ["check", "taste"]}}}
+    learned = [arm("P", 0.51, 0.55, 0.60, None) | {"stage": "p"}]
+    for teller, same in (("genrm", True), ("check", True), ("house", False)):
+        notes = caveats([run(learned, config=config, win_rate_judge=teller)])
+        assert any(note.startswith(f"P learned from {teller}, which tells") for note in notes) == same
+
+
 def test_caveats_name_seed_judge_and_weak_judges():
     judges = {"bt": {"accuracy": 0.6, "accuracy_low": 0.52, "accuracy_high": 0.68, "longer_wins": 0.65}}
     judges |= {"pairwise": {"accuracy": 0.8, "longer_wins": 0.7, "not_finite": 3}}

@@ -185,7 +185,7 @@ class Checkpoints:
         return combine(unflatten(like, arrays["model"]), frozen)
 
     def restore_part(self, name: str, like: Tree) -> Tree:
-        """What the newest checkpoint has under a name of its `train` item, alone.
+        """Returns what the newest checkpoint has under a name of its `train` item, alone.
 
         Raises:
           UserError: there is no checkpoint, or the newest one is damaged or has no such part.

@@ -144,13 +144,15 @@ def test_a_step_knows_how_far_the_members_disagree():
     others = dict(group_size=2, anchors=[()] * 4, keys=jax.random.split(jax.random.key(0), 2))
     texts, prompts = ["a", "dd", "x", "x"], [user("p")] * 4
     judge = ensemble([sure(0.9, 0.5, 0.5), sure(0.5, 0.5, 0.5)], Combination())
-    got = rewards_of(judge, Group(), WinProbability(), prompts, texts, **others)
+    got = rewards_of([judge], Group(), WinProbability(), prompts, texts, **others)
     assert got.disagreement == pytest.approx(0.2 / 2)
     np.testing.assert_allclose(got.reward, [0.7, 0.3, 0.5, 0.5], **TINY)
     assert judge_pairs(sure(0.9, 0.5, 0.5), PROMPTS, FIRST, SECOND).deviation is None
-    got = rewards_of(ensemble([lengths(1), lengths(3)], Combination()), NoOpponent(), Score(), prompts, texts, **others)
+    got = rewards_of(
+        [ensemble([lengths(1), lengths(3)], Combination())], NoOpponent(), Score(), prompts, texts, **others
+    )
     assert got.disagreement == pytest.approx(np.mean([1, 2, 1]))  # the same text once
-    assert rewards_of(lengths(1), NoOpponent(), Score(), prompts, texts, **others).disagreement is None
+    assert rewards_of([lengths(1)], NoOpponent(), Score(), prompts, texts, **others).disagreement is None
 
 
 @pytest.mark.parametrize(

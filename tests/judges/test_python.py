@@ -53,9 +53,9 @@ def test_a_function_of_single_responses_scores_and_compares():
 def test_rewards_come_from_a_function():
     """Of pairs, and of single responses."""
     others = dict(group_size=1, anchors=[("aa",)] * 3, keys=jax.random.split(jax.random.key(0), 3))
-    got = rewards_of(PythonJudge(favours_slot_1, "r"), Anchors(), WinProbability(), PROMPTS, FIRST, **others)
+    got = rewards_of([PythonJudge(favours_slot_1, "r")], Anchors(), WinProbability(), PROMPTS, FIRST, **others)
     np.testing.assert_allclose(got.reward, [0.15, 0.85, 0.5], rtol=1e-5)
-    got = rewards_of(ScoredPythonJudge(length, "r"), NoOpponent(), Score(), PROMPTS, FIRST, **others)
+    got = rewards_of([ScoredPythonJudge(length, "r")], NoOpponent(), Score(), PROMPTS, FIRST, **others)
     np.testing.assert_array_equal(got.reward, [1, 3, 2])
 
 

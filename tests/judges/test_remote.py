@@ -74,7 +74,7 @@ def test_contents_cannot_pass_for_the_frame(judge_of):
 def test_rewards_of_a_group_come_from_an_endpoint(judge_of):
     with served(likes_long) as server:
         asked = dict(group_size=3, anchors=[()] * 3, keys=jax.random.split(jax.random.key(0), 1))
-        got = rewards_of(judge_of(server), Group(), WinProbability(), [user("p")] * 3, ["a", "bb", "ccc"], **asked)
+        got = rewards_of([judge_of(server)], Group(), WinProbability(), [user("p")] * 3, ["a", "bb", "ccc"], **asked)
     np.testing.assert_allclose(got.reward, [0, 0.5, 1], atol=1e-6)
     assert len(server.asked) == 6  # each pair in both orders, once
 

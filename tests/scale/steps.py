@@ -169,9 +169,9 @@ def asked(mesh: jax.sharding.Mesh, texts: list[str]) -> Arrays:
     anchors, keys = [[text, "q"] for text in OTHERS], jax.random.split(jax.random.key(0), ROWS // 2)
     against = {"group_size": 2, "anchors": anchors, "keys": keys}
     pieces = {
-        "score": (scalar, NoOpponent(), Score()),
-        "anchors": (judge, METHOD.opponents, METHOD.reward),
-        "peer": (judge, PAIRED.opponents, PAIRED.reward),
+        "score": ([scalar], NoOpponent(), Score()),
+        "anchors": ([judge], METHOD.opponents, METHOD.reward),
+        "peer": ([judge], PAIRED.opponents, PAIRED.reward),
     }
     return {name: rewards_of(*three, PROMPTS, texts, **against).reward for name, three in pieces.items()}
 

@@ -57,27 +57,25 @@ class Guarded:
             learners, norms = self._apply(learners, grads)
             return learners, None, {**metrics, **norms}
         trained, frozen = split(learners)
-
-        def run(trained: Any, guard: Guard) -> tuple[Any, Guard, Metrics]:
-            learners = combine(trained, frozen)
-            grads, metrics = compute(learners)
-            norms = {NORMS[name]: optax.tree.norm(grads[name]) for name in learners}
-            sound = self._sound(guard, metrics["loss"], norms)
-            trained = jax.lax.cond(sound, lambda: split(self._apply(learners, grads)[0])[0], lambda: trained)
-            metrics = {name: jnp.where(sound, x, 0.0) for name, x in {**metrics, **norms}.items()}
-            return trained, self._after(guard, sound, metrics, norms), {**metrics, _RAN: sound.astype(jnp.float32)}
-
+        begins = guard.stopped == 0
+        gradients = lambda trained: compute(combine(trained, frozen))  # noqa: E731
         if self._schedule.stop_kl:
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, trained, guard)[2])
-            idle = lambda trained, guard: (trained, guard, zeros)  # noqa: E731
-            stopped = guard.stopped
-            trained, guard, metrics = jax.lax.cond(stopped > 0, idle, run, trained, guard)
-            metrics[_STOPPED] = stopped
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, trained))
+            grads, metrics = jax.lax.cond(begins, gradients, lambda _: nothing, trained)
         else:
-            trained, guard, metrics = run(trained, guard)
+            grads, metrics = gradients(trained)
+        norms = {NORMS[name]: optax.tree.norm(grads[name]) for name in learners}
+        runs = begins & self._sound(guard, metrics["loss"], norms)
+        apply = lambda trained: split(self._apply(combine(trained, frozen), grads)[0])[0]  # noqa: E731
+        trained = jax.lax.cond(runs, apply, lambda trained: trained, trained)
+        metrics = {name: jnp.where(runs, x, 0.0) for name, x in {**metrics, **norms}.items()}
+        counts = {_RAN: runs.astype(jnp.float32)}
+        if self._schedule.stop_kl:
+            counts[_STOPPED] = guard.stopped
+        guard = self._after(guard, begins, runs, metrics, norms)
         if self._schedule.skip_updates:
-            metrics[_SKIPPED] = guard.skipped
-        return combine(trained, frozen), guard, metrics
+            counts[_SKIPPED] = guard.skipped
+        return combine(trained, frozen), guard, {**metrics, **counts}
 
     def _apply(self, learners: Learners, grads: Mapping[str, Any]) -> tuple[Learners, Metrics]:
         """The updated learners, and the norms of their gradients."""
@@ -97,18 +95,22 @@ class Guarded:
             sound &= jnp.isfinite(norm) & ~spikes
         return sound
 
-    def _after(self, guard: Guard, sound: Bool[Array, ""], metrics: Metrics, norms: Metrics) -> Guard:
-        """The guard behind an update that was computed. A tenth of a running mean is new; gradients of 0, of batches
-        that teach nothing, do not count."""
+    def _after(
+        self, guard: Guard, begins: Bool[Array, ""], runs: Bool[Array, ""], metrics: Metrics, norms: Metrics
+    ) -> Guard:
+        """The guard behind an update, which began unless the step was stopped, and ran if its gradient was sound.
+
+        A tenth of a running mean is new; gradients of 0, of batches that teach nothing, do not count.
+        """
         means = dict(guard.norms)
         for name, norm in norms.items():
             mean = means[name]
             moved = jnp.where(mean == 0, norm, 0.9 * mean + 0.1 * norm)
-            means[name] = jnp.where(sound & (norm > 0), moved, mean)
+            means[name] = jnp.where(runs & (norm > 0), moved, mean)
         stopped = guard.stopped
         if self._schedule.stop_kl and "approx_kl" in metrics:
-            stopped = (metrics["approx_kl"] > self._schedule.stop_kl).astype(jnp.float32)
-        return Guard(stopped, guard.skipped + jnp.where(sound, 0.0, 1.0), means)
+            stopped = jnp.where(metrics["approx_kl"] > self._schedule.stop_kl, 1.0, stopped)
+        return Guard(stopped, guard.skipped + jnp.where(begins & ~runs, 1.0, 0.0), means)
 
 
 def begun(state: PolicyState) -> PolicyState:

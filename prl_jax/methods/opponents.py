@@ -36,7 +36,7 @@ class Opponents(Protocol):
       candidates: "none", "anchors" (texts that an anchors stage has kept for the prompt), "sampled" (texts that are
         sampled for the prompt at each step, beside the responses) or "group" (the responses themselves).
       sampler: whose samples they are where candidates are sampled: "greedy" (the policy, always the likeliest token),
-        or "past" (an earlier policy); else "".
+        "past" (an earlier policy) or "mixture" (of the policy and its reference); else "".
       multiple: the number of responses to a prompt is a multiple of this.
       least_group: how many responses a prompt needs at least.
       orders: in which orders a comparison is judged: "both", "one" (the response in slot 1; within a group the earlier
@@ -310,6 +310,28 @@ class Past(_Ordered):
     @property
     def remembers(self) -> int:
         return self.size
+
+    def mask(self, exists, keys):
+        return opponents("anchor", exists)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture(_Ordered):
+    """A response of the geometric mixture of the policy and its reference, token by token (Nash-MD, arXiv 2312.00886).
+
+    Attributes:
+      share: the weight of the reference: the next token has a probability proportional to
+        `policy^(1 - share) * reference^share`.
+    """
+
+    kind: ClassVar[str] = "mixture"
+    candidates: ClassVar[str] = "sampled"
+    sampler: ClassVar[str] = "mixture"
+    share: float = 0.125
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, ("share",), 0.0, 1.0)
 
     def mask(self, exists, keys):
         return opponents("anchor", exists)

@@ -24,6 +24,7 @@ _CLASSES: Mapping[str, tuple[type, ...]] = MappingProxyType(
             opponents.RandomPeer,
             opponents.Greedy,
             opponents.Past,
+            opponents.Mixture,
         ),
         "reward": (
             rewards.WinProbability,

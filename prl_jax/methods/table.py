@@ -18,6 +18,7 @@ from prl_jax.methods.opponents import (
     Peer,
     RandomPeer,
 )
+from prl_jax.methods.opponents import Mixture as MixtureOpponent
 from prl_jax.methods.regularisers import InsideKL, LossKL, Mixture, RewardKL
 from prl_jax.methods.rewards import WinProbability
 from prl_jax.methods.scores import LSC, PAR, Score, Several
@@ -302,6 +303,15 @@ METHODS: Mapping[str, Preset] = MappingProxyType(
             "reconstructed",
             "Log-ratios to the policy that sampled, fitted to win rates. The paper has rounds of fixed pairs and a "
             "coefficient of 0.001.",
+        ),
+        "nash_md": Preset(
+            Method(MixtureOpponent(), WinProbability(), Constant(0.5), Reinforce("seq_mean_token_sum"), RewardKL()),
+            1,
+            "Nash-MD",
+            "arXiv 2312.00886",
+            "confirmed",
+            "Against the geometric mixture of the policy and its reference, token by token.",
+            values=_ONE_UPDATE,
         ),
         "online_dpo": Preset(
             Method(Peer(), WinProbability(), Constant(), PairRegression(), InsideKL(coefficient=0.1)),

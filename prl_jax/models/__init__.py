@@ -6,6 +6,7 @@ from prl_jax.models.decoder import LOGICAL_AXES, Decoder
 from prl_jax.models.heads import ScalarHead, ScalarModel, last_index, verdict_log_probs, with_param_dtype
 from prl_jax.models.hf import from_hf, to_hf
 from prl_jax.models.lora import combine, merge, split, with_adapters, with_dropout, without_adapters
+from prl_jax.models.mixture import MixedDecoder
 from prl_jax.models.presets import PRESETS, preset
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "LoraConfig",
+    "MixedDecoder",
     "Prefilled",
     "RopeScaling",
     "ScalarHead",

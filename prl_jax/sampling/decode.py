@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from prl_jax.masked import without_ids
-from prl_jax.models import CACHE_AXES, Cache, Decoder, Prefilled
+from prl_jax.models import CACHE_AXES, Cache, Decoder, MixedDecoder, Prefilled
 from prl_jax.sampling.config import SamplingConfig, Support
 from prl_jax.sampling.filters import filtered_log_probs, penalised, sample_categorical
 from prl_jax.sharding import DECODING, constrain, constrain_tree
@@ -56,7 +56,7 @@ class _State(NamedTuple):
 
 
 def generate(
-    model: Decoder,
+    model: Decoder | MixedDecoder,
     prompt: Int[Array, "B P"],
     prompt_mask: Bool[Array, "B P"],
     keys: Key[Array, "B"],
@@ -66,7 +66,7 @@ def generate(
     """Samples a response to every prompt.
 
     Args:
-      model: the policy.
+      model: the policy, or a mixture of it with another one.
       prompt, prompt_mask: left-padded prompts and their valid tokens.
       keys: `[B]`, one a row (`row_keys`); the token at index t of a row draws from `fold_in(key, t)`, so a row's
         response depends on nothing but its own key and prompt.
@@ -89,7 +89,7 @@ def tokens_of(prompt: Int[Array, "B P"], prompt_mask: Bool[Array, "B P"], *, voc
 
 @functools.partial(jax.jit, static_argnames="config")
 def prefill(
-    model: Decoder, prompt: Int[Array, "B P"], prompt_mask: Bool[Array, "B P"], *, config: SamplingConfig
+    model: Decoder | MixedDecoder, prompt: Int[Array, "B P"], prompt_mask: Bool[Array, "B P"], *, config: SamplingConfig
 ) -> Prefilled:
     """The hidden state before the first token of the responses, and a cache with room for them."""
     return model.prefill(prompt, prompt_mask, room=config.max_new_tokens)
@@ -97,7 +97,7 @@ def prefill(
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def decode(
-    model: Decoder,
+    model: Decoder | MixedDecoder,
     hidden: Float[Array, "B D"],
     cache: Cache,
     keys: Key[Array, "B"],
@@ -139,7 +139,7 @@ def decode(
 
 
 def _draw(
-    model: Decoder,
+    model: Decoder | MixedDecoder,
     hidden: Float[Array, "B D"],
     keys: Key[Array, "B"],
     index: Int[Array, ""],

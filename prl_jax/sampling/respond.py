@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Int, PRNGKeyArray
 
 from prl_jax.errors import UserError
-from prl_jax.models import Decoder
+from prl_jax.models import Decoder, MixedDecoder
 from prl_jax.processes import batch_rows, fetch, put_batch
 from prl_jax.sampling.config import SamplingConfig
 from prl_jax.sampling.decode import generate, row_keys
@@ -52,7 +52,7 @@ def encode_prompts(
 
 
 def respond(
-    model: Decoder,
+    model: Decoder | MixedDecoder,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     *,

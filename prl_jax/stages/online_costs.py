@@ -13,10 +13,12 @@ from prl_jax.config.durations import to_steps
 from prl_jax.costs.functions import Step, abstract_rollout, generating, judging
 from prl_jax.costs.models import EXAMPLES, AbstractModels, Held, held_judges
 from prl_jax.costs.work import Call, Estimate, flops, passes
-from prl_jax.methods import Critic, Method
+from prl_jax.methods import Critic, Method, opponents
 from prl_jax.methods.surrogates import Frozen
+from prl_jax.models import MixedDecoder
 from prl_jax.processes import whole_batch
 from prl_jax.runs.context import sampling_of
+from prl_jax.runs.models import Policy
 from prl_jax.stages.kind import Costs
 from prl_jax.stages.online_models import Learner, construct
 from prl_jax.stages.online_section import anchors_stage, judges_of, method_in, schedule_in, steps_of, warmup_of
@@ -32,11 +34,7 @@ def functions(models: AbstractModels, name: str) -> Iterator[Step]:
     # The policy that samples is the one that is trained; it has the lengths of the one that it started from.
     policy = built.reference._replace(model=built.state.policy.model)
     yield from generating(models, name, policy, size, built.sampling, held)
-    if built.method.opponents.candidates == "sampled" or built.method.baseline.reads_greedy:
-        likeliest = built.method.opponents.sampler in ("", "greedy")
-        asks = dataclasses.replace(built.sampling, temperature=0.0) if likeliest else built.sampling
-        tested = whole_batch(section.prompts_per_step, models.mesh)
-        yield from generating(models, name, policy, tested, asks, held, "opponent_")
+    yield from _standing_in(models, name, built, policy, held)
     asked = judged_rows(models.config, section, built.method)
     for judge in judges_of(section):
         yield from judging(models, name, built.judges[judge], section.judge_batch_size, asked, held)
@@ -50,6 +48,20 @@ def functions(models: AbstractModels, name: str) -> Iterator[Step]:
     if section.evaluation.judge not in judges_of(section) or not asked >= 2 * limit > 0:
         judge, pairs = built.judges[section.evaluation.judge], 2 * limit or None
         yield from judging(models, name, judge, section.judge_batch_size, pairs, held, prefix)
+
+
+def _standing_in(models: AbstractModels, name: str, built: Learner, policy: Policy, held: Held) -> Iterator[Step]:
+    """Yields the functions that sample the texts which stand for prompts."""
+    met, section = built.method.opponents, models.config[name]
+    if met.candidates != "sampled" and not built.method.baseline.reads_greedy:
+        return
+    likeliest = met.sampler in ("", "greedy")
+    asks = dataclasses.replace(built.sampling, temperature=0.0) if likeliest else built.sampling
+    if isinstance(met, opponents.Mixture):
+        reference = built.reference.model if built.state.reference is None else built.state.reference
+        policy = policy._replace(model=MixedDecoder(policy.model, reference, met.share))
+    size = whole_batch(section.prompts_per_step, models.mesh)
+    yield from generating(models, name, policy, size, asks, held, "opponent_")
 
 
 def _learning(models: AbstractModels, name: str, built: Learner, held: Held) -> Iterator[Step]:
@@ -150,7 +162,7 @@ def calls(estimate: Estimate, name: str) -> Iterator[Call]:
 
 def judged_rows(config: ConfigDict, section: ConfigDict, method: Method) -> int:
     """Rows that each judge reads in a step, at most; see `training.compare`."""
-    kept, opponents = 0, method.opponents
+    kept, met = 0, method.opponents
     if anchors_stage(section):
         anchors = config[anchors_stage(section)]
         kept = anchors.keep if anchors.choice == "best_of_n" else 1
@@ -158,10 +170,10 @@ def judged_rows(config: ConfigDict, section: ConfigDict, method: Method) -> int:
     # The likeliest response of a prompt is one more, which meets what the others meet.
     likeliest = prompts if method.baseline.reads_greedy else 0
     if method.reward.asks == "scores":  # the anchors of a prompt are scored once
-        outside = 0 if opponents.candidates == "group" else opponents.per_response(group, kept)
+        outside = 0 if met.candidates == "group" else met.per_response(group, kept)
         return prompts * (group + outside) + likeliest
-    orders = 2 if opponents.orders == "both" else 1
-    return orders * (prompts * opponents.pairs(group, kept) + likeliest * opponents.pairs(1, kept))
+    orders = 2 if met.orders == "both" else 1
+    return orders * (prompts * met.pairs(group, kept) + likeliest * met.pairs(1, kept))
 
 
 def smaller(section: ConfigDict, stage: str, function: str, mesh: Mapping[str, int]) -> list[str]:

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from prl_jax.artifacts.cards import ModelCard
 from prl_jax.data.records import PromptRecord
 from prl_jax.judges import Judge
-from prl_jax.methods import Judgements, Method
-from prl_jax.models import Decoder
+from prl_jax.methods import Judgements, Method, opponents
+from prl_jax.models import Decoder, MixedDecoder
 from prl_jax.processes import fetch, local_rows, put_batch, whole_batch
 from prl_jax.runs.context import StageContext
 from prl_jax.sampling import (
@@ -107,10 +107,10 @@ def roll_out(setup: Setup, state: PolicyState, index: np.ndarray, n: int) -> Ste
 
 def stand_ins(setup: Setup, state: PolicyState, index: np.ndarray, n: int) -> Beside:
     """The texts that stand for the prompts of a step."""
-    prompts, opponents = [setup.records[i].prompt for i in index], setup.method.opponents
+    prompts, met = [setup.records[i].prompt for i in index], setup.method.opponents
     anchors: list[Sequence[str]] = [setup.anchors[i] for i in index]
-    if opponents.candidates == "sampled":
-        anchors = [(text,) for text in sampled_for(setup, state, prompts, opponents.sampler, n)]
+    if met.candidates == "sampled":
+        anchors = [(text,) for text in sampled_for(setup, state, prompts, met.sampler, n)]
     reads = setup.method.baseline.reads_greedy
     return Beside(anchors, sampled_for(setup, state, prompts, "greedy", n) if reads else None)
 
@@ -130,6 +130,9 @@ def sampled_for(setup: Setup, state: PolicyState, prompts: Sequence[Prompt], sam
         sampling = dataclasses.replace(sampling, temperature=0.0)
     elif sampler == "past":
         model = state.past[int(jax.random.randint(jax.random.fold_in(key, len(prompts)), (), 0, len(state.past)))]
+    elif isinstance(setup.method.opponents, opponents.Mixture):
+        reference = setup.reference if state.reference is None else state.reference
+        model = MixedDecoder(model, reference, setup.method.opponents.share)
     size = whole_batch(len(prompts), context.mesh)
     options = dict(config=sampling, key=key, max_prompt=setup.card.max_prompt, batch_size=size, mesh=context.mesh)
     return respond(model, setup.tokenizer, prompts, **options)[0]

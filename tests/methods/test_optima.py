@@ -67,6 +67,18 @@ def against_greedy(beta):
     return gibbs(WINS[:, int(np.argmax(SCORES))], beta)
 
 
+def against_mixture(beta):
+    """Held against the mixture of itself and its reference."""
+    share = METHODS["nash_md"].method.opponents.share
+
+    def wins(pi):
+        first = np.array([pi[0], pi[1:4].sum(), pi[4:].sum()])
+        logits = np.log(np.stack([first, pi[1:4] / pi[1:4].sum(), pi[4:] / pi[4:].sum()]))
+        return WINS @ np.asarray(mixture(jnp.float32(logits), share), np.float64)
+
+    return mirror_ascent(wins, beta)
+
+
 def lsc(beta):
     return gibbs(np.asarray(scores.LSC()(judged_by_anchors())), beta)
 
@@ -93,6 +105,7 @@ OPTIMA = {
     **dict.fromkeys(("spo", "genrm_compare"), lambda beta: self_play(beta * SHARE)),
     "lsc": lsc,
     "gram": against_greedy,
+    "nash_md": against_mixture,
     "tournament": lambda beta: self_play(beta * SHARE, SIGNS),
     "brpo": lambda beta: self_play(beta / SHARE, SIGNS - np.eye(RESPONSES)),
     "p3o": lambda beta: self_play(beta / 2),

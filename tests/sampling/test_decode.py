@@ -9,6 +9,7 @@ import pytest
 from fakes import make_decoder, random_tokens
 
 from prl_jax.errors import UserError
+from prl_jax.models import MixedDecoder
 from prl_jax.sampling import SamplingConfig, decode, generate, prefill, row_keys
 from prl_jax.training.rollout import join_rows
 from prl_jax.types import Rollout
@@ -200,3 +201,29 @@ def test_the_cache_is_donated_and_comes_back(model, prompts, keys, rollout):
 def test_a_wrong_config_is_named(wrong, named):
     with pytest.raises(UserError, match=named):
         dataclasses.replace(CONFIG, **wrong)
+
+
+@pytest.fixture(scope="module")
+def other():
+    return make_decoder(2, layers=2)  # a decoder of another depth
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_mixture_at_its_ends_is_one_of_its_two_models(model, other, prompts, keys, share):
+    """Bit for bit, whatever the other one says."""
+    mixed = jax.device_get(generate(MixedDecoder(model, other, share), *prompts, keys, config=CONFIG))
+    alone = jax.device_get(generate((model, other)[int(share)], *prompts, keys, config=CONFIG))
+    for one, its in zip(mixed, alone, strict=True):
+        np.testing.assert_array_equal(one, its)
+
+
+def test_a_mixture_has_the_geometric_mean_of_both_distributions(model, other, prompts, keys):
+    share = 0.3
+    rollout = jax.device_get(generate(MixedDecoder(model, other, share), *prompts, keys, config=CONFIG))
+    rows = join_rows(*map(jnp.asarray, (rollout.prompt, rollout.prompt_mask, rollout.response, rollout.mask)))
+    logits = [np.asarray(m.logits(m.hidden(*rows)[:, PROMPT - 1 : -1]), np.float64) for m in (model, other)]
+    product = np.exp((1 - share) * logits[0] / CONFIG.temperature + share * logits[1] / CONFIG.temperature)
+    expected = np.log(product / product.sum(-1, keepdims=True))
+    found = np.take_along_axis(expected, rollout.response[..., None], -1)[..., 0]
+    np.testing.assert_allclose(rollout.logp[rollout.mask], found[rollout.mask], atol=1e-4)
+    assert np.abs(logits[0] - logits[1])[rollout.mask].max() > 0.1

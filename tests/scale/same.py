@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-LIMIT = 1e-5
+LIMIT = 2e-5  # of float32; on some CPUs the sums of eight devices differ by 1.1e-5
 
 
 def load(folder: Path, name: str) -> dict[str, np.ndarray]:

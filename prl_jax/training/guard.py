@@ -80,8 +80,8 @@ class Guarded:
     def _apply(self, learners: Learners, grads: Mapping[str, Any]) -> tuple[Learners, Metrics]:
         """The updated learners, and the norms of their gradients."""
         updated, norms = {}, {}
-        for name, learner in learners.items():
-            updated[name], norms[NORMS[name]] = apply_gradients(learner, grads[name], self._optimizers[name])
+        for name in sorted(learners):
+            updated[name], norms[NORMS[name]] = apply_gradients(learners[name], grads[name], self._optimizers[name])
         return updated, norms
 
     def _sound(self, guard: Guard, loss: Float[Array, ""], norms: Metrics) -> Bool[Array, ""]:

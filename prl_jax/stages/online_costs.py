@@ -90,7 +90,9 @@ def _learning(models: AbstractModels, name: str, built: Learner, held: Held) -> 
     experience = Experience(token_rows(size, before + room), rows(size, room), rollout.mask, frozen, critique)
     index = models.whole(size // built.schedule.minibatches, dtype=jnp.int32)
     updates, state = make_updates(built.method, built.schedule, *built.optimizers), learning(built.state)
-    if updates.warm_up is not None and warmup_of(section, name, steps_of(section, name, EXAMPLES)):
+    # The critic also learns alone in steps whose groups are all dropped.
+    alone = warmup_of(section, name, steps_of(section, name, EXAMPLES)) or built.schedule.flat_groups != "keep"
+    if updates.warm_up is not None and alone:
         learns = ((state.critic, state.guard), state.deviation, experience, index)
         yield Step(name, "warm_up", updates.warm_up.trace(*learns), learns, held)
     yield Step(name, "update", updates.train.trace(state, experience, index), (state, experience, index), held)

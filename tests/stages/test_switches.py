@@ -69,6 +69,7 @@ def test_each_switch_is_logged(workdir):
     assert not everywhere & read_rows(workdir / "first" / "metrics.jsonl")[0].keys()
 
 
+@pytest.mark.long
 def test_a_run_that_is_interrupted_ends_like_one_that_is_not(workdir, monkeypatch):
     """In its last step, with a checkpoint two steps before."""
     other = workdir.parent / "interrupted"

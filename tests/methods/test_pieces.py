@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fakes import make_decoder, random_tokens, token_rows, with_pieces
 
+from prl_jax.losses.ppo import REDUCTIONS
 from prl_jax.methods import (
     METHODS,
     PAR,
@@ -27,7 +28,9 @@ from prl_jax.methods import (
     Values,
     WinProbability,
     baselines,
+    regularisers,
     scores,
+    surrogates,
 )
 from prl_jax.methods.baselines import Rewards
 from prl_jax.methods.surrogates import Frozen
@@ -281,13 +284,10 @@ def frozen(mask=MASK, advantages=None) -> Frozen:
     return Frozen(*map(jnp.asarray, (logp_old, logp_ref, each * mask, mask)))
 
 
-SURROGATES = [
-    *(TokenClip(reduce=reduce) for reduce in ("token_mean", "seq_mean_token_sum", "seq_mean_token_mean")),
-    PairClip(),
-    PairRegression(),
-    PairRegression(link="squared"),
-]
-PAIRS = SURROGATES[3:]
+TOKENS = [*(TokenClip(reduce=reduce) for reduce in REDUCTIONS), surrogates.CISPO(), surrogates.Reinforce()]
+WHOLE = [PairClip(), PairRegression(), PairRegression(link="squared")]  # which see a response as one number
+PAIRS = [*WHOLE, surrogates.PairTokenClip()]
+SURROGATES = [*TOKENS, *PAIRS, surrogates.SingleRegression()]
 BETA = jnp.float32(0.3)
 LOGP = jnp.asarray(-np.abs(normal(12, ROWS, ROOM)))
 TRAINED = MASK & (np.arange(ROWS) != 2)[:, None]
@@ -319,9 +319,9 @@ def test_exchanging_the_responses_of_a_pair_changes_nothing(surrogate):
     np.testing.assert_allclose(one.sum, other.sum, rtol=1e-5)
 
 
-@pytest.mark.parametrize("surrogate", PAIRS, ids=by_name)
-def test_pairs_are_those_of_whole_responses(surrogate):
-    """One token with the sum of all log-probs is the same pair."""
+@pytest.mark.parametrize("surrogate", [*WHOLE, surrogates.SingleRegression()], ids=by_name)
+def test_whole_responses_are_one_number(surrogate):
+    """One token with the sum of all log-probs is the same response."""
     given = frozen()
     whole = lambda x: jnp.where(MASK, x, 0.0).sum(1, keepdims=True)  # noqa: E731
     alone = Frozen(whole(given.logp_old), whole(given.logp_ref), given.advantages[:, :1], jnp.ones((ROWS, 1), bool))
@@ -330,7 +330,7 @@ def test_pairs_are_those_of_whole_responses(surrogate):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("surrogate", SURROGATES[:1] + PAIRS, ids=by_name)
+@pytest.mark.parametrize("surrogate", [TOKENS[0], *WHOLE, surrogates.SingleRegression()], ids=by_name)
 def test_row_22_a_number_a_row_is_no_number_a_token(surrogate):
     given = frozen()
     for name in Frozen._fields:
@@ -345,7 +345,7 @@ def test_row_22_a_number_a_row_is_no_number_a_token(surrogate):
 
 
 @pytest.mark.parametrize("entropy", [0.0, 0.1])
-@pytest.mark.parametrize("cls", [RewardKL, LossKL, InsideKL])
+@pytest.mark.parametrize("cls", [RewardKL, LossKL, InsideKL, regularisers.Mixture])
 def test_terms_have_a_weight_each_and_the_sizes_that_the_surrogate_has(cls, entropy):
     piece = cls(coefficient=0.3, entropy=entropy)
     given = frozen(TRAINED)
@@ -358,6 +358,15 @@ def test_terms_have_a_weight_each_and_the_sizes_that_the_surrogate_has(cls, entr
     paid = piece.reward(LOGP, given.logp_ref, BETA)
     expected = -0.3 * (LOGP - given.logp_ref) if cls is RewardKL else np.zeros(MASK.shape)
     np.testing.assert_allclose(paid, expected, atol=1e-6)
+
+
+def test_a_mixture_holds_the_policy_to_both():
+    given = frozen()
+    for previous in (0.0, 0.25, 1.0):
+        expected = previous * given.logp_old + (1 - previous) * given.logp_ref
+        found = regularisers.Mixture(previous=previous).reference(given.logp_old, given.logp_ref)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_array_equal(InsideKL().reference(given.logp_old, given.logp_ref), given.logp_ref)
 
 
 # Identities between methods, as gradients of the policy
@@ -415,3 +424,36 @@ def test_pairs_without_a_divergence_are_leave_one_out_of_two(policy):
     alone = gradient_of("rloo", policy, single, 0.0, surrogate=TokenClip(reduce="seq_mean_token_sum"))
     np.testing.assert_allclose(pairs, alone, rtol=1e-3, atol=1e-4 * np.abs(alone).max())
     assert np.abs(alone).max() > 1e-3
+
+
+def test_both_forms_of_p3o_start_the_same_way(policy):
+    """At a ratio of 1 nothing is clipped, neither of the pair nor of a token."""
+    batch = on_policy(policy, normal(31, ROWS))
+    joint, separate = (gradient_of(name, policy, batch, 0.2) for name in ("p3o_v2", "p3o_v1"))
+    np.testing.assert_allclose(separate, joint, rtol=1e-3, atol=1e-4 * np.abs(joint).max())
+
+
+def test_ratios_of_tokens_and_of_sequences_are_reinforce_at_the_start(policy):
+    """With one advantage a response: PPO, GSPO, CISPO and REINFORCE move the policy alike until it has moved."""
+    batch, reduce = on_policy(policy, normal(32, ROWS)), "seq_mean_token_mean"
+    plain = gradient_of("grpo", policy, batch, 0.0, surrogate=surrogates.Reinforce(reduce))
+    pieces = (TokenClip(reduce=reduce), TokenClip(reduce=reduce, ratio="sequence"), surrogates.CISPO(reduce=reduce))
+    for surrogate in pieces:
+        found = gradient_of("grpo", policy, batch, 0.0, surrogate=surrogate)
+        np.testing.assert_allclose(found, plain, rtol=1e-3, atol=1e-4 * np.abs(plain).max())
+
+
+def test_think_rm_with_differences_of_scores_is_grpo(policy):
+    earned = normal(33, ROWS)
+    one = jnp.ones((ROWS, 1), bool)
+    given = Rewards(jnp.asarray(earned[:, None]), one, one, jnp.zeros(ROWS, bool), GROUP)
+    d = (earned.reshape(-1, GROUP, 1) - earned.reshape(-1, 1, GROUP)).reshape(ROWS, GROUP)
+    met = ~np.tile(np.eye(GROUP, dtype=bool), (ROWS // GROUP, 1))
+    pairwise, _ = baselines.Difference(eps=0.0)(given._replace(differences=(jnp.asarray(d), jnp.asarray(met))), None)
+    scored, _ = Standardised(eps=0.0)(given, None)
+    one, other = (
+        gradient_of(name, policy, on_policy(policy, advantages[:, 0]), 0.01)
+        for name, advantages in (("think_rm", pairwise), ("grpo", scored))
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(other).max())
+    assert np.abs(other).max() > 1e-3

@@ -15,6 +15,14 @@ from prl_jax.losses.preference import SPACES
 from prl_jax.methods.checks import check_range, check_word
 
 
+class Moments(NamedTuple):
+    """The mean and the deviation of all scores that a stage has met, and how many these were; float32 scalars."""
+
+    count: Float[Array, ""]
+    mean: Float[Array, ""]
+    deviation: Float[Array, ""]
+
+
 class Judgements(NamedTuple):
     """A judge's answers on `N` responses and up to `M` opponents of each; what was not asked is None.
 
@@ -25,6 +33,7 @@ class Judgements(NamedTuple):
       scores: `[N]` float32, of a judge that scores single responses.
       opponent_scores: `[N, M]` float32, the same of the opponents.
       merge: how the judge merges the two orders, see `Judged`.
+      moments: of the scores of the steps before, for rewards that normalise by them.
     """
 
     mask: Bool[Array, "N M"]
@@ -33,6 +42,7 @@ class Judgements(NamedTuple):
     scores: Float[Array, "N"] | None = None
     opponent_scores: Float[Array, "N M"] | None = None
     merge: str = "probability"
+    moments: Moments | None = None
 
 
 @runtime_checkable
@@ -45,11 +55,13 @@ class Reward(Protocol):
       compares: whether it needs opponents.
       judges: names of the judges that it asks, one `Judgements` each; () for the stage's judge.
       probability: whether it is the probability of a win, possibly shifted.
+      normalises: whether it reads the moments of the scores that the stage has met.
       antisymmetric: whether what one response of a comparison earns, less that of an even match, the other one loses.
     """
 
     kind: ClassVar[str]
     asks: ClassVar[str]
+    normalises: ClassVar[bool]
 
     @property
     def compares(self) -> bool: ...
@@ -77,6 +89,8 @@ class Reward(Protocol):
 
 class OneJudge:
     """Rewards that ask the stage's judge."""
+
+    normalises: ClassVar[bool] = False
 
     @property
     def judges(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from prl_jax.errors import UserError
 from prl_jax.losses import centred_shape, log_tame, lsc_shape, minmax_shape, par_shape
 from prl_jax.losses.shapes import FITS
 from prl_jax.methods.checks import check_range, check_word
-from prl_jax.methods.rewards import Judgements, OneJudge
+from prl_jax.methods.rewards import Judgements, Moments, OneJudge
 
 
 class _Scored(OneJudge):
@@ -167,6 +167,39 @@ class MinMax(_Scored):
         return minmax_shape(judged.scores)
 
 
+@dataclasses.dataclass(frozen=True)
+class RunningNorm(_Scored):
+    """The score less the mean of all scores that the stage has met, over their deviation.
+
+    Those of the steps before count; in the first step its own do.
+
+    Attributes:
+      eps: what is added to the deviation.
+    """
+
+    kind: ClassVar[str] = "running_norm"
+    normalises: ClassVar[bool] = True
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_range(self, ("eps",), 0.0, float("inf"))
+
+    def shaped(self, judged):
+        moments = judged.moments
+        if moments is None or not moments.count:
+            moments = met(Moments(*jnp.zeros(3)), judged.scores)
+        spread = moments.deviation + self.eps
+        return jnp.where(spread > 0, (judged.scores - moments.mean) / jnp.where(spread > 0, spread, 1.0), 0.0)
+
+
+def met(moments: Moments, scores: Float[Array, "N"]) -> Moments:
+    """The moments once `N` more scores have been met (Chan et al. 1979, population deviation)."""
+    count, more = moments.count, jnp.float32(len(scores))
+    total, gap = count + more, scores.mean() - moments.mean
+    square = count * jnp.square(moments.deviation) + more * scores.var() + jnp.square(gap) * count * more / total
+    return Moments(total, moments.mean + gap * more / total, jnp.sqrt(square / total))
+
+
 # The shapes that `several` may give to a judge's scores, each with its defaults.
 SHAPES: Mapping[str, _Scored] = MappingProxyType(
     {cls.kind: cls() for cls in (Score, Centred, PAR, LSC, Tanh, Clip, MinMax)}
@@ -188,6 +221,7 @@ class Several:
 
     kind: ClassVar[str] = "several"
     asks: ClassVar[str] = "scores"
+    normalises: ClassVar[bool] = False
     judges: tuple[str, ...] = ()
     shapes: tuple[str, ...] = ("score",)
     weights: tuple[float, ...] = ()

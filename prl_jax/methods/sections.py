@@ -35,6 +35,7 @@ _CLASSES: Mapping[str, tuple[type, ...]] = MappingProxyType(
             scores.Tanh,
             scores.Clip,
             scores.MinMax,
+            scores.RunningNorm,
             scores.Several,
         ),
         "baseline": (

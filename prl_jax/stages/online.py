@@ -130,7 +130,7 @@ def _setup(context: StageContext) -> tuple[Setup, Learner]:
 
 
 # Fields of the state that a checkpoint has as they are, where they hold anything.
-_UNDER_THEIR_NAMES = ("kl_coef", "deviation", "past", "guard", "entropy", "reference")
+_UNDER_THEIR_NAMES = ("kl_coef", "deviation", "past", "guard", "entropy", "reference", "scores")
 
 
 def parts(state: PolicyState) -> tuple[Decoder, dict[str, Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,6 +16,7 @@ from prl_jax.artifacts.cards import ModelCard
 from prl_jax.data.records import PromptRecord
 from prl_jax.judges import Judge
 from prl_jax.methods import Judgements, Method, opponents
+from prl_jax.methods.rewards import Moments
 from prl_jax.models import Decoder, MixedDecoder
 from prl_jax.processes import fetch, local_rows, put_batch, whole_batch
 from prl_jax.runs.context import StageContext
@@ -96,11 +98,11 @@ def roll_out(setup: Setup, state: PolicyState, index: np.ndarray, n: int) -> Ste
     """Samples and judges `group_size` responses to each prompt of the step; once more those to prompts whose responses
     all earn the same, where the schedule says so."""
     size, beside = setup.schedule.group_size, stand_ins(setup, state, index, n)
-    done = _draw(setup, state.policy.model, index, n, beside, np.arange(len(index)), 0)
+    done = _draw(setup, state, index, n, beside, np.arange(len(index)), 0)
     for attempt in range(1, setup.schedule.draws):
         groups = np.flatnonzero(flat_groups(done.reward, size))
         if len(groups):
-            again = _draw(setup, state.policy.model, index, n, beside, groups, attempt)
+            again = _draw(setup, state, index, n, beside, groups, attempt)
             done = _redrawn(done, again, rows_of(groups, size), setup.context.mesh)
     return done
 
@@ -139,7 +141,7 @@ def sampled_for(setup: Setup, state: PolicyState, prompts: Sequence[Prompt], sam
 
 
 def _draw(
-    setup: Setup, policy: Decoder, index: np.ndarray, n: int, beside: Beside, groups: np.ndarray, attempt: int
+    setup: Setup, state: PolicyState, index: np.ndarray, n: int, beside: Beside, groups: np.ndarray, attempt: int
 ) -> Step:
     """One draw: responses to all prompts of the step, so that every draw has the same shapes; the judges are asked
     about those of the given groups alone."""
@@ -153,14 +155,17 @@ def _draw(
     if attempt:
         again = stream_key(context.key, Stream.REDRAWS, n)
         sampling, drawing = (jax.random.fold_in(again, 2 * attempt + k) for k in range(2))
-    rollout = generate(policy, encoded.tokens, encoded.mask, row_keys(sampling, 0, len(prompts)), config=setup.sampling)
+    rollout = generate(
+        state.policy.model, encoded.tokens, encoded.mask, row_keys(sampling, 0, len(prompts)), config=setup.sampling
+    )
     known, cut = fetch((rollout, encoded.truncated), context.mesh)
     responses, ended = read_responses(setup.tokenizer, known, setup.sampling)
     if setup.sampling.stop:
         mine = local_rows(context.mesh, len(prompts))
         rollout = Rollout(*put_batch(tuple(x[mine] for x in ended), context.mesh))
     rows, keys = rows_of(groups, size), row_keys(drawing, 0, len(index))[groups]
-    asks = functools.partial(rewards_of, setup.judges, method.opponents, method.reward, keys=keys)
+    moments = None if state.scores is None else Moments(*map(jnp.asarray, fetch(tuple(state.scores), context.mesh)))
+    asks = functools.partial(rewards_of, setup.judges, method.opponents, method.reward, keys=keys, moments=moments)
     of = lambda texts, chosen: [texts[i] for i in chosen]  # noqa: E731
     rewarded = asks(of(prompts, rows), of(responses, rows), group_size=size, anchors=of(anchors, rows))
     greedy, cuts = None, rewarded.cut

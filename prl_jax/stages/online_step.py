@@ -22,7 +22,7 @@ from prl_jax.text.padding import pad_rows
 from prl_jax.training.policy import Updates, prepare, run_updates
 from prl_jax.training.redraws import flat_groups
 from prl_jax.training.rollout import CriticContext, Experience
-from prl_jax.training.state import PolicyState, refreshed, remember, scheduled, steer_kl, with_returns
+from prl_jax.training.state import PolicyState, refreshed, remember, scheduled, steer_kl, with_returns, with_scores
 
 SAMPLES_A_STEP = 4  # rows of samples.jsonl
 
@@ -48,6 +48,7 @@ def iteration(
     experience, before = prepare(state, reference, done.rollout, context, reward, **beside, **pieces)
     if "return_deviation" in before:
         state = with_returns(state, before["return_deviation"])
+    state = with_scores(state, done.judged[0].scores)
     key = stream_key(setup.context.key, Stream.SHUFFLING, n)
     state, metrics = run_updates(
         updates,

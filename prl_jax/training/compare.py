@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Key
 from prl_jax.errors import UserError
 from prl_jax.judges import Judge, Judged, Scored, ScoringJudge, judge_pairs
 from prl_jax.methods import Judgements, Opponents, Reward
+from prl_jax.methods.rewards import Moments
 from prl_jax.text.chat import Prompt
 
 
@@ -41,6 +42,7 @@ def rewards_of(
     group_size: int,
     anchors: Sequence[Sequence[str]],
     keys: Key[Array, "B"],
+    moments: Moments | None = None,
 ) -> Rewarded:
     """Asks judges what a reward needs to know.
 
@@ -52,6 +54,7 @@ def rewards_of(
       group_size: samples a prompt.
       anchors: the texts that stand for each row's prompt, at least one where opponents are not of the group.
       keys: a key for each of the `N / group_size` prompts.
+      moments: of the scores of the steps before, for rewards that normalise by them.
     """
     mask, candidates = whom(opponents, responses, group_size=group_size, anchors=anchors, keys=keys)
     rows = Rows(prompts, responses, candidates, mask)
@@ -62,7 +65,10 @@ def rewards_of(
         answers = [_compared(judge, rows, first, second, within) for judge in judges]
     else:
         answers = [_scored(judge, rows) for judge in judges]
-    judged, asked = tuple(one for one, _ in answers), [part for _, parts in answers for part in parts]
+    judged, asked = (
+        tuple(one._replace(moments=moments) for one, _ in answers),
+        [part for _, parts in answers for part in parts],
+    )
     cuts = sum(int(part.cut.sum()) for part in asked if part.cut is not None)
     deviations = [part.deviation for part in asked if part.deviation is not None and len(part.deviation)]
     disagreement = float(np.concatenate(deviations).mean()) if deviations else None

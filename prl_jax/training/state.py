@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from prl_jax.methods import Critic, Method
+from prl_jax.methods.rewards import Moments
+from prl_jax.methods.scores import met
 from prl_jax.models import Decoder, combine, split
 from prl_jax.sharding import replicated, tree_shardings
 
@@ -96,6 +98,8 @@ class PolicyState(NamedTuple):
         update reads them.
       guard: where updates may do nothing; else None.
       entropy: float32 scalar, the factor of the entropy bonus, where it changes from step to step; else None.
+      scores: the moments of the scores that were met, where the reward normalises by them; else None. No update reads
+        them.
       reference: the policy that the divergence is taken to, where it follows the policy; else None. No update reads it.
     """
 
@@ -107,6 +111,7 @@ class PolicyState(NamedTuple):
     guard: Guard | None = None
     entropy: Float[Array, ""] | None = None
     reference: Decoder | None = None
+    scores: Moments | None = None
 
 
 def initial_state(
@@ -142,12 +147,13 @@ def initial_state(
     entropy = number(method.regulariser.entropy) if method.regulariser.ends else None
     reference = copy(policy.model) if follows else None
     kl_coef = number(method.regulariser.coefficient)
-    return PolicyState(policy, critic, kl_coef, deviation, past, guard, entropy, reference)
+    scores = Moments(number(0.0), number(0.0), number(0.0)) if method.reward.normalises else None
+    return PolicyState(policy, critic, kl_coef, deviation, past, guard, entropy, reference, scores)
 
 
 def learning(state: PolicyState) -> PolicyState:
     """The part of a state that updates read and change: without models that only stand by."""
-    return state._replace(past=(), reference=None)
+    return state._replace(past=(), reference=None, scores=None)
 
 
 def with_returns(state: PolicyState, deviation: Float[Array, ""]) -> PolicyState:
@@ -155,6 +161,15 @@ def with_returns(state: PolicyState, deviation: Float[Array, ""]) -> PolicyState
     if state.deviation is None:
         return state
     return state._replace(deviation=jnp.where(state.deviation == 0, deviation, 0.9 * state.deviation + 0.1 * deviation))
+
+
+def with_scores(state: PolicyState, scores: Float[Array, "N"] | None) -> PolicyState:
+    """The state once it has met these scores."""
+    if state.scores is None or scores is None:
+        return state
+    moments = met(state.scores, scores)
+    # What is added to keeps its place on the devices.
+    return state._replace(scores=jax.tree.map(lambda old, new: 0.0 * old + new, state.scores, moments))
 
 
 def steer_kl(state: PolicyState, kl: Float[Array, ""], rows: int, method: Method) -> PolicyState:

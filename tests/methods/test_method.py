@@ -32,7 +32,7 @@ from prl_jax.methods import (
 
 PACKAGE = Path(prl_jax.__file__).parent
 WHOLE = ("pair_clip", "pair_token_clip", "pair_regression", "single_regression")
-SCORES = ("score", "centred", "par", "lsc", "tanh", "clip", "minmax", "several")
+SCORES = ("score", "centred", "par", "lsc", "tanh", "clip", "minmax", "running_norm", "several")
 GROUP = ("peer", "group", "circular", "random_peer")
 SAMPLED = ("greedy", "past", "mixture")
 
@@ -67,7 +67,7 @@ def test_every_combination_of_kinds_works_or_is_refused_by_a_slots_name():
         else:
             assert accepted(*names), f"{names} accepted"
             counts[True] += 1
-    assert sum(counts.values()) == 10 * 9 * 8 * 7 * 4 and min(counts.values()) > 500
+    assert sum(counts.values()) == 10 * 10 * 8 * 7 * 4 and min(counts.values()) > 500
 
 
 @pytest.mark.parametrize(

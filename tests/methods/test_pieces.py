@@ -172,6 +172,23 @@ def test_shapes_without_references_do_mind(shape):
     assert np.abs(shape(Judgements(empty, scores=mine)) - shape(Judgements(empty, scores=mine + 1.0))).max() > 0.1
 
 
+def test_running_scores_are_normalised_by_those_of_the_steps_before():
+    steps, moments, empty = (
+        [normal(n, 6) * 3 + 5 for n in (40, 41, 42)],
+        scores.Moments(*jnp.zeros(3)),
+        jnp.zeros((6, 0)),
+    )
+    for n, step in enumerate(steps):
+        given = Judgements(empty > 0, scores=jnp.asarray(step), moments=moments)
+        before = np.concatenate(steps[:n] or steps[:1])
+        expected = (step - before.mean()) / before.std()
+        np.testing.assert_allclose(scores.RunningNorm()(given), expected, rtol=1e-4, atol=1e-5)
+        moments = scores.met(moments, given.scores)
+    np.testing.assert_allclose(moments, [18, np.mean(steps), np.std(steps)], rtol=1e-5)
+    same = Judgements(empty > 0, scores=jnp.full(6, 7.0))
+    np.testing.assert_array_equal(scores.RunningNorm(eps=0.0)(same), 0.0)
+
+
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_win_rates_of_a_group_add_up_to_half_its_size(size):
     """So that their mean is a constant baseline."""
@@ -305,7 +322,9 @@ def test_denominators_are_known_from_the_mask(surrogate):
 def test_a_pair_trains_where_both_of_its_responses_do(surrogate):
     """Row 2 does not train the policy: nor does its neighbour, whatever it holds."""
     grad = jax.grad(lambda logp: surrogate(logp, frozen(TRAINED), BETA).sum)(LOGP)
-    assert not np.asarray(grad)[2:4].any() and np.asarray(grad)[[0, 1, 4, 5, 6, 7]].any(1).all()
+    assert not np.asarray(grad)[2:4].any()
+    moved = np.asarray(grad)[[0, 1, 4, 5, 6, 7]].any(1)
+    assert moved.any() if surrogate.kind == "pair_token_clip" else moved.all()  # its tokens may all be clipped
     assert not np.asarray(grad)[~MASK].any()
     assert float(surrogate.denominator(jnp.asarray(TRAINED))) == 3.0
 

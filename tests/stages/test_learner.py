@@ -8,7 +8,7 @@ from fakes import one_device, with_pieces
 from prl_jax.costs.models import AbstractModels, bytes_per_device
 from prl_jax.errors import UserError
 from prl_jax.inputs.checks import check_config
-from prl_jax.methods import Group
+from prl_jax.methods import Group, NoOpponent, scores
 from prl_jax.models import split
 from prl_jax.stages import KINDS, online_costs, online_models
 from prl_jax.stages import config as c
@@ -51,6 +51,15 @@ def test_what_decides_about_updates_is_saved_where_there_is_any():
     saved = parts(on)[1]
     assert saved.keys() - parts(off)[1].keys() == {"guard"} and off.guard is None
     assert whole(off, *parts(on)).guard == on.guard is not None
+
+
+def test_moments_of_scores_are_saved_where_a_reward_normalises_by_them(monkeypatch):
+    off, read = learner(models()).state, online_models.method_in
+    running = dict(opponents=NoOpponent(), reward=scores.RunningNorm())
+    monkeypatch.setattr(online_models, "method_in", lambda section: with_pieces(read(section), **running))
+    on = learner(models()).state
+    saved = parts(on)[1]
+    assert saved.keys() - parts(off)[1].keys() == {"scores"} and whole(off, *parts(on)).scores == on.scores is not None
 
 
 @pytest.mark.parametrize("section", [dict(reference_every="5 steps"), dict(reference_ema=0.1)])

@@ -1,6 +1,7 @@
 """Your model, your preference pairs: a generative judge, anchors and pairwise PPO, with adapters on one frozen model.
 
     prl run --config experiments/own_model.py:MODEL,PAIRS.jsonl --workdir runs/own
+    prl run --config experiments/own_model.py:MODEL,PAIRS.jsonl,rloo --workdir runs/own-rloo
     prl generate --model runs/own/pairwise_ppo --prompts PROMPTS.jsonl --out responses.jsonl
     prl export --workdir runs/own --stage pairwise_ppo --out my-model
 
@@ -9,6 +10,9 @@ has `prompt`, `chosen` and `rejected` in each row; the first 100 rows are kept f
 the first quarter trains a second judge, `referee`, which tells the win rates; the second one gives the prompts of PPO,
 with their chosen responses as anchors; the rest, half of them, trains the judge that PPO asks. Fewer train one judge,
 which does both. The split is by row: pairs of one prompt that stand next to each other mostly stay together.
+A third word is a method of docs/methods.md that takes the place of Pairwise-RL (its stage then has the method's name),
+with the judge that it needs: a Bradley-Terry judge `bt` where it asks for scores, three or two of them for a method
+that asks several. A step has 64 responses, whatever the method.
 Lengths, in tokens, are as long as the data need, unless they are given: `--config.huggingface.max_prompt=N`,
 `.max_response=N`, and `--config.genrm.max_length=N` (and `referee`) for the judges' rows.
 
@@ -24,33 +28,37 @@ whether that taste is yours. Read the samples.
 
 from ml_collections import ConfigDict
 
+from prl_jax.methods import METHODS
 from prl_jax.stages import config as c
-from prl_jax.stages.recipes import own_pairs
+from prl_jax.stages.recipes import own_pairs, split_method
 
 
 def get_config(arguments: str = "") -> ConfigDict:
-    """`MODEL,PAIRS`: a model directory and a file of preference pairs."""
+    """`MODEL,PAIRS[,NAME]`: a model directory, a file of preference pairs, and a method."""
+    pairs, method = split_method(arguments)
     adapters = c.lora(rank=16, alpha=32.0)
+    judge = dict(
+        lora=adapters,
+        duration="1 epochs",
+        batch_size=32,
+        accumulate=8,
+        optimizer=dict(learning_rate=1e-4),
+    )
     return own_pairs(
-        arguments,
-        title="Pairwise-RL on your own model and pairs",
+        pairs,
+        title=f"{METHODS[method].title} on your own model and pairs",
         holdout=100,
-        generative=dict(
-            lora=adapters,
-            duration="1 epochs",
-            batch_size=32,
-            accumulate=8,
-            optimizer=dict(learning_rate=1e-4),
-        ),
+        method=method,
+        generative=judge,
+        bradley_terry=judge,
+        critic=dict(warmup="5 steps", optimizer=dict(learning_rate=1e-4)),
         online=dict(
             lora=adapters,
-            prompts_per_step=64,
+            prompts_per_step=64 // METHODS[method].group_size,
             judge_batch_size=16,
             duration="100 steps",
             accumulate=8,
             optimizer=dict(learning_rate=3e-5),
-            critic=dict(warmup="5 steps", optimizer=dict(learning_rate=1e-4)),
-            regulariser=dict(coefficient=0.05),
         ),
         evaluation_batch=32,
     )

@@ -9,8 +9,10 @@ from ml_collections import ConfigDict
 from prl_jax.data.lines import Limits, Lines
 from prl_jax.data.sources import SourceSpec, file_path
 from prl_jax.errors import UserError
+from prl_jax.methods import METHODS, Anchors
 from prl_jax.runs.context import is_directory
 from prl_jax.stages import config as c
+from prl_jax.stages.recipes_judges import asked
 
 _ENOUGH = 400  # pairs that train; a referee of fewer than a hundred would tell nothing
 
@@ -60,23 +62,30 @@ def own_pairs(
     holdout: int,
     generative: dict[str, Any],
     online: dict[str, Any],
+    method: str = "pairwise_rl",
+    bradley_terry: dict[str, Any] | None = None,
+    critic: dict[str, Any] | None = None,
     sft: dict[str, Any] | None = None,
     evaluation_batch: int,
     **root: Any,
 ) -> ConfigDict:
-    """Pairwise-RL on a model directory and a file of preference pairs.
+    """Pairwise-RL, or another method, on a model directory and a file of preference pairs.
 
-    A generative judge on the pairs, chosen responses as anchors, pairwise PPO and an evaluation. A judge that the
-    policy has learned to please cannot tell how good it has become: of `_ENOUGH` pairs and more, a quarter trains a
-    judge of its own, the referee, which tells the win rates, the prompts of another quarter are the policy's, and half
-    of the pairs train the judge that the policy asks. Of fewer pairs all train the one judge, which then tells the win
-    rates too, as the report says. The split is by row: pairs of one prompt that stand apart in the file may come to
-    both sides of it. A file that is not there, which `prl plan` does not need, counts as one that is split.
+    The judge that the method needs, trained on the pairs, chosen responses as anchors where the method meets any, the
+    policy and an evaluation. A judge that the policy has learned to please cannot tell how good it has become: of
+    `_ENOUGH` pairs and more, a quarter trains a judge of its own, the referee, which is generative and tells the win
+    rates, the prompts of another quarter are the policy's, and half of the pairs train the judge that the policy asks.
+    Of fewer pairs all train the one judge, which then tells the win rates too, as the report says. The split is by row:
+    pairs of one prompt that stand apart in the file may come to both sides of it. A file that is not there, which `prl
+    plan` does not need, counts as one that is split.
 
     Args:
       arguments: `MODEL,PAIRS`, the part of `--config FILE.py:MODEL,PAIRS`.
       holdout: first rows of PAIRS, for validation and the final table; the others train.
       generative, online: values of these sections.
+      method: a row of `METHODS`.
+      bradley_terry: values of Bradley-Terry judges, for methods that ask them.
+      critic: values of the critic, for methods that have one.
       sft: values of a stage of SFT on the chosen responses, which the policy then starts from; None starts from MODEL.
       evaluation_batch: rows that are generated and judged at once in the evaluation.
       root: values of the config's root.
@@ -96,38 +105,56 @@ def own_pairs(
     quarter = _quarter(pairs, holdout, Limits(**root.get("limits", {})))
     held_out, for_referee = rows(limit=holdout), rows(skip=holdout, limit=quarter)
     train, for_judge = rows(skip=holdout + quarter), rows(skip=holdout + 2 * quarter)
-    prompts, referee = rows(skip=holdout + quarter, limit=quarter), "referee" if quarter else "genrm"
+    prompts = rows(skip=holdout + quarter, limit=quarter)
     start = dict(init_from=model, validation=held_out)
     stages = (
         {} if sft is None else {"sft": c.sft(**{"max_prompt": 0, "max_response": 0, "data": train, **start, **sft})}
     )
-    policy = "sft" if stages else model
-    judge = {"template": "question-v1", "w_cons": 0.05, "max_length": 0, **start, **generative}
-    stages["genrm"] = c.generative(**{"data": for_judge, **judge})
+    policy, preset, judges = "sft" if stages else model, METHODS[method], asked(method)
+    compares = {"template": "question-v1", "w_cons": 0.05, "max_length": 0, **start, **generative}
+    scores = {"max_prompt": 0, "max_response": 0, **start, **(bradley_terry or {})}
+    stages |= {name: c.bradley_terry(**{"data": for_judge, **scores}) for name in judges.scoring}
+    stages |= {name: c.generative(**{"data": for_judge, **compares}) for name in judges.comparing}
+    referee = "referee" if quarter else judges.title
     if quarter:
-        stages["referee"] = c.generative(**{"data": for_referee, **judge})
+        stages["referee"] = c.generative(**{"data": for_referee, **compares})
+    if preset.method.opponents.candidates == Anchors.candidates:
+        stages |= dict(anchors=c.anchors(prompts=prompts, choice="reference"))
+    arm = "pairwise_ppo" if method == "pairwise_rl" else method
+    stages[arm] = c.online(
+        method,
+        prompts=prompts,
+        evaluation=dict(every="10%", prompts=held_out, judge=referee),
+        **dict(critic=critic) if critic and preset.method.baseline.reads_values else {},
+        **{"policy": policy, **online, **judges.values},
+    )
     stages |= dict(
-        anchors=c.anchors(prompts=prompts, choice="reference"),
-        pairwise_ppo=c.online(
-            "pairwise_rl",
-            policy=policy,
-            judge="genrm",
-            prompts=prompts,
-            evaluation=dict(every="10%", prompts=held_out, judge=referee),
-            **online,
-        ),
         evaluation=c.evaluation(
-            judges=("genrm", "referee") if quarter else ("genrm",),
+            judges=tuple(dict.fromkeys((*judges.trained, *judges.judges, referee))),
             pairs=held_out,
             prompts=held_out,
             opponent=policy,
             judge=referee,
             batch_size=evaluation_batch,
-            arms=dict(pairwise_ppo=dict(title="Pairwise-RL", judge="genrm")),
-        ),
+            arms={arm: dict(title=preset.title, judge=judges.title)},
+        )
     )
     root["huggingface"] = dict(max_prompt=0, max_response=0) | root.get("huggingface", {})
-    return c.build(stages, **{"model": dict(dtype="bfloat16", remat=True), **root})
+    return c.build(stages, **{"model": dict(dtype="bfloat16", remat=True), "judges": judges.judges, **root})
+
+
+def split_method(arguments: str) -> tuple[str, str]:
+    """`MODEL,PAIRS,NAME` -> `MODEL,PAIRS` and the name of a method, which is Pairwise-RL's where there is none.
+
+    Raises:
+      ValueError: there is no such method.
+    """
+    pairs, _, name = arguments.rpartition(",")
+    if "," not in pairs or "." in name:  # the end of a file's name
+        return arguments, "pairwise_rl"
+    if name not in METHODS:
+        raise ValueError(f"{arguments!r}: {name!r} is no method; expected one of {', '.join(METHODS)}")
+    return pairs, name
 
 
 def _quarter(pairs: str, holdout: int, limits: Limits) -> int:

@@ -14,8 +14,10 @@ from running import ROOT, refused
 from prl_jax.commands import run
 from prl_jax.errors import UserError
 from prl_jax.inputs.checks import check_config
+from prl_jax.methods import METHODS
 from prl_jax.stages import KINDS
 from prl_jax.stages import config as c
+from prl_jax.stages.recipes_judges import WORDS
 
 FILES = sorted((ROOT / "experiments").glob("*.py"))
 MODEL = ROOT / "tests" / "configs" / "models" / "qwen3_0_6b"
@@ -28,7 +30,12 @@ WITH_MODEL = (
     "llama3_8b_v5e_8x8",
     "llama3_8b_v5p_4x4x4",
 )
-VARIANTS = {"quickstart": ("", ":full", ":smoke"), **{name: (f":{MODEL},pairs.jsonl",) for name in WITH_MODEL}}
+VARIANTS = {
+    "quickstart": ("", ":full", ":smoke"),
+    "online": (":uwo", ":paco_grpo"),
+    **{name: (f":{MODEL},pairs.jsonl",) for name in WITH_MODEL},
+}
+METHOD_FILES = ("quickstart", "online", "own_model")
 CONFIGS = [f"{path}{variant}" for path in FILES for variant in VARIANTS.get(path.stem, ("",))]
 
 
@@ -108,6 +115,54 @@ def test_the_smoke_test_is_the_quickstart_with_less_of_everything():
     assert changed and all(key.endswith(sizes) or ".evaluation." in key for key in changed), changed
     with pytest.raises(ValueError, match="expected 'full', 'smoke', or a method"):
         module_of(Path(path)).get_config("small")
+
+
+def test_every_method_has_its_config_with_the_judges_that_it_can_use():
+    quickstart, online, own = (module_of(ROOT / "experiments" / f"{name}.py") for name in METHOD_FILES)
+    for name, preset in METHODS.items():
+        check_config(quickstart.get_config(f"smoke,{name}"))
+        check_config(own.get_config(f"{MODEL},pairs.jsonl,{name}"))
+        config = online.get_config(name)
+        check_config(config)
+        assert config.stages[-2:] == (name, "evaluation") and config.evaluation.arms[name].title == preset.title
+        assert ("anchors" in config.stages) == (preset.method.opponents.candidates == "anchors")
+        for word in WORDS:
+            scores = word in ("gold", "genrm") and preset.method.reward.asks == "scores"
+            if scores or word != preset.judge.get("kind", word):
+                with pytest.raises(ValueError, match=f"{name},{word}: .* {'use' if not preset.judge else 'leave'} "):
+                    online.get_config(f"{name},{word}")
+            else:
+                check_config(online.get_config(f"{name},{word},smoke"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [("", "expected NAME"), ("grop", "expected NAME"), ("p3o,bt,gold", "expected NAME"), ("p3o,none", "no such judge")],
+)
+def test_what_is_no_method_or_no_judge_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        module_of(ROOT / "experiments" / "online.py").get_config(arguments)
+
+
+def test_members_of_an_ensemble_and_judges_of_a_reward_are_stages_that_train():
+    online = module_of(ROOT / "experiments" / "online.py")
+    careful, several, lsc = (online.get_config(name) for name in ("uwo", "paco_grpo", "lsc"))
+    assert careful.judges.ensemble.to_dict() == c.judge(
+        "ensemble", of=("bt", "bt_2", "bt_3"), combine="uwo", coefficient=0.1
+    )
+    assert careful.uwo.judge == "ensemble" and careful.stages[1:4] == careful.judges.ensemble.of
+    assert several.paco_grpo.judge == "" and several.stages[1:3] == several.paco_grpo.reward.judges == ("bt", "bt_2")
+    assert (lsc.anchors.keep, several.anchors.keep) == (4, 1)
+
+
+def test_a_third_word_of_own_model_is_a_method_and_two_words_are_pairwise_rl():
+    own, given = module_of(ROOT / "experiments" / "own_model.py"), f"{MODEL},pairs.jsonl"
+    plain, rloo = own.get_config(given), own.get_config(f"{given},rloo")
+    assert plain.to_dict() == own.get_config(f"{given},pairwise_rl").to_dict() and "pairwise_ppo" in plain.stages
+    assert rloo.stages == ("bt", "referee", "rloo", "evaluation") and rloo.rloo.prompts_per_step == 16
+    assert own.get_config(f"{MODEL},some,pairs.jsonl").genrm.data.path == "some,pairs.jsonl"
+    with pytest.raises(ValueError, match="'grop' is no method"):
+        own.get_config(f"{given},grop")
 
 
 def another(value: Any) -> Any:

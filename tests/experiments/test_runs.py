@@ -11,6 +11,8 @@ import hf_checkpoints
 import pytest
 from running import ROOT, prl, says, unoptimised
 
+from prl_jax.methods import METHODS
+
 FILES = sorted((ROOT / "experiments").glob("*.py"))
 WORDS = ("hi", "hello", "bye", "ciao", "brief", "user", "model")
 
@@ -58,6 +60,7 @@ _WHOLE = (
 # Of 600 pairs these hold out few enough to train a referee on others.
 _REFEREE = tuple(f"referee.{value}" for value in ("duration=2 steps", "batch_size=4", "accumulate=2",
                                                   "validation.limit=4", "max_length=256"))  # fmt: skip
+_MEMBERS = tuple(value.replace("genrm", name) for name in ("bt", "bt_2", "bt_3") for value in _ADAPTERS[:4])
 _MODEL = ("model.width=16", "model.layers=1", "model.heads=2", "model.kv_heads=1", "model.head_dim=8",
           "model.mlp_width=32")  # fmt: skip
 
@@ -68,14 +71,25 @@ def _few(*stages: str) -> tuple[str, ...]:
     return tuple(f"{stage}.{value}" for stage in stages for value in rows[0])
 
 
+def _policy(stage: str) -> tuple[str, ...]:
+    """Two steps of a policy, as other stages have them; without a critic there is none to warm up."""
+    critic = METHODS[stage].method.baseline.reads_values
+    values = ("prompts.limit=24", *(value for value in _PPO if critic or "critic" not in value))
+    return tuple(f"{stage}.{value}" for value in values)
+
+
 def _judged_policies(*prompts: str) -> tuple[str, ...]:
     """The stages behind the judges."""
     found = [f"{stage}.{value}" for stage in ("ppo", "pairwise_ppo") for value in _PPO if "accumulate" not in value]
     return *found, *(f"{stage}.prompts.limit=8" for stage in ("anchors", *prompts)), "anchors.batch_size=8", *_JUDGED
 
 
+# A name, and behind a colon the words of `--config` that follow on a model and pairs, where it asks for them.
 RUNS = {
     "own_model": Run("mistral", "mistral", (*_ADAPTERS, *_REFEREE)),
+    "own_model:uwo": Run(
+        "mistral", "mistral", (*_MEMBERS, *_REFEREE, *_policy("uwo"), *_JUDGED, "evaluation.batch_size=4")
+    ),
     "qwen3_0_6b_lora_gpu": Run("qwen3", "qwen3", _ADAPTERS),
     "gemma3_4b_h100x8": Run("gemma3", "gemma", (*_WHOLE, *_REFEREE)),
     "gemma3_4b_v6e_4x4": Run("gemma3", "gemma", (*_WHOLE, *_REFEREE)),
@@ -83,6 +97,10 @@ RUNS = {
     "llama3_8b_v5e_8x8": Run("llama", "llama3", _WHOLE),
     "llama3_8b_v5p_4x4x4": Run("llama", "llama3", _WHOLE),
     "quickstart": Run("", "", (*_MODEL, *_few("sft", "bt", "genrm"), *_judged_policies("ppo", "pairwise_ppo"))),
+    "online:paco_grpo,smoke": Run(
+        "", "", (*_MODEL, *_few("sft", "bt", "bt_2"), *_policy("paco_grpo"), "anchors.prompts.limit=24", *_JUDGED)
+    ),
+    "online:tournament,gold,smoke": Run("", "", (*_MODEL, *_few("sft"), *_policy("tournament"), *_JUDGED)),
     "ukp_judges": Run("", "", (*_MODEL, "tokenizer.vocab_size=300", *_few("bt", "genrm"), "evaluation.pairs.limit=4")),
     "hh_pairwise_ppo": Run(
         "",
@@ -92,7 +110,7 @@ RUNS = {
     ),
 }  # fmt: skip
 # One of each kind; adapters alone, and families of models, are in tests/stages/test_huggingface.py.
-LONG = ("own_model", "gemma3_4b_h100x8", "quickstart", "hh_pairwise_ppo")
+LONG = ("own_model", "own_model:uwo", "online:paco_grpo,smoke", "gemma3_4b_h100x8", "quickstart", "hh_pairwise_ppo")
 MARKS = {"ukp_judges": (), **dict.fromkeys(LONG, pytest.mark.long)}
 
 
@@ -139,22 +157,23 @@ def write_model(folder: Path, run: Run) -> Path:
 
 
 def test_each_config_has_an_entry():
-    assert set(RUNS) == {path.stem for path in FILES}
+    assert {name.partition(":")[0] for name in RUNS} == {path.stem for path in FILES}
     assert set(MARKS) < set(RUNS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, pytest.mark.nightly)) for name in RUNS])
 def test_it_runs_to_its_end(name, tmp_path, monkeypatch):
-    run, argument = RUNS[name], ""
+    run, (file, _, words) = RUNS[name], name.partition(":")
     write_data(tmp_path / "data")
     monkeypatch.setenv("PRL_DATA_DIR", str(tmp_path / "data"))
     if run.checkpoint:
         model = write_model(tmp_path / "model", run)
-        argument = f":{model},{write(tmp_path / 'pairs.jsonl.gz', pairs(600))}"
+        words = f"{model},{write(tmp_path / 'pairs.jsonl.gz', pairs(600))}{',' * bool(words)}{words}"
+    argument = f":{words}" if words else ""
     overrides = [f"--config.{value}" for value in run.overrides]
     with unoptimised():
-        done = prl("run", "--config", f"{ROOT / 'experiments' / name}.py{argument}", "--workdir", tmp_path / "run",
+        done = prl("run", "--config", f"{ROOT / 'experiments' / file}.py{argument}", "--workdir", tmp_path / "run",
                    *overrides)  # fmt: skip
     assert done.code == 0, done.err
     report = tmp_path / "run" / "report.html"

@@ -84,6 +84,7 @@ OTHER_MEANINGS = {
         "stages/evaluation.py": "the stage that a section names by default",
         "stages/online_section.py": "the stage that a section names by default",
         "stages/recipes.py": "a stage of the recipe",
+        "stages/recipes_built_in.py": "a stage of the recipe",
         "reporting/inputs.py": "workdirs from before results said their family",
     },
     "online": {},
@@ -92,7 +93,6 @@ OTHER_MEANINGS = {
     "anchors": {
         "methods/method.py": "a key of a section",
         "methods/opponents.py": "a field of a piece",
-        "training/compare.py": "whom a response is compared with",
         "stages/online_checks.py": "a kind of opponents, and a family",
         "stages/evaluation.py": "a key of a section",
         "reporting/inputs.py": "a family",

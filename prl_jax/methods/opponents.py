@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Key
 
+from prl_jax.errors import UserError
 from prl_jax.losses import opponents
 from prl_jax.methods.checks import check_range, check_word
 
@@ -129,6 +130,12 @@ class _Ordered(_OfNow):
         return jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1), shape=mask.shape[1:]))(keys)
 
 
+def check_beaten(piece: Anchors | Pool) -> None:
+    """Raises `UserError` for a probability that does not say who has won."""
+    if piece.beaten and not 0.5 < piece.beaten < 1:
+        raise UserError(f"beaten={piece.beaten!r}, expected above 0.5 and below 1, or 0 for never")
+
+
 @dataclasses.dataclass(frozen=True)
 class NoOpponent(_OfNow):
     """Responses are scored one by one."""
@@ -156,11 +163,18 @@ class Anchors(_Ordered):
 
     Attributes:
       stage: the anchors stage that made them.
+      beaten: a response that beats an anchor with at least this probability takes its place from the next step on, one
+        a prompt and step; 0 for never.
     """
 
     kind: ClassVar[str] = "anchors"
     candidates: ClassVar[str] = "anchors"
     stage: str = "anchors"
+    beaten: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_beaten(self)
 
     def per_response(self, group_size: int, anchors: int) -> int:
         return anchors
@@ -176,16 +190,19 @@ class Pool(_Ordered):
     Attributes:
       stage: the anchors stage that made them.
       draws: how many are drawn; all, where there are fewer.
+      beaten: as of `Anchors`.
     """
 
     kind: ClassVar[str] = "pool"
     candidates: ClassVar[str] = "anchors"
     stage: str = "anchors"
     draws: int = 1
+    beaten: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, ("draws",), 1, float("inf"))
+        check_beaten(self)
 
     def per_response(self, group_size: int, anchors: int) -> int:
         return min(self.draws, anchors)

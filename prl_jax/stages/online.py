@@ -24,6 +24,7 @@ from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.training import Training, train_stage
 from prl_jax.stages.anchors import read_anchors
 from prl_jax.stages.kind import Kind
+from prl_jax.stages.online_anchors import KeptAnchors
 from prl_jax.stages.online_checks import CHECKS
 from prl_jax.stages.online_costs import COSTS
 from prl_jax.stages.online_models import Learner, construct
@@ -79,6 +80,7 @@ def run(context: StageContext) -> dict[str, float]:
             samples.write(sample_rows(n, done, experience, context.mesh))
         return state, metrics
 
+    changing = {"anchors": setup.anchors} if isinstance(setup.anchors, KeptAnchors) else {}
     training = Training(
         card=setup.card,
         tokenizer=setup.tokenizer,
@@ -92,7 +94,7 @@ def run(context: StageContext) -> dict[str, float]:
             steps("evaluation.every"),
             at_most={"skipped_updates": float(section.skip_updates)} if section.skip_updates else {},
         ),
-        positions={"iterator": iterator},
+        positions={"iterator": iterator, **changing},
         best=BestSoFar(section.result, "win_rate", larger=True),
         step=step,
         # Before its first step the policy is the reference.
@@ -121,7 +123,7 @@ def _setup(context: StageContext) -> tuple[Setup, Learner]:
         judges=[built.judges[judge] for judge in judges_of(section)],
         win_rate_judge=built.judges[section.evaluation.judge],
         records=records,
-        anchors=anchors,
+        anchors=KeptAnchors(anchors, beaten) if (beaten := section.opponents.get("beaten", 0.0)) else anchors,
         reference=reference,
         total=(total := steps_of(section, context.name, len(records))),
         reference_every=reference_every(section, context.name, total),

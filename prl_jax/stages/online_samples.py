@@ -29,6 +29,7 @@ from prl_jax.sampling import (
     row_keys,
     stop_reasons,
 )
+from prl_jax.stages.online_anchors import KeptAnchors
 from prl_jax.streams import Stream, stream_key
 from prl_jax.text.chat import Prompt
 from prl_jax.text.tokenizer import Tokenizer
@@ -51,7 +52,7 @@ class Setup(NamedTuple):
     judges: Sequence[Judge]
     win_rate_judge: Judge
     records: Sequence[PromptRecord]
-    anchors: Sequence[Sequence[str]]
+    anchors: Sequence[Sequence[str]] | KeptAnchors
     reference: Decoder
     total: int = 1  # steps of the stage
     reference_every: int = 0  # after how many of them the reference becomes the policy; 0: never
@@ -110,7 +111,7 @@ def roll_out(setup: Setup, state: PolicyState, index: np.ndarray, n: int) -> Ste
 def stand_ins(setup: Setup, state: PolicyState, index: np.ndarray, n: int) -> Beside:
     """The texts that stand for the prompts of a step."""
     prompts, met = [setup.records[i].prompt for i in index], setup.method.opponents
-    anchors: list[Sequence[str]] = [setup.anchors[i] for i in index]
+    anchors: list[Sequence[str]] = [setup.anchors[i] for i in index.tolist()]
     if met.candidates == "sampled":
         anchors = [(text,) for text in sampled_for(setup, state, prompts, met.sampler, n)]
     reads = setup.method.baseline.reads_greedy

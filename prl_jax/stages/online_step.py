@@ -15,6 +15,7 @@ from prl_jax.methods import Critic, Judgements, Opponents, Reward
 from prl_jax.processes import fetch, local_rows, put_batch
 from prl_jax.sampling import reason_shares
 from prl_jax.stages.judging import check_finite, imitations, judge_counters
+from prl_jax.stages.online_anchors import KeptAnchors
 from prl_jax.stages.online_samples import Setup, Step, roll_out
 from prl_jax.streams import Stream, stream_key
 from prl_jax.text.chat import fit_prompt, prompt_text
@@ -66,6 +67,9 @@ def iteration(
     metrics = {**metrics, **before, "kl_coef": jnp.copy(state.kl_coef), "reward": jnp.asarray(done.reward.mean())}
     metrics["truncated_prompts"] = jnp.asarray(done.truncated_prompts)
     metrics["cut_judgements"] = jnp.asarray(done.cut_judgements)
+    if isinstance(setup.anchors, KeptAnchors):
+        left = setup.anchors.learn(index, done.responses, done.judged[0], schedule.group_size)
+        metrics["anchors_replaced"] = jnp.asarray(left)
     if setup.reference_every:
         metrics["reference_age"] = jnp.asarray((n - 1) % setup.reference_every)
     if state.entropy is not None:

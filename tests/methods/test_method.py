@@ -154,6 +154,7 @@ def test_a_section_gives_lists_and_whole_numbers_the_type_of_the_field():
         ("surrogate", {"kind": "token_clip", "low": "0.2"}, "surrogate.low='0.2': expected float, such as 0.2"),
         ("opponents", {"kind": "pool", "draws": 1.5}, "opponents.draws=1.5: expected int, such as 1"),
         ("opponents", {"kind": "pool", "draws": True}, "opponents.draws=True: expected int"),
+        ("opponents", {"kind": "anchors", "beaten": 0.5}, "opponents.beaten=0.5, expected above 0.5 and below 1, or 0"),
         ("baseline", {"kind": "critic", "whiten": 1}, "baseline.whiten=1: expected bool"),
         ("baseline", {"kind": "critic", "gamma": 1.5}, "baseline.gamma=1.5, expected at least 0 and at most 1"),
         (

@@ -1,0 +1,75 @@
+"""Anchors that responses take the place of: the texts that stand for the prompts of a stage, as they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from prl_jax.losses import symmetrise
+from prl_jax.methods import Judgements
+
+
+class KeptAnchors:
+    """The anchors of each prompt, some of them replaced.
+
+    What was replaced is a position of the stage, as that of its data is: checkpoints have it.
+
+    Args:
+      texts: the anchors that each prompt has at first, by the number of its record.
+      beaten: the probability, at least, with which a response beats an anchor whose place it takes.
+    """
+
+    def __init__(self, texts: Sequence[Sequence[str]], beaten: float):
+        self._texts, self._beaten = texts, beaten
+        self._replaced: dict[int, list[str]] = {}
+
+    def __getitem__(self, record: int) -> Sequence[str]:
+        return self._replaced.get(record, self._texts[record])
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def learn(self, index: Int[np.ndarray, "B"], responses: Sequence[str], judged: Judgements, group_size: int) -> int:
+        """Puts the responses that have won clearly in the place of those that they beat, from the next step on.
+
+        Of each prompt one anchor at most leaves: the one that is beaten the most.
+
+        Args:
+          index: the records of the step's prompts.
+          responses: `group_size` to each of them, which stand together.
+          judged: what the judge says of these.
+          group_size: responses to a prompt.
+
+        Returns:
+          How many anchors have left.
+        """
+        wins = np.where(judged.mask, probabilities(judged), 0.0).reshape(len(index), group_size, -1)
+        left = 0
+        for i, record in enumerate(index.tolist()):
+            member, anchor = np.unravel_index(int(wins[i].argmax()), wins[i].shape)
+            if wins[i, member, anchor] < self._beaten:
+                continue
+            texts = list(self[record])
+            texts[anchor] = responses[i * group_size + int(member)]
+            self._replaced[record] = texts
+            left += 1
+        return left
+
+    def get_state(self) -> dict[str, list[str]]:
+        """What was replaced, by the number of the record."""
+        return {str(record): list(texts) for record, texts in self._replaced.items()}
+
+    def set_state(self, state: Mapping[str, Sequence[str]]) -> None:
+        """Takes what `get_state` gave."""
+        self._replaced = {int(record): list(texts) for record, texts in state.items()}
+
+
+def probabilities(judged: Judgements) -> Float[np.ndarray, "N M"]:
+    """P(each response beats each opponent), from both orders, or from scores."""
+    if judged.z_ya is not None and judged.z_ay is not None:
+        return np.asarray(symmetrise(judged.z_ya, judged.z_ay, judged.merge))
+    assert judged.scores is not None and judged.opponent_scores is not None
+    return np.asarray(jax.nn.sigmoid(judged.scores[:, None] - judged.opponent_scores))

@@ -59,7 +59,7 @@ class KeptAnchors:
         return left
 
     def get_state(self) -> dict[str, list[str]]:
-        """What was replaced, by the number of the record."""
+        """The anchors that were replaced, by the number of the record."""
         return {str(record): list(texts) for record, texts in self._replaced.items()}
 
     def set_state(self, state: Mapping[str, Sequence[str]]) -> None:

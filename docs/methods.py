@@ -33,7 +33,8 @@ HEAD = """# Methods
 
 A method is six pieces: a preference model, which is any judge of the run, and the five below. `METHODS` in
 `prl_jax/methods/table.py` has one row for each published method. "Confirmed" says that the paper or its code was read;
-"reconstructed", that a piece had to be inferred.
+"reconstructed", that a piece had to be inferred. [rewards.md](rewards.md) shows what the pieces do, in figures, and
+what each method costs.
 
 ## Choosing a method
 
@@ -56,7 +57,9 @@ mixed = c.online("grpo", judge="bt", baseline=dict(kind="leave_one_out"), group_
 assert wider["surrogate"]["reduce"] == "seq_mean_token_mean" and mixed["baseline"] == {"kind": "leave_one_out"}
 ```
 
-The quickstart runs each of them by name, and a flag changes a field:
+The quickstart runs each of them by name beside PPO; `experiments/online.py:NAME[,JUDGE]` runs it alone, with the judges
+that it needs or another one; `experiments/own_model.py:MODEL,PAIRS,NAME` runs it on your own model and pairs. A flag
+changes a field:
 
 ```sh
 prl run --config experiments/quickstart.py:grpo --workdir runs/grpo

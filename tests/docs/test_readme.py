@@ -17,7 +17,15 @@ from prl_jax.runs.judges import JUDGES
 from prl_jax.stages import KINDS
 from prl_jax.stages import config as c
 
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/methods.md", "docs/adding.md", "docs/parity.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/architecture.md",
+    "docs/methods.md",
+    "docs/rewards.md",
+    "docs/adding.md",
+    "docs/parity.md",
+)
 MODEL = pages.ROOT / "tests" / "configs" / "models" / "qwen3_0_6b"
 
 
@@ -72,7 +80,7 @@ def test_flags_of_the_commands_about_rows_exist():
 
 def test_methods_of_the_quickstart_are_methods():
     text = "\n".join(map(text_of, PAGES))
-    named = set(re.findall(r"quickstart\.py:(?:smoke,)?(\w+)", text)) - {"smoke", "full"}
+    named = set(re.findall(r"(?:quickstart|online)\.py:(?:smoke,)?(\w+)", text)) - {"smoke", "full", "NAME"}
     assert named - {"reinforce"} <= METHODS.keys() and "grpo" in named
 
 

@@ -11,10 +11,12 @@ from prl_jax.evaluation.judging import (
     symmetric_probability,
     wilson_interval,
 )
+from prl_jax.evaluation.on_policy import against_truth, saturation
 from prl_jax.evaluation.significance import holm, paired_test
 from prl_jax.evaluation.win_rate import bootstrap_interval, paired_interval, win_rate_summary
 
 __all__ = [
+    "against_truth",
     "bootstrap_interval",
     "expected_calibration_error",
     "holm",
@@ -26,6 +28,7 @@ __all__ = [
     "paired_test",
     "position_bias",
     "reliability_bins",
+    "saturation",
     "symmetric_probability",
     "wilson_interval",
     "win_rate_summary",

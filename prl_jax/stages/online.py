@@ -42,8 +42,9 @@ from prl_jax.stages.online_section import (
     warmup_of,
 )
 from prl_jax.stages.online_step import iteration, sample_rows
+from prl_jax.stages.online_watch import truth_of, watched
 from prl_jax.stages.win_rate import policy_win_rate
-from prl_jax.training.loop import LoopConfig
+from prl_jax.training.loop import LoopConfig, due
 from prl_jax.training.policy import make_updates
 from prl_jax.training.state import PolicyState
 
@@ -74,11 +75,13 @@ def run(context: StageContext) -> dict[str, float]:
         section=section.evaluation,
     )
 
+    watching = setup.method, setup.schedule.group_size, truth_of(context.config, section, built.judges)
+
     def step(state: PolicyState, n: int, samples: JsonlLog) -> tuple[PolicyState, Mapping[str, jax.Array]]:
         state, metrics, done, experience = iteration(setup, updates, state, next(iterator), n, train_policy=n > warmup)
         if log_every and n % log_every == 0:
             samples.write(sample_rows(n, done, experience, context.mesh))
-        return state, metrics
+        return state, {**metrics, **(watched(*watching, done) if due(n, log_every, total) else {})}
 
     changing = {"anchors": setup.anchors} if isinstance(setup.anchors, KeptAnchors) else {}
     training = Training(

@@ -13,7 +13,15 @@ from prl_jax.methods import Critic, Method
 from prl_jax.optim import make_optimizer
 from prl_jax.runs.context import root_of
 from prl_jax.stages.kind import Checking, check_lora, check_sampling
-from prl_jax.stages.online_section import anchors_stage, critic, critic_source, method_in, reference_every, schedule_in
+from prl_jax.stages.online_section import (
+    anchors_stage,
+    critic,
+    critic_source,
+    judges_of,
+    method_in,
+    reference_every,
+    schedule_in,
+)
 from prl_jax.training.schedule import check_together
 
 # Fields of a decoder that two models of one architecture may differ in.
@@ -165,8 +173,25 @@ def check_sampled(check: Checking, name: str) -> None:
     check_sampling(check, f"{name}.evaluation", section.evaluation, section.policy)
 
 
+def check_watch(check: Checking, name: str) -> None:
+    """Raises `UserError` where the judge that is to be believed is none of the config, gives the reward itself, or is
+    a model."""
+    section, judges = check.config[name], check.config.judges
+    if not section.watch:
+        return
+    exact = [one for one in judges if not any(map(check.makes_model, check.behind(one)))]
+    why = "gives the reward itself, and would always be right" if section.watch in judges_of(section) else ""
+    if section.watch not in exact:
+        why = "is a model, which may be wrong" if section.watch in judges else "is none of judges"
+    if why:
+        fit = [repr(one) for one in exact if one not in judges_of(section)]
+        expected = ", ".join([*fit, "'' for none"])
+        raise UserError(f"{name}.watch={section.watch!r}: {why}; expected one of {expected}")
+
+
 CHECKS = (
     check_method,
+    check_watch,
     check_start,
     check_sampled,
     check_anchors,

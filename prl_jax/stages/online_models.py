@@ -19,6 +19,7 @@ from prl_jax.stages.online_section import (
     schedule_in,
     steps_of,
     warmup_of,
+    watched_by,
 )
 from prl_jax.streams import Stream
 from prl_jax.training.schedule import Schedule
@@ -34,7 +35,7 @@ class Learner(NamedTuple):
       state: what is trained, before the first step.
       optimizers: of the policy and of the critic, which is None where the method has none.
       reference: what the policy starts from; the divergence is taken to it, unless the state has a reference.
-      judges: by their names: whoever gives the reward, and whoever tells the win rates.
+      judges: by their names: whoever gives the reward, tells the win rates, or is believed.
     """
 
     method: Method
@@ -51,7 +52,7 @@ def construct(models: Models, name: str, examples: int) -> Learner:
     section = models.config[name]
     reference, sampling = models.policy(section.policy), models.sampling(section.policy, **sampling_of(section))
     method, schedule = method_in(section), schedule_in(section, sampling.support)
-    named = sorted({*judges_of(section), section.evaluation.judge})
+    named = sorted({*judges_of(section), section.evaluation.judge, watched_by(section)} - {""})
     judges = {judge: models.judge(judge, batch_size=section.judge_batch_size) for judge in named}
     total, updates = steps_of(section, name, examples), schedule.epochs * schedule.minibatches
     # The policy takes no step while the critic warms up.

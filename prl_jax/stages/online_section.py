@@ -55,6 +55,7 @@ def declare(method: str = "pairwise_rl", **values: Any) -> dict[str, Any]:
         kind="online",
         policy="sft",  # where policy and critic start, and the reference of the divergence
         judge="genrm",  # a stage, a model directory, or one of `judges`; "" where the reward names several
+        watch="",  # one of `judges` that is believed: every logged step says how right the judge is (README)
         judge_batch_size=256,  # rows that a judge reads at once
         prompts=source(),
         prompts_per_step=256,
@@ -175,6 +176,13 @@ def judges_of(section: ConfigDict) -> tuple[str, ...]:
     return names_at(section, "reward.judges") or names_at(section, "judge")
 
 
+def watched_by(section: ConfigDict) -> str:
+    """The judge that is believed about the responses: the one that the section names, else the exact one on prompts of
+    the built-in tasks, where it does not give the reward itself; "" where nobody is."""
+    exact = "gold" if section.prompts.kind == "gold" and "gold" not in judges_of(section) else ""
+    return section.watch or exact
+
+
 def anchors_stage(section: ConfigDict) -> str:
     """The stage whose anchors are the opponents; "" where they are none."""
     return section.opponents.get("stage", "")
@@ -185,6 +193,8 @@ def reads(name: str, section: ConfigDict, key: str) -> Iterator[Reads]:
     yield Reads(section.policy)
     if key == "prompts":
         yield from (Reads(judge, section.policy) for judge in judges_of(section))
+        if section.watch:
+            yield Reads(section.watch, section.policy)
         if anchors_stage(section):  # a prompt that has no anchors cannot be used
             yield Reads(anchors_stage(section))
     else:

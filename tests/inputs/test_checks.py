@@ -100,6 +100,8 @@ def stages(*names: str) -> str:
         (["pairwise_ppo.prompts.limit=25"], ["pairwise_ppo.prompts", "anchors.prompts", "same source"]),
         (["ppo.judge=genrm"], ["ppo.judge='genrm' is a generative stage", "bt"]),
         (["ppo.judge=gold"], ["ppo.judge='gold' compares, and does not score", "bt"]),
+        (["ppo.watch=bt"], ["ppo.watch='bt': is none of judges", "'gold', '' for none"]),
+        (["pairwise_ppo.judge=gold", "pairwise_ppo.watch=gold"], ["pairwise_ppo.watch='gold': gives the reward"]),
         (["ppo.evaluation.judge=silver"], ["ppo.evaluation.judge='silver'", "'gold'"]),
         (["evaluation.judges=('bt', 'sft')"], ["evaluation.judges='sft' is a sft stage"]),
         (["evaluation.opponent="], ["evaluation.opponent", "compared"]),

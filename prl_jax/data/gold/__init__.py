@@ -92,6 +92,7 @@ from prl_jax.data.gold.preferences import (
     label_distribution,
     preference,
     scale,
+    stated_content,
     utility,
 )
 
@@ -115,6 +116,7 @@ __all__ = [
     "render",
     "scale",
     "split_of",
+    "stated_content",
     "typical_demonstration",
     "utility",
 ]

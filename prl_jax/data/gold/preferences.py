@@ -93,6 +93,11 @@ def attributes(prompt: str, response: str) -> Attributes:
     )
 
 
+def stated_content(response: str) -> str:
+    """The content that a response states: its form undone, filler left out."""
+    return _body(_split(response)[0])
+
+
 def _body(head: str) -> str:
     """The content that a response states, its form undone. Only ASCII letters have a lower case here: `str.lower` would
     make a `k` of the Kelvin sign."""

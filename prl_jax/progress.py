@@ -78,6 +78,12 @@ class Progress:
         elif self._printed_at is None or now - self._printed_at >= self._interval:
             self._print_pending(now)
 
+    def clear(self) -> None:
+        """Makes room on a terminal for a line of somebody else; the next update shows the progress again."""
+        if self._terminal and self._times:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
     def close(self) -> None:
         """Ends the line, after the newest state where it has not been printed; a second call does nothing."""
         if not self._open:

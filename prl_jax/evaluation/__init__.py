@@ -13,9 +13,11 @@ from prl_jax.evaluation.judging import (
 )
 from prl_jax.evaluation.on_policy import against_truth, saturation
 from prl_jax.evaluation.significance import holm, paired_test
+from prl_jax.evaluation.watching import Watch
 from prl_jax.evaluation.win_rate import bootstrap_interval, paired_interval, win_rate_summary
 
 __all__ = [
+    "Watch",
     "against_truth",
     "bootstrap_interval",
     "expected_calibration_error",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +14,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from prl_jax.errors import UserError
+from prl_jax.evaluation import Watch
 from prl_jax.file_names import PROFILE_DIR, SAMPLES_FILE, TIMINGS_FILE
-from prl_jax.metrics import JsonlLog, MetricsWriter
+from prl_jax.metrics import JsonlLog, MetricsWriter, read_metrics
 from prl_jax.processes import is_leader
 from prl_jax.progress import Progress
 from prl_jax.runs.context import StageContext
@@ -24,9 +25,10 @@ Step = Callable[[Any, int], tuple[Any, Any]]
 
 
 class Telemetry(NamedTuple):
-    """Where a stage writes, in the first process; `timed` and `profiled` are for `run_loop`."""
+    """Where a stage writes, in the first process; `write`, `timed` and `profiled` are for `run_loop`."""
 
     metrics: MetricsWriter
+    write: Callable[[int, Mapping[str, float]], None]
     samples: JsonlLog
     progress: Progress
     timed: Callable[[int, float, float], None]
@@ -52,7 +54,25 @@ def telemetry(context: StageContext, *, first: int, total: int) -> Iterator[Tele
         def timed(n: int, seconds: float, own: float) -> None:
             timings.write([{"step": n, **spread(seconds, own)}])
 
-        yield Telemetry(metrics, samples, progress, timed, profiled)
+        write = _writer(context.name, metrics, progress, first) if leads else metrics.write
+        yield Telemetry(metrics, write, samples, progress, timed, profiled)
+
+
+def _writer(
+    name: str, metrics: MetricsWriter, progress: Progress, first: int
+) -> Callable[[int, Mapping[str, float]], None]:
+    """Writes metrics, those that compare a step of a policy with the first one included, and says on standard error
+    when one of them has left its range. `warnings` counts those that are outside."""
+    watch = Watch(read_metrics(metrics.path) if first else ())
+
+    def write(n: int, values: Mapping[str, float]) -> None:
+        values = {**values, **watch.derived(values)}
+        for sentence in watch.see({"step": n, **values}):
+            progress.clear()
+            print(f"{name:<16} warning: {sentence}", file=sys.stderr)
+        metrics.write(n, {**values, "warnings": watch.outside} if "length_drift" in values else values)
+
+    return write
 
 
 def spread(seconds: float, own: float) -> dict[str, float]:

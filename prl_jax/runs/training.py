@@ -111,7 +111,7 @@ def train_stage(context: StageContext, training: Training[State]) -> dict[str, f
                 on_step=lambda n, values: log.progress.update(
                     n, {key: values[key] for key in training.progress_metrics if key in values}
                 ),
-                write=lambda n, values: log.metrics.write(n, {**values, **training.repeated()}),
+                write=lambda n, values: log.write(n, {**values, **training.repeated()}),
                 save=save,
                 evaluate=lambda state, n: training.evaluate(state, n, log.samples),
                 improved=best.improved,

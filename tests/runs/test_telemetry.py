@@ -86,13 +86,37 @@ def test_several_processes_tell_the_spread_and_who_is_slowest(monkeypatch):
     }  # fmt: skip
 
 
+def test_a_metric_that_leaves_its_range_is_told_once_by_a_run_that_is_interrupted_too(context, capfd):
+    """Whatever the runs have written and said together."""
+
+    def train(first, last):
+        with telemetry(context, first=first, total=6) as seen:
+            seen.write(0, {"win_rate": 0.5}) if not first else None
+            for n in range(first + 1, last + 1):
+                seen.write(n, {"response_length": 4.1 * n, "identical_to_opponent": float(n > 1)})
+        rows = read_rows(context.directory / "metrics.jsonl")
+        return rows, [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
+
+    whole, said = train(0, 6)
+    assert said == [
+        "sft              warning: From step 2 on more than half of the responses are identical to their opponent: "
+        "the reward says nothing about them.",
+        "sft              warning: From step 3 on the responses are more than twice as long as at the first step, or "
+        "less than half as long: see whether the judge pays for their length.",
+    ]
+    assert whole[0] == {"step": 0, "win_rate": 0.5}
+    assert [row["warnings"] for row in whole[1:]] == [0, 0, 0, 1, 2, 2]
+    first, later = train(0, 4), train(4, 6)
+    assert later[0] == whole and first[1] + later[1] == said
+
+
 def test_of_several_processes_one_writes_and_speaks(context, monkeypatch, capfd):
     monkeypatch.setattr(module, "is_leader", lambda: False)
     monkeypatch.setattr("prl_jax.runs.context.is_leader", lambda: False)
     with telemetry(context, first=0, total=1) as seen:
         assert seen.profiled(step) is step
         seen.progress.update(1, {"loss": 1.0})
-        seen.metrics.write(1, {"loss": 1.0})
+        seen.write(1, {"loss": 1.0})
         seen.metrics.flush()
         seen.samples.write([{"step": 1}])
         seen.timed(1, 1.0, 1.0)

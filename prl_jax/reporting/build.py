@@ -22,6 +22,7 @@ from prl_jax.reporting.headline import headline
 from prl_jax.reporting.inputs import EVALUATION, REWARDED, RunFiles, number, read_runs
 from prl_jax.reporting.names import arm_name, kl_caption, opponent_of
 from prl_jax.reporting.pooling import obstacles
+from prl_jax.reporting.watching import watched_table
 
 _SAMPLES = 20
 _MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]#|~!])")
@@ -87,8 +88,10 @@ def _context(runs: Sequence[RunFiles]) -> dict[str, Any]:
         "attributes": tables.attributes_table(first.summary),
         "judges": tables.judges_table(first.summary),
         "position": tables.position_table(first),
+        "watched": watched_table(first),
         "stages": tables.stages_table(first),
         "learning": [(_curve_of(first, stage.name), f"learning_{stage.name}") for stage in first.stages],
+        "truth": [(_curve_of(first, stage.name), f"truth_{stage.name}") for stage in first.stages],
         "samples": _samples(first),
         "environment": _lines({key: value for key, value in first.config.items() if key != "config"} if config else {}),
         "config": config if config else first.config,

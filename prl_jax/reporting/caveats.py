@@ -11,6 +11,7 @@ from prl_jax.reporting.names import judges_asked, section_of
 from prl_jax.reporting.pooling import obstacles
 from prl_jax.reporting.tables import arms_of, judges_of
 from prl_jax.reporting.trust import is_measured, no_judges, sentences
+from prl_jax.reporting.watching import warnings
 
 _FEW = 30  # prompts below which percentile intervals of a bootstrap are clearly too narrow
 
@@ -19,7 +20,10 @@ def caveats(runs: Sequence[RunFiles]) -> list[str]:
     """Returns what a reader has to know before believing the table."""
     reasons = obstacles(runs)
     notes = [*reasons, _seeds(runs, pooled=not reasons)]
-    of_runs = [[*_of_judges(run), *_of_prompts(run), *_written_notes(run.summary), *run.missing] for run in runs]
+    of_runs = [
+        [*_of_judges(run), *warnings(run), *_of_prompts(run), *_written_notes(run.summary), *run.missing]
+        for run in runs
+    ]
     notes += [note for note in of_runs[0] if all(note in others for others in of_runs)]
     notes += [
         f"{run.label}: {note}" for run, found in zip(runs, of_runs, strict=True) for note in found if note not in notes

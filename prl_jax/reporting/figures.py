@@ -19,6 +19,7 @@ from prl_jax.files import replacing  # noqa: E402
 from prl_jax.reporting.inputs import JUDGE, REWARDED, SUPERVISED, RunFiles, StageFiles, number  # noqa: E402
 from prl_jax.reporting.names import arm_name, opponent_of, start_of  # noqa: E402
 from prl_jax.reporting.tables import DASH, arms_of, decimal, interval, is_trained, judges_of  # noqa: E402
+from prl_jax.reporting.watching import TRUTH_PANELS  # noqa: E402
 
 COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#db2777", "#0891b2", "#854d0e", "#475569")
 _INK, _FAINT = "#1f2937", "#9ca3af"
@@ -86,7 +87,8 @@ def write_figures(runs: Sequence[RunFiles], directory: Path, *, pooled: bool = T
       pooled: whether the runs are seeds of one experiment; else each stands for itself.
 
     Returns:
-      Figure name -> PNG file: `arms`, `win_rate_vs_kl`, `reliability`, and `learning_<stage>` for each stage.
+      Figure name -> PNG file: `arms`, `win_rate_vs_kl`, `reliability`, and for each stage `learning_<stage>` and
+      `truth_<stage>`.
     """
     first = runs[0]
     makers: dict[str, Callable[[], Figure | None]] = {
@@ -99,6 +101,7 @@ def write_figures(runs: Sequence[RunFiles], directory: Path, *, pooled: bool = T
         makers[f"learning_{stage.name}"] = lambda stage=stage, twins=twins: learning_figure(
             [stage, *twins], against=start_of(first, stage.name)
         )
+        makers[f"truth_{stage.name}"] = lambda stage=stage, twins=twins: truth_figure([stage, *twins])
     paths = {}
     with matplotlib.rc_context(_STYLE):
         for name, make in makers.items():
@@ -118,11 +121,19 @@ def label(name: str) -> str:
     return " " + visible if visible.startswith("_") else visible
 
 
-def learning_figure(stages: Sequence[StageFiles], *, against: str = "") -> Figure | None:
-    """Learning curves of a stage; further stages (the same one in other runs) are drawn faintly. `against`: what its
-    win rate is measured against."""
-    rows = stages[0].metrics
-    panels = [panel for panel in _PANELS.get(stages[0].role, ()) if any(_has(rows, key) for key in panel[2])]
+def truth_figure(stages: Sequence[StageFiles]) -> Figure | None:
+    """The reward of a policy beside the exact one, and how right its judge was; None where the truth was not known."""
+    known = any(_has(stages[0].metrics, key) for key in ("exact_reward", "judge_accuracy"))
+    return learning_figure(stages, TRUTH_PANELS) if known else None
+
+
+def learning_figure(
+    stages: Sequence[StageFiles], panels: Sequence[Panel] | None = None, *, against: str = ""
+) -> Figure | None:
+    """Curves of a stage, by default those of its role; further stages (the same one in other runs) are drawn faintly.
+    `against`: what its win rate is measured against."""
+    rows, panels = stages[0].metrics, _PANELS.get(stages[0].role, ()) if panels is None else panels
+    panels = [panel for panel in panels if any(_has(rows, key) for key in panel[2])]
     if not panels:
         return None
     columns = min(len(panels), 4)

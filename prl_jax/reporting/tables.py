@@ -129,7 +129,7 @@ def is_trained(arm: Mapping[str, Any]) -> bool:
 def arms_table(summary: Mapping[str, Any]) -> Table:
     arms = arms_of(summary)
     trained = frozenset(index for index, arm in enumerate(arms) if is_trained(arm))
-    return _table(_arm_columns(str(summary.get("opponent") or "")), arms, strong=trained)
+    return table_of(_arm_columns(str(summary.get("opponent") or "")), arms, strong=trained)
 
 
 def pairs_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -169,7 +169,7 @@ def attributes_table(summary: Mapping[str, Any]) -> Table:
         if isinstance(arm.get("attributes"), Mapping)
     ]
     keys = list(dict.fromkeys(key for row in rows for key in row if key != "name"))
-    return _table([Column("arm", text("name"), numeric=False), *(Column(key, decimal(key)) for key in keys)], rows)
+    return table_of([Column("arm", text("name"), numeric=False), *(Column(key, decimal(key)) for key in keys)], rows)
 
 
 def judges_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -180,7 +180,7 @@ def judges_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def judges_table(summary: Mapping[str, Any]) -> Table:
-    return _table(_JUDGE_COLUMNS, judges_of(summary))
+    return table_of(_JUDGE_COLUMNS, judges_of(summary))
 
 
 def position_table(run: RunFiles) -> Table:
@@ -193,7 +193,7 @@ def position_table(run: RunFiles) -> Table:
         Column("position bias", lambda row: f"{row['position_bias']:+.3f}"),
         Column("order consistency", decimal("order_consistency")),
     ]
-    return _table(columns, rows)
+    return table_of(columns, rows)
 
 
 def _what(stage: StageFiles) -> str:
@@ -247,7 +247,7 @@ def terminal_table(summary: Mapping[str, Any], judges: Mapping[str, Any]) -> str
     """The final table for the terminal: arms, their differences, judges, aligned plain text without a trailing newline.
     Judges that are none are named below; `judges` is the section of the config that says which name is whose."""
     summary = clean(summary)
-    pairs = _table(_PAIR_COLUMNS, pairs_of(summary))
+    pairs = table_of(_PAIR_COLUMNS, pairs_of(summary))
     parts = [_aligned(table) for table in (arms_table(summary), pairs, judges_table(summary)) if table.rows]
     reasons = no_judges_of_summary(summary, judges)
     if reasons:
@@ -273,14 +273,16 @@ def _aligned(table: Table) -> str:
     )
 
 
-def _table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], strong: frozenset[int] = frozenset()) -> Table:
+def table_of(
+    columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], strong: frozenset[int] = frozenset()
+) -> Table:
+    """Rows as cells; columns in which no row has anything are left out."""
     cells = [[column.cell(row) for column in columns] for row in rows]
     header, numeric = [column.title for column in columns], [column.numeric for column in columns]
     return _without_empty(Table(header, cells, numeric, strong))
 
 
 def _without_empty(table: Table) -> Table:
-    """Leaves out columns in which no row has anything."""
     kept = [c for c in range(len(table.header)) if c == 0 or any(row[c] not in (DASH, "") for row in table.rows)]
     return _columns(table, kept)
 

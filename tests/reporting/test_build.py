@@ -298,6 +298,29 @@ def test_a_workdir_that_calls_the_opponent_a_baseline_reports_the_same(no_figure
     assert Page(build_report([workdir]).read_text()).text == today and "response of sft to the same prompt" in today
 
 
+def test_what_a_policy_showed_while_it_learned_is_told(no_figures, tmp_path):
+    """Its name comes from the config, and is only text."""
+    workdir = fake_workdir(tmp_path)
+    config = json.loads((workdir / "config.json").read_text())["config"]
+    config["evaluation"]["arms"]["ppo_bt"]["title"] = EVIL
+    edit(workdir / "config.json", config=config)
+    rows = [{"step": n, "reward": 0.5, "clip_fraction": 0.1, "stop_reasons/room": 0.25} for n in range(1, 21)]
+    write_jsonl(
+        workdir / "ppo_bt" / "metrics.jsonl",
+        [row | {"identical_to_opponent": 0.6 * (row["step"] > 3), "cut_judgements": 3} for row in rows],
+    )
+    source = build_report([workdir]).read_text()
+    page = Page(source)
+    said = [line for line in page.text.splitlines() if "From step 4 on" in line]
+    assert len(said) == 1 and "more than half of the responses are identical to their opponent" in said[0]
+    assert '<script>alert("x")</script>' in page.text and "script" not in page.tags and "img" not in page.tags
+    assert "How responses ended, and what was cut" in page.text
+    for cell in ("25.0 %", "60.0 %", "3.0"):
+        assert f'<td class="n">{cell}</td>' in source
+    markdown = (workdir / "report.md").read_text()
+    assert "comparisons do not fit into the judge's rows" in html.unescape(markdown) and "<script" not in markdown
+
+
 def test_missing_files_are_noted_and_do_not_stop_the_report(no_figures, tmp_path):
     workdir = fake_workdir(tmp_path)
     missing = ("config.json", "summary.json", "ppo_bt/result.json", "sft/metrics.jsonl")

@@ -33,6 +33,18 @@ def test_nothing_to_draw_draws_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_policy_got_is_drawn_where_the_truth_was_known():
+    rows = [{"reward": 0.5, "exact_reward": 0.4, "judge_accuracy": 0.7, "judge_accuracy/form": 0.6}]
+    panels = figures.truth_figure([stage("ppo", "rewarded", rows)]).axes
+    assert [axes.get_title() for axes in panels if axes.lines] == [
+        "What it optimised",
+        "What it got",
+        "How often its judge was right",
+    ]
+    assert [line.get_label() for line in panels[2].lines] == ["all", "form alone"]
+    assert figures.truth_figure([stage("ppo", "rewarded", [{"reward": 0.5}])]) is None
+
+
 def test_panels_are_those_with_data():
     figure = figures.learning_figure([stage("ppo", "rewarded", [{"kl": 0.1, "reward": None, "entropy": 1.0}])])
     assert figure is not None

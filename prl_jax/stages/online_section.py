@@ -16,7 +16,7 @@ from prl_jax.methods import METHODS, SLOTS, Method, method_of, piece_of, section
 from prl_jax.runs.judges import behind
 from prl_jax.sampling import WHOLE, Support
 from prl_jax.stages.kind import Reads
-from prl_jax.training.schedule import Schedule
+from prl_jax.training.schedule import FLAT_GROUPS, Schedule
 
 
 def critic(**values: Any) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _piece(slot: str, piece: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 RULES = Rules(
     stages={"policy": ("policy",), "judge": ("judge",), "evaluation.judge": ("judge",)},
     sources={"prompts": "prompt", "evaluation.prompts": "prompt"},
-    choices={"result": RESULTS},
+    choices={"result": RESULTS, "flat_groups": FLAT_GROUPS},
     lengths=("duration",),
     durations=("optimizer.warmup", "evaluation.every", "log_every", "save_every", "reference_every"),
     optimizers=("optimizer",),

@@ -9,14 +9,12 @@ the quickstart's steps, so the table says what the same steps buy, not what is p
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import tempfile
 import time
 from pathlib import Path
 
-from common import write_result
-from ml_collections import ConfigDict
+from common import experiment, write_result
 
 from prl_jax.commands.run import run_stages
 from prl_jax.process_setup import keep_heap
@@ -25,18 +23,9 @@ from prl_jax.process_setup import keep_heap
 LENGTHS = {0: (14, 10), 1: (20, 18), 2: (26, 26), 3: (36, 36)}
 
 
-def load_config() -> ConfigDict:
-    """The quickstart's config."""
-    path = Path(__file__).parents[1] / "experiments" / "quickstart.py"
-    spec = importlib.util.spec_from_file_location("quickstart", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
-
-
 def measure(difficulty: int, fraction: float, workdir: Path) -> dict:
     """Runs SFT, both judges and the evaluation at one difficulty."""
-    config = load_config()
+    config = experiment("quickstart").get_config()
     prompt, response = LENGTHS[difficulty]
     with config.unlocked():
         config.stages = ("sft", "bt", "genrm", "evaluation")

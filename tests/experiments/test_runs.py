@@ -60,6 +60,7 @@ _WHOLE = (
 # Of 600 pairs these hold out few enough to train a referee on others.
 _REFEREE = tuple(f"referee.{value}" for value in ("duration=2 steps", "batch_size=4", "accumulate=2",
                                                   "validation.limit=4", "max_length=256"))  # fmt: skip
+_FIVE = tuple(f"bt{i}" for i in range(5))
 _MEMBERS = tuple(value.replace("genrm", name) for name in ("bt", "bt_2", "bt_3") for value in _ADAPTERS[:4])
 _MODEL = ("model.width=16", "model.layers=1", "model.heads=2", "model.kv_heads=1", "model.head_dim=8",
           "model.mlp_width=32")  # fmt: skip
@@ -78,10 +79,15 @@ def _policy(stage: str) -> tuple[str, ...]:
     return tuple(f"{stage}.{value}" for value in values)
 
 
-def _judged_policies(*prompts: str) -> tuple[str, ...]:
+def _optimised(*stages: str) -> tuple[str, ...]:
+    """Two steps of PPO of each name, in whole batches."""
+    values = ("prompts.limit=8", *(value for value in _PPO if "accumulate" not in value))
+    return tuple(f"{stage}.{value}" for stage in stages for value in values)
+
+
+def _judged_policies() -> tuple[str, ...]:
     """The stages behind the judges."""
-    found = [f"{stage}.{value}" for stage in ("ppo", "pairwise_ppo") for value in _PPO if "accumulate" not in value]
-    return *found, *(f"{stage}.prompts.limit=8" for stage in ("anchors", *prompts)), "anchors.batch_size=8", *_JUDGED
+    return *_optimised("ppo", "pairwise_ppo"), "anchors.prompts.limit=8", "anchors.batch_size=8", *_JUDGED
 
 
 # A name, and behind a colon the words of `--config` that follow on a model and pairs, where it asks for them.
@@ -96,17 +102,20 @@ RUNS = {
     "llama3_2_1b_v5e_4x4": Run("llama-llama3", "llama3", (*_WHOLE, *_REFEREE)),
     "llama3_8b_v5e_8x8": Run("llama", "llama3", _WHOLE),
     "llama3_8b_v5p_4x4x4": Run("llama", "llama3", _WHOLE),
-    "quickstart": Run("", "", (*_MODEL, *_few("sft", "bt", "genrm"), *_judged_policies("ppo", "pairwise_ppo"))),
+    "quickstart": Run("", "", (*_MODEL, *_few("sft", "bt", "genrm"), *_judged_policies())),
     "online:paco_grpo,smoke": Run(
         "", "", (*_MODEL, *_few("sft", "bt", "bt_2"), *_policy("paco_grpo"), "anchors.prompts.limit=24", *_JUDGED)
     ),
     "online:tournament,gold,smoke": Run("", "", (*_MODEL, *_few("sft"), *_policy("tournament"), *_JUDGED)),
+    "overoptimisation": Run(
+        "", "", (*_MODEL, *_few("sft", *_FIVE), *_optimised("single", "mean", "worst", "uwo"), *_JUDGED)
+    ),
     "ukp_judges": Run("", "", (*_MODEL, "tokenizer.vocab_size=300", *_few("bt", "genrm"), "evaluation.pairs.limit=4")),
     "hh_pairwise_ppo": Run(
         "",
         "",
         (*_MODEL, "tokenizer.vocab_size=300", *_few("sft", "bt", "genrm", "referee"), "evaluation.batch_size=4",
-         *_judged_policies("ppo", "pairwise_ppo")),
+         *_judged_policies()),
     ),
 }  # fmt: skip
 # One of each kind; adapters alone, and families of models, are in tests/stages/test_huggingface.py.

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from prl_jax.errors import UserError
-from prl_jax.judges.base import CountingJudge, Judge, Judged, Scored, ScoringJudge, check_lengths, logits
+from prl_jax.judges.base import CountingJudge, Judge, Judged, Scored, ScoringJudge, check_lengths, judge_pairs, logits
 from prl_jax.text.chat import Prompt
 
 Values = Float[np.ndarray, "K N"]
@@ -91,10 +91,18 @@ class EnsembleJudge:
 
     def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
         check_lengths(prompts, first, second)
-        judged = [member(prompts, first, second) for member in self.members]
+        return self._combined([member(prompts, first, second) for member in self.members], len(prompts))
+
+    def one_order(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
+        """As `OneOrderJudge` has it, of each member."""
+        return self._combined(
+            [judge_pairs(member, prompts, first, second, one_order=True) for member in self.members], len(prompts)
+        )
+
+    def _combined(self, judged: Sequence[Judged], count: int) -> Judged:
         margins = np.stack([_margin(one) for one in judged])
         z = logits(0.5 + np.maximum(self.combine(margins), 0) - np.maximum(self.combine(-margins), 0))
-        cut = np.any([one.cut for one in judged if one.cut is not None] or np.zeros((1, len(prompts)), bool), axis=0)
+        cut = np.any([one.cut for one in judged if one.cut is not None] or np.zeros((1, count), bool), axis=0)
         return Judged(z, -z, self.merge, cut, margins.std(0))
 
     def counters(self) -> Mapping[str, float]:

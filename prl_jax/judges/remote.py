@@ -85,6 +85,13 @@ class RemoteJudge:
         z = from_leader(lambda: self._logits(rows), len(rows)).astype(np.float32)
         return Judged(z[: len(prompts)], z[len(prompts) :], self.merge)
 
+    def one_order(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
+        """As `OneOrderJudge` has it."""
+        check_lengths(prompts, first, second)
+        rows = [*zip(prompts, first, second, strict=True)]
+        z = from_leader(lambda: self._logits(rows), len(rows)).astype(np.float32)
+        return Judged(z, -z, self.merge)
+
     def _logits(self, rows: Sequence[tuple[Prompt, str, str]]) -> Float[np.ndarray, "N"]:
         """`[N]` float64 logits of "slot 1 wins", from what is known and what the endpoint answers."""
         bodies = [self._body(question_text(self.template, *row, self.question)) for row in rows]

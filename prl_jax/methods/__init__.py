@@ -2,8 +2,8 @@
 
 Piece 1 is the judge. The other five are frozen dataclasses here: whom a response is compared with (opponents), how
 judgements become a reward, what is subtracted from it (baseline), which loss moves the policy (surrogate), and what
-holds the policy back (regulariser). `METHODS` is the table: a published method is a row of pieces. Pieces of one slot
-are classes of one module: `baselines.Greedy`, `opponents.Greedy`.
+holds the policy back (regulariser). `METHODS` is the table: a published method is a row of pieces. Pieces are classes
+of the module that is called like their slot, rewards on scores of `scores`: `baselines.Greedy`, `opponents.Greedy`.
 """
 
 from prl_jax.methods import baselines, opponents, regularisers, rewards, scores, surrogates

@@ -64,11 +64,18 @@ class Method:
                 f"baseline={baseline.kind!r}: the surrogate {surrogate.kind!r} takes rewards for what they are, and "
                 "this baseline stretches them; use 'constant' or 'group_mean'"
             )
-        if baseline.reads_differences and not (opponents.candidates == "group" and reward.antisymmetric):
+        if baseline.reads_differences and not (opponents.complete and reward.antisymmetric):
             raise UserError(
-                f"baseline={baseline.kind!r} needs each comparison within the group: opponents such as 'group', and a "
-                "reward by which one response wins what the other loses"
+                f"baseline={baseline.kind!r} needs each comparison within the group: the opponents 'group', and a "
+                "reward that is a mean by which one response wins what the other loses"
             )
+        if baseline.reads_greedy and reward.relative:
+            raise UserError(
+                f"baseline={baseline.kind!r}: the reward {reward.kind!r} depends on the other responses of a step, and "
+                "the likeliest ones are not among them; use another reward"
+            )
+        if len(reward.judges) > 1 and getattr(opponents, "beaten", 0.0):
+            raise UserError("opponents.beaten: the reward asks several judges, and who has beaten an anchor one; set 0")
         if baseline.reads_differences and isinstance(regulariser, RewardKL):
             raise UserError(
                 f"regulariser={regulariser.kind!r}: the baseline {baseline.kind!r} sees differences of rewards alone, "
@@ -87,7 +94,7 @@ class Method:
         if reward.asks == "scores" and opponents.orders != "both":
             raise UserError(
                 f"opponents={opponents.kind!r} is judged in one order (orders={opponents.orders!r}), and scores, which "
-                f"the reward {reward.kind!r} asks for, have none; use orders='both'"
+                f"the reward {reward.kind!r} asks for, have none; use opponents with orders='both', such as 'group'"
             )
         if isinstance(baseline, Critic) and baseline.sees_opponent and opponents.candidates != "anchors":
             raise UserError(

@@ -40,6 +40,7 @@ class Opponents(Protocol):
         "past" (an earlier policy) or "mixture" (of the policy and its reference); else "".
       multiple: the number of responses to a prompt is a multiple of this.
       least_group: how many responses a prompt needs at least.
+      complete: whether all responses to a prompt meet each other.
       orders: in which orders a comparison is judged: "both", "one" (the response in slot 1; within a group the earlier
         member) or "random" (one, drawn anew at each step).
       remembers: how many earlier policies the stage keeps in memory for it.
@@ -51,6 +52,7 @@ class Opponents(Protocol):
     sampler: ClassVar[str]
     multiple: ClassVar[int]
     least_group: ClassVar[int]
+    complete: ClassVar[bool]
 
     @property
     def orders(self) -> str: ...
@@ -90,6 +92,7 @@ class _OfNow:
     sampler: ClassVar[str] = ""
     multiple: ClassVar[int] = 1
     least_group: ClassVar[int] = 1
+    complete: ClassVar[bool] = False
 
     def per_response(self, group_size: int, anchors: int) -> int:
         return 1
@@ -164,7 +167,7 @@ class Anchors(_Ordered):
     Attributes:
       stage: the anchors stage that made them.
       beaten: a response that beats an anchor with at least this probability takes its place from the next step on, one
-        a prompt and step; 0 for never.
+        a prompt and step; 0 for never. Of a judge that scores it is the sigmoid of the gap of two scores.
     """
 
     kind: ClassVar[str] = "anchors"
@@ -230,6 +233,7 @@ class Group(_Ordered):
 
     kind: ClassVar[str] = "group"
     candidates: ClassVar[str] = "group"
+    complete: ClassVar[bool] = True
     least_group: ClassVar[int] = 2
 
     def per_response(self, group_size: int, anchors: int) -> int:

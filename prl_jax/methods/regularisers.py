@@ -45,6 +45,11 @@ class Regulariser(Protocol):
     @property
     def ends(self) -> tuple[float, ...]: ...
 
+    @property
+    def reads_reference(self) -> bool:
+        """Whether the policy is held to the reference at all."""
+        ...
+
     def reference(self, logp_old: Float[Array, "N T"], logp_ref: Float[Array, "N T"]) -> Float[Array, "N T"]:
         """Log-probs of what the policy is held to, from those of the policy that sampled and of the reference."""
         ...
@@ -95,6 +100,10 @@ class _KL:
             raise UserError(f"steer={self.steer}, expected () or (target, horizon): nats and responses, both above 0")
         if self.steer and not self.coefficient:
             raise UserError("coefficient=0 with steer: a coefficient of 0 stays 0; start above it")
+
+    @property
+    def reads_reference(self) -> bool:
+        return self.coefficient > 0 or any(self.ends[:1])
 
     def reference(self, logp_old, logp_ref):
         return logp_ref
@@ -179,6 +188,12 @@ class Mixture(InsideKL):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, ("previous",), 0.0, 1.0)
+        if self.steer and self.previous == 1:
+            raise UserError(f"steer={self.steer}: with previous=1 the reference holds nothing back; set it to ()")
+
+    @property
+    def reads_reference(self) -> bool:
+        return self.previous < 1
 
     def reference(self, logp_old, logp_ref):
         return self.previous * logp_old + (1.0 - self.previous) * logp_ref

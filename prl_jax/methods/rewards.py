@@ -56,12 +56,16 @@ class Reward(Protocol):
       judges: names of the judges that it asks, one `Judgements` each; () for the stage's judge.
       probability: whether it is the probability of a win, possibly shifted.
       normalises: whether it reads the moments of the scores that the stage has met.
+      relative: whether the reward of a response depends on those of other prompts too.
       antisymmetric: whether what one response of a comparison earns, less that of an even match, the other one loses.
     """
 
     kind: ClassVar[str]
     asks: ClassVar[str]
     normalises: ClassVar[bool]
+
+    @property
+    def relative(self) -> bool: ...
 
     @property
     def compares(self) -> bool: ...
@@ -91,6 +95,10 @@ class OneJudge:
     """Rewards that ask the stage's judge."""
 
     normalises: ClassVar[bool] = False
+
+    @property
+    def relative(self) -> bool:
+        return False
 
     @property
     def judges(self) -> tuple[str, ...]:
@@ -144,7 +152,7 @@ class WinProbability(OneJudge):
 
     @property
     def antisymmetric(self) -> bool:
-        return self.map != "log" and self.tie == 0.5
+        return self.map != "log" and self.tie == 0.5 and self.over == "mean"
 
     @property
     def even(self) -> float:

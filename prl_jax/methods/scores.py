@@ -27,6 +27,11 @@ class _Scored(OneJudge):
     wins: ClassVar[bool] = False  # whether it is a probability to win
     middle: ClassVar[float] = 0.0  # the reward of an even match
     negative: ClassVar[bool] = True  # whether it may be below 0
+    of_batch: ClassVar[bool] = False  # whether other prompts change it
+
+    @property
+    def relative(self) -> bool:
+        return self.of_batch
 
     @property
     def compares(self) -> bool:
@@ -42,7 +47,8 @@ class _Scored(OneJudge):
 
     def __call__(self, *judged):
         (one,) = judged
-        return self.shaped(one)
+        shaped = self.shaped(one)
+        return jnp.where(one.mask.any(-1), shaped, self.even) if self.compares else shaped
 
     def shaped(self, judged: Judgements) -> Float[Array, "N"]:
         """The rewards of `N` responses."""
@@ -160,6 +166,7 @@ class MinMax(_Scored):
     """The scores of a step, moved and scaled to [0, 1]."""
 
     kind: ClassVar[str] = "minmax"
+    of_batch: ClassVar[bool] = True
     middle: ClassVar[float] = 0.5
     negative: ClassVar[bool] = False
 
@@ -178,6 +185,7 @@ class RunningNorm(_Scored):
     """
 
     kind: ClassVar[str] = "running_norm"
+    of_batch: ClassVar[bool] = True
     normalises: ClassVar[bool] = True
     eps: float = 1e-8
 
@@ -187,12 +195,12 @@ class RunningNorm(_Scored):
     def shaped(self, judged):
         moments = judged.moments
         if moments is None or not moments.count:
-            moments = met(Moments(*jnp.zeros(3)), judged.scores)
+            moments = with_more(Moments(*jnp.zeros(3)), judged.scores)
         spread = moments.deviation + self.eps
         return jnp.where(spread > 0, (judged.scores - moments.mean) / jnp.where(spread > 0, spread, 1.0), 0.0)
 
 
-def met(moments: Moments, scores: Float[Array, "N"]) -> Moments:
+def with_more(moments: Moments, scores: Float[Array, "N"]) -> Moments:
     """The moments once `N` more scores have been met (Chan et al. 1979, population deviation)."""
     count, more = moments.count, jnp.float32(len(scores))
     total, gap = count + more, scores.mean() - moments.mean
@@ -251,6 +259,10 @@ class Several:
     @property
     def _weights(self) -> tuple[float, ...]:
         return self.weights or (1.0,) * len(self.judges)
+
+    @property
+    def relative(self) -> bool:
+        return self.aggregate == "log_tame" or any(SHAPES[shape].of_batch for shape in self.shapes)
 
     @property
     def probability(self) -> bool:

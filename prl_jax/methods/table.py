@@ -103,7 +103,7 @@ METHODS: Mapping[str, Preset] = MappingProxyType(
             "UWO",
             "arXiv 2310.02743",
             "confirmed",
-            "PPO on an ensemble: the mean of the scores less a share of their variance.",
+            "PPO on an ensemble: the mean of the scores less a share of their variance, here that of the population.",
             judge=MappingProxyType(dict(kind="ensemble", combine="uwo", coefficient=0.1)),
         ),
         "wco": Preset(
@@ -145,7 +145,9 @@ METHODS: Mapping[str, Preset] = MappingProxyType(
             "DAPO",
             "arXiv 2503.14476",
             "confirmed",
-            "The mean over all tokens, a wider bound above, no divergence.",
+            "The mean over all tokens, a wider bound above, no divergence; groups that all earn the same are drawn "
+            "again. Its penalty of long responses is the stage's `overlong`, whose numbers depend on the room.",
+            values=MappingProxyType(dict(flat_groups="redraw")),
         ),
         "gspo": Preset(
             Method(
@@ -220,7 +222,7 @@ METHODS: Mapping[str, Preset] = MappingProxyType(
             "Its joint form, with win probabilities for rewards.",
         ),
         "pref_grpo": Preset(
-            Method(Group(), WinProbability(), Standardised(eps=1e-8), _SEQUENCES, LossKL(coefficient=0.04)),
+            Method(Group(), WinProbability(), Standardised(eps=1e-8, limit=5.0), _SEQUENCES, LossKL(coefficient=0.04)),
             4,
             "Pref-GRPO",
             "arXiv 2508.20751",
@@ -276,15 +278,17 @@ METHODS: Mapping[str, Preset] = MappingProxyType(
             "github.com/NVIDIA-NeMo/Gym",
             "reconstructed",
             "Each response against the next in a ring, once in each slot; win probabilities in place of grades from 1 "
-            "to 5. Which update follows is left to the trainer there.",
+            "to 5. Which update follows is left to the trainer there; its length terms, 0 unless they are"
+            "set there too, are the stage's `length_weight`.",
         ),
         "tournament": Preset(
-            Method(Group(), WinProbability(map="signed"), GroupMean(), Reinforce(), _FREE),
+            Method(Group(), WinProbability(map="verdicts"), GroupMean(), Reinforce(), _FREE),
             4,
             "Tournament",
             "github.com/thinking-machines-lab/tinker-cookbook",
             "reconstructed",
-            "Wins less losses of a round robin in both orders, over the matches, less the mean of the group.",
+            "Half of the wins less the losses of a round robin, over its matches, less the mean of the group; each "
+            "order of a pair is a match.",
             values=_ONE_UPDATE,
         ),
         "spo": Preset(

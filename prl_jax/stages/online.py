@@ -80,7 +80,7 @@ def run(context: StageContext) -> dict[str, float]:
     def step(state: PolicyState, n: int, samples: JsonlLog) -> tuple[PolicyState, Mapping[str, jax.Array]]:
         state, metrics, done, experience = iteration(setup, updates, state, next(iterator), n, train_policy=n > warmup)
         if log_every and n % log_every == 0:
-            samples.write(sample_rows(n, done, experience, context.mesh))
+            samples.write(sample_rows(setup, n, done, experience))
         return state, {**metrics, **(watched(*watching, done) if due(n, log_every, total) else {})}
 
     changing = {"anchors": setup.anchors} if isinstance(setup.anchors, KeptAnchors) else {}

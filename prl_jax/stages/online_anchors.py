@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from prl_jax.losses import symmetrise
 from prl_jax.methods import Judgements
@@ -32,7 +32,14 @@ class KeptAnchors:
     def __len__(self) -> int:
         return len(self._texts)
 
-    def learn(self, index: Int[np.ndarray, "B"], responses: Sequence[str], judged: Judgements, group_size: int) -> int:
+    def learn(
+        self,
+        index: Int[np.ndarray, "B"],
+        responses: Sequence[str],
+        truncated: Bool[np.ndarray, "N"],
+        judged: Judgements,
+        group_size: int,
+    ) -> int:
         """Puts the responses that have won clearly in the place of those that they beat, from the next step on.
 
         Of each prompt one anchor at most leaves: the one that is beaten the most.
@@ -40,23 +47,25 @@ class KeptAnchors:
         Args:
           index: the records of the step's prompts.
           responses: `group_size` to each of them, which stand together.
+          truncated: those that were cut; they stand for no prompt, and nor do empty ones.
           judged: what the judge says of these.
           group_size: responses to a prompt.
 
         Returns:
           How many anchors have left.
         """
-        wins = np.where(judged.mask, probabilities(judged), 0.0).reshape(len(index), group_size, -1)
-        left = 0
+        whole = np.array([bool(text) for text in responses]) & ~truncated
+        wins = np.where(judged.mask & whole[:, None], probabilities(judged), 0.0).reshape(len(index), -1)
+        best: dict[int, int] = {}  # of each record, which may stand in a step twice, the prompt with the clearest win
         for i, record in enumerate(index.tolist()):
-            member, anchor = np.unravel_index(int(wins[i].argmax()), wins[i].shape)
-            if wins[i, member, anchor] < self._beaten:
-                continue
+            if wins[i].max() >= max(self._beaten, wins[best[record]].max() if record in best else 0.0):
+                best[record] = i
+        for record, i in best.items():
+            member, anchor = divmod(int(wins[i].argmax()), judged.mask.shape[1])
             texts = list(self[record])
-            texts[anchor] = responses[i * group_size + int(member)]
+            texts[anchor] = responses[i * group_size + member]
             self._replaced[record] = texts
-            left += 1
-        return left
+        return len(best)
 
     def get_state(self) -> dict[str, list[str]]:
         """The anchors that were replaced, by the number of the record."""

@@ -85,6 +85,8 @@ def check_start(check: Checking, name: str) -> None:
     if section.lora.rank:
         raise UserError(f"{key}: with adapters the critic stands on the policy's base; set 'policy', or lora.rank=0")
     if start == "judge":
+        if not section.judge:
+            raise UserError(f"{key}: the reward names several judges; set 'policy', or the stage of an earlier critic")
         names = check.behind(section.judge)
         if len(names) > 1 or not check.makes_model(names[0]) or check.card(names[0]).kind != "scalar_judge":
             raise UserError(f"{key}: the judge {section.judge!r} is no model that scores responses; set 'policy'")
@@ -148,6 +150,12 @@ def check_reference(check: Checking, name: str) -> None:
     keys = [key for key, value in given.items() if value]
     if len(keys) > 1:
         raise UserError(f"{name}.reference_ema={section.reference_ema} with reference_every: give one of them")
+    method = method_in(section)
+    if keys and not (method.regulariser.reads_reference or method.opponents.sampler == "mixture"):
+        raise UserError(
+            f"{name}.{keys[0]}={section[keys[0]]!r}: nothing holds the policy to the reference, which would "
+            f"follow it for nothing (regulariser={method.regulariser.kind!r}); leave it out"
+        )
     if keys and section.lora.rank:
         raise UserError(
             f"{name}.{keys[0]}={section[keys[0]]!r}: with adapters the reference is the frozen base below them; leave "
@@ -171,6 +179,11 @@ def check_sampled(check: Checking, name: str) -> None:
             f"sampled, and training computes none with {key}; leave it out, or set it in {name}.evaluation.sampling"
         )
     check_sampling(check, f"{name}.evaluation", section.evaluation, section.policy)
+    if section.sampling.repetition_ngram and method_in(section).baseline.bootstraps:
+        raise UserError(
+            f"{name}.sampling.repetition_ngram={section.sampling.repetition_ngram}: with baseline.bootstrap_truncated "
+            "a response that is ended for its repetitions would earn what might have followed; leave one of them out"
+        )
 
 
 def check_watch(check: Checking, name: str) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from prl_jax.losses import pairwise_rl_reward
 from prl_jax.methods import Critic, Judgements, Opponents, Reward
+from prl_jax.methods.regularisers import Mixture
 from prl_jax.processes import fetch, local_rows, put_batch
-from prl_jax.sampling import reason_shares
+from prl_jax.sampling import StopReason, reason_shares
 from prl_jax.stages.judging import check_finite, imitations, judge_counters
 from prl_jax.stages.online_anchors import KeptAnchors
 from prl_jax.stages.online_samples import Setup, Step, roll_out
@@ -68,7 +69,9 @@ def iteration(
     metrics["truncated_prompts"] = jnp.asarray(done.truncated_prompts)
     metrics["cut_judgements"] = jnp.asarray(done.cut_judgements)
     if isinstance(setup.anchors, KeptAnchors):
-        left = setup.anchors.learn(index, done.responses, done.judged[0], schedule.group_size)
+        left = setup.anchors.learn(
+            index, done.responses, done.stopped >= StopReason.ROOM, done.judged[0], schedule.group_size
+        )
         metrics["anchors_replaced"] = jnp.asarray(left)
     if setup.reference_every:
         metrics["reference_age"] = jnp.asarray((n - 1) % setup.reference_every)
@@ -127,7 +130,7 @@ def judge_metrics(
     first = judged[0]
     if first.z_ya is None or first.z_ay is None:
         named = zip(reward.judges, judged, strict=False)  # a judge alone is not named by the reward
-        return {f"score_{name}": one.scores.mean() for name, one in named if one.scores is not None}
+        return {f"score_{Path(name).name}": one.scores.mean() for name, one in named if one.scores is not None}
     wins = pairwise_rl_reward(first.z_ya, first.z_ay, first.mask, space=first.merge)
     met = np.asarray(first.mask)
     found = {f"win_rate_{opponents.kind}": np.asarray(wins)[met.any(1)].mean()}
@@ -137,17 +140,30 @@ def judge_metrics(
     return found
 
 
-def sample_rows(n: int, done: Step, experience: Experience, mesh: Mesh) -> list[dict[str, Any]]:
+def sample_rows(setup: Setup, n: int, done: Step, experience: Experience) -> list[dict[str, Any]]:
     """A few rows of the step as a person reads them."""
-    frozen = experience.frozen
-    logp, logp_ref = fetch((frozen.logp_old.sum(1), frozen.logp_ref.sum(1)), mesh)
-    kl, judged, met, rows = logp - logp_ref, done.judged[0], np.asarray(done.judged[0].mask), []
+    frozen, method = experience.frozen, setup.method
+    logp, held = fetch((frozen.logp_old.sum(1), frozen.logp_ref.sum(1)), setup.context.mesh)
+    judged, met, rows = done.judged[0], np.asarray(done.judged[0].mask), []
+    # What holds the policy may be a mixture with itself; where nothing but itself does, the reference was not asked.
+    own = method.regulariser.previous if isinstance(method.regulariser, Mixture) else 0.0
+    kl = None if own == 1 else (logp - held) / (1.0 - own)
     for i in range(min(SAMPLES_A_STEP, len(done.responses))):
         first_met = int(met[i].argmax()) if met.shape[1] else 0  # the first opponent; a response itself is none
         orders = {}
-        for name, z in (("p_12", judged.z_ya), ("p_21", judged.z_ay)):
+        # What was asked in one order has one probability.
+        second = judged.z_ay if method.opponents.orders == "both" else None
+        for name, z in (("p_12", judged.z_ya), ("p_21", second)):
             orders[name] = None if z is None else float(jax.nn.sigmoid(z[i, first_met]))
-        anchor = done.anchors[i][first_met if met.shape[1] == len(done.anchors[i]) else 0] if done.anchors[i] else None
+        anchor = done.anchors[i][first_met] if done.anchors[i] else None
         row = {"step": n, "prompt": prompt_text(done.prompts[i]), "response": done.responses[i], "anchor": anchor}
-        rows.append({**row, **orders, "reward": float(done.reward[i]), "logp": float(logp[i]), "kl": float(kl[i])})
+        rows.append(
+            {
+                **row,
+                **orders,
+                "reward": float(done.reward[i]),
+                "logp": float(logp[i]),
+                "kl": kl if kl is None else float(kl[i]),
+            }
+        )
     return rows

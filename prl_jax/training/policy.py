@@ -290,4 +290,5 @@ def run_updates(
             seen.append(metrics)
     mean = averaged(seen)
     first = {"clip_fraction_first": seen[0]["clip_fraction"]} if "clip_fraction" in seen[0] else {}
-    return state._replace(past=before.past, reference=before.reference), {**mean, **first}
+    standing = dict(past=before.past, reference=before.reference, scores=before.scores)
+    return state._replace(**standing), {**mean, **first}

@@ -127,6 +127,23 @@ def check_together(method: Method, schedule: Schedule) -> None:
             f"missing_eos_penalty={schedule.missing_eos_penalty}: with mask_truncated nobody learns from responses "
             "without a stop token; set one of them to 0"
         )
+    beside = dict(overlong=schedule.overlong, length_weight=schedule.length_weight)
+    for name, value in {"missing_eos_penalty": schedule.missing_eos_penalty, **beside}.items():
+        if value and (method.baseline.reads_differences or method.baseline.reads_greedy):
+            raise UserError(
+                f"{name}={value}: the baseline {method.baseline.kind!r} compares what judges say alone, and this would "
+                "not be among it; set it to its default"
+            )
+    if schedule.flat_groups != "keep" and method.baseline.least_group == 1 and method.surrogate.unit == 1:
+        raise UserError(
+            f"flat_groups={schedule.flat_groups!r}: with the baseline {method.baseline.kind!r} responses that all earn "
+            "the same teach something too; set it to 'keep'"
+        )
+    if schedule.flat_groups == "redraw" and method.reward.relative:
+        raise UserError(
+            f"flat_groups='redraw': the reward {method.reward.kind!r} depends on all responses of a step, and some "
+            "would be drawn later; set it to 'drop'"
+        )
     if schedule.stop_kl and not _measures_kl(method.surrogate):
         raise UserError(
             f"stop_kl={schedule.stop_kl}: the surrogate {method.surrogate.kind!r} does not measure how far the policy "

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from prl_jax.methods import Critic, Method
 from prl_jax.methods.rewards import Moments
-from prl_jax.methods.scores import met
+from prl_jax.methods.scores import with_more
 from prl_jax.models import Decoder, combine, split
 from prl_jax.sharding import replicated, tree_shardings
 
@@ -167,7 +167,7 @@ def with_scores(state: PolicyState, scores: Float[Array, "N"] | None) -> PolicyS
     """The state once it has met these scores."""
     if state.scores is None or scores is None:
         return state
-    moments = met(state.scores, scores)
+    moments = with_more(state.scores, scores)
     # What is added to keeps its place on the devices.
     return state._replace(scores=jax.tree.map(lambda old, new: 0.0 * old + new, state.scores, moments))
 

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from correctness.world import make_setup, policy_state
-from fakes import copy, make_decoder
+from fakes import UtilityJudge, copy, make_decoder
 
-from prl_jax.judges import Combination, GenerativeJudge, ensemble
+from prl_jax.judges import Combination, GenerativeJudge, Scored, ensemble
+from prl_jax.methods.rewards import Moments
 from prl_jax.sampling import StopReason
 from prl_jax.stages import online_step
 from prl_jax.stages.online_samples import roll_out
@@ -16,6 +17,15 @@ from prl_jax.stages.online_step import iteration
 from prl_jax.text.judging import JudgeTemplate
 from prl_jax.text.tokenizer import ByteTokenizer
 from prl_jax.training.policy import Updates
+
+
+class ByLength(UtilityJudge):
+    def __init__(self):
+        super().__init__(lambda prompt, response: len(response))
+
+    def scored(self, prompts, responses):
+        return Scored(np.array([len(text) for text in responses], np.float32), np.zeros(len(prompts), bool))
+
 
 no_update = lambda state, *_: (state, {"clip_fraction": jnp.float32(0)})  # noqa: E731
 NO_UPDATES = Updates(no_update, lambda critic, *_: (critic, {}))
@@ -127,3 +137,18 @@ def test_an_iteration_logs_how_far_the_members_of_an_ensemble_disagree(read, ite
 def test_row_30_an_iteration_logs_how_many_responses_imitate_the_judges_frame(read, iterated):
     assert read.get("frame_imitations") == 0.25
     assert "frame_imitations" not in iterated[0]  # a rule has no frame
+
+
+def test_scores_of_a_step_are_met_by_the_next_one(models, fresh):
+    """A reward that normalises by what was met keeps it beside the updates."""
+    pieces = dict(opponents=dict(kind="none"), reward=dict(kind="running_norm"))
+    setup = make_setup(models.policy, **pieces)._replace(judges=[ByLength()])
+    state = fresh()._replace(scores=Moments(*jnp.zeros(3)))
+    seen = []
+    for n in (1, 2):
+        state, _, done, _ = iteration(setup, NO_UPDATES, state, np.arange(4), n, train_policy=True)
+        seen += [len(text) for text in done.responses]
+        np.testing.assert_allclose(state.scores, [len(seen), np.mean(seen), np.std(seen)], rtol=1e-5)
+    first = np.array(seen[:8])
+    expected = (np.array(seen[8:]) - first.mean()) / first.std()
+    np.testing.assert_allclose(done.reward, expected, rtol=1e-4, atol=1e-5)

@@ -29,6 +29,7 @@ from prl_jax.methods import (
     scores,
     section_of,
 )
+from prl_jax.methods.opponents import Circular
 
 PACKAGE = Path(prl_jax.__file__).parent
 WHOLE = ("pair_clip", "pair_token_clip", "pair_regression", "single_regression")
@@ -45,9 +46,9 @@ def accepted(opponents: str, reward: str, baseline: str, surrogate: str, regular
         and (regulariser in ("inside_kl", "mixture")) == (surrogate in WHOLE)
         and not (surrogate in WHOLE and baseline not in ("group_mean", "constant", "greedy"))
         and (surrogate != "pair_regression" or (opponents == "peer" and reward in ("win_probability", "par")))
-        and (baseline != "difference" or (opponents in GROUP and reward == "win_probability"))
+        and (baseline != "difference" or (opponents == "group" and reward == "win_probability"))
         and (baseline != "difference" or regulariser != "reward_kl")
-        and (baseline != "greedy" or opponents not in (*GROUP, *SAMPLED))
+        and (baseline != "greedy" or (opponents not in (*GROUP, *SAMPLED) and reward not in ("minmax", "running_norm")))
         and not (opponents == "circular" and reward in SCORES)
     )
 
@@ -82,6 +83,10 @@ def test_every_combination_of_kinds_works_or_is_refused_by_a_slots_name():
         ("think_rm", {"reward": WinProbability(map="log")}, "baseline='difference' needs each comparison"),
         ("think_rm", {"regulariser": RewardKL()}, "regulariser='reward_kl'.*no divergence among them"),
         ("par", {"opponents": Anchors(orders="one")}, "opponents='anchors' is judged in one order"),
+        ("think_rm", {"opponents": Circular()}, "baseline='difference' needs each comparison"),
+        ("think_rm", {"reward": WinProbability(over="min")}, "baseline='difference' needs each comparison"),
+        ("remax", {"reward": scores.MinMax()}, "baseline='greedy': the reward 'minmax' depends on the other responses"),
+        ("par", {"opponents": Anchors(orders="random")}, "judged in one order.*such as 'group'"),
         ("grpo", {"reward": scores.Several(shapes=("par",))}, "opponents='none'.*'several' compares"),
     ],
 )
@@ -153,6 +158,7 @@ def test_a_section_gives_lists_and_whole_numbers_the_type_of_the_field():
         ("opponents", {"kind": "peer", "draws": 2}, "opponents.draws: 'peer' has no such key; known: orders"),
         ("surrogate", {"kind": "token_clip", "low": "0.2"}, "surrogate.low='0.2': expected float, such as 0.2"),
         ("opponents", {"kind": "pool", "draws": 1.5}, "opponents.draws=1.5: expected int, such as 1"),
+        ("regulariser", {"kind": "mixture", "steer": (6.0, 9.0)}, r"regulariser.steer=\(6.0, 9.0\): with previous=1"),
         ("opponents", {"kind": "pool", "draws": True}, "opponents.draws=True: expected int"),
         ("opponents", {"kind": "anchors", "beaten": 0.5}, "opponents.beaten=0.5, expected above 0.5 and below 1, or 0"),
         ("baseline", {"kind": "critic", "whiten": 1}, "baseline.whiten=1: expected bool"),

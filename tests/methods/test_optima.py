@@ -106,7 +106,7 @@ OPTIMA = {
     "lsc": lsc,
     "gram": against_greedy,
     "nash_md": against_mixture,
-    "tournament": lambda beta: self_play(beta * SHARE, SIGNS),
+    "tournament": lambda beta: self_play(beta * SHARE, SIGNS / 2),
     "brpo": lambda beta: self_play(beta / SHARE, SIGNS - np.eye(RESPONSES)),
     "p3o": lambda beta: self_play(beta / 2),
     "sppo": lambda beta: self_play(beta / 2),

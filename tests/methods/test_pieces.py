@@ -123,8 +123,8 @@ def test_scores_are_rewards_as_they_are_and_par_compares_them():
     given = judged()._replace(scores=jnp.asarray(mine), opponent_scores=jnp.asarray(others))
     np.testing.assert_array_equal(Score()(given), mine)
     wins = sigmoid(2.0 * (mine[:, None] - others))
-    expected = [row[m].mean() if m.any() else 0.0 for row, m in zip(wins, np.asarray(given.mask), strict=True)]
-    np.testing.assert_allclose(PAR(k=2.0)(given), expected, rtol=1e-5)
+    expected = [row[m].mean() if m.any() else 0.5 for row, m in zip(wins, np.asarray(given.mask), strict=True)]
+    np.testing.assert_allclose(PAR(k=2.0)(given), expected, rtol=1e-5)  # who meets nobody has an even match
 
 
 def test_par_with_one_anchor_is_the_win_probability_of_a_bradley_terry_judge():
@@ -183,7 +183,7 @@ def test_running_scores_are_normalised_by_those_of_the_steps_before():
         before = np.concatenate(steps[:n] or steps[:1])
         expected = (step - before.mean()) / before.std()
         np.testing.assert_allclose(scores.RunningNorm()(given), expected, rtol=1e-4, atol=1e-5)
-        moments = scores.met(moments, given.scores)
+        moments = scores.with_more(moments, given.scores)
     np.testing.assert_allclose(moments, [18, np.mean(steps), np.std(steps)], rtol=1e-5)
     same = Judgements(empty > 0, scores=jnp.full(6, 7.0))
     np.testing.assert_array_equal(scores.RunningNorm(eps=0.0)(same), 0.0)

@@ -23,15 +23,25 @@ def test_who_beats_an_anchor_clearly_takes_the_place_of_the_one_that_is_beaten_t
     kept = KeptAnchors(TEXTS, 0.8)
     wins = [[0.6, 0.7], [0.85, 0.9], [0.79, 0.5], [0.1, 0.5]]
     met = [[True, True], [True, True], [True, False], [True, False]]
-    assert kept.learn(np.array([2, 1]), ["one", "two", "three", "four"], judged(wins, met), 2) == 1
+    whole, responses = np.zeros(4, bool), ["one", "two", "three", "four"]
+    assert kept.learn(np.array([2, 1]), responses, whole, judged(wins, met), 2) == 1
     assert [list(kept[i]) for i in range(3)] == [["a", "b"], ["c"], ["d", "two"]]
     # Whom nobody has met stays, however the judge would answer.
-    assert kept.learn(np.array([2]), ["x", "y"], judged([[0.7, 0.99]] * 2, [[True, False]] * 2), 2) == 0
+    assert kept.learn(np.array([2]), ["x", "y"], whole[:2], judged([[0.7, 0.99]] * 2, [[True, False]] * 2), 2) == 0
+
+
+def test_cut_and_empty_responses_stand_for_no_prompt_and_a_record_changes_once():
+    kept, met = KeptAnchors(TEXTS, 0.8), [[True]] * 3
+    wins = judged([[0.9], [0.95], [0.85]], met)
+    assert kept.learn(np.array([1, 1, 1]), ["", "cut", "whole"], np.array([False, True, False]), wins, 1) == 1
+    assert list(kept[1]) == ["whole"]
+    assert kept.learn(np.array([1, 1, 1]), ["x", "best", "z"], np.zeros(3, bool), wins, 1) == 1
+    assert list(kept[1]) == ["best"]
 
 
 def test_a_continued_stage_has_the_anchors_of_the_one_that_was_stopped():
     kept, again = KeptAnchors(TEXTS, 0.6), KeptAnchors(TEXTS, 0.6)
-    kept.learn(np.array([1]), ["better"], judged([[0.9]], [[True]]), 1)
+    kept.learn(np.array([1]), ["better"], np.zeros(1, bool), judged([[0.9]], [[True]]), 1)
     again.set_state(kept.get_state())
     assert [list(again[i]) for i in range(len(again))] == [["a", "b"], ["better"], ["d", "e"]]
     assert TEXTS[1] == ("c",)
@@ -48,7 +58,7 @@ def test_the_next_step_meets_the_new_anchors():
     kept = KeptAnchors([("",)] * 4, 0.6)
     setup = setup._replace(anchors=kept, judges=[likes_long])
     done = roll_out(setup, policy_state(policy), np.arange(4), 1)
-    left = kept.learn(np.arange(4), done.responses, done.judged[0], 2)
+    left = kept.learn(np.arange(4), done.responses, np.zeros(8, bool), done.judged[0], 2)
     groups = np.array(done.responses, object).reshape(4, 2)
     longest = [max(group, key=len) for group in groups]
     assert left == sum(map(bool, longest)) > 0

@@ -63,6 +63,7 @@ def own_pairs(
     generative: dict[str, Any],
     online: dict[str, Any],
     method: str = "pairwise_rl",
+    arm: str = "pairwise_ppo",
     bradley_terry: dict[str, Any] | None = None,
     critic: dict[str, Any] | None = None,
     sft: dict[str, Any] | None = None,
@@ -84,6 +85,7 @@ def own_pairs(
       holdout: first rows of PAIRS, for validation and the final table; the others train.
       generative, online: values of these sections.
       method: a row of `METHODS`.
+      arm: name of the stage that trains the policy by it.
       bradley_terry: values of Bradley-Terry judges, for methods that ask them.
       critic: values of the critic, for methods that have one.
       sft: values of a stage of SFT on the chosen responses, which the policy then starts from; None starts from MODEL.
@@ -120,7 +122,6 @@ def own_pairs(
         stages["referee"] = c.generative(**{"data": for_referee, **compares})
     if preset.method.opponents.candidates == Anchors.candidates:
         stages |= dict(anchors=c.anchors(prompts=prompts, choice="reference"))
-    arm = "pairwise_ppo" if method == "pairwise_rl" else method
     stages[arm] = c.online(
         method,
         prompts=prompts,
@@ -144,14 +145,14 @@ def own_pairs(
 
 
 def split_method(arguments: str) -> tuple[str, str]:
-    """`MODEL,PAIRS,NAME` -> `MODEL,PAIRS` and the name of a method, which is Pairwise-RL's where there is none.
+    """`MODEL,PAIRS,NAME` -> `MODEL,PAIRS` and the name of a method; "" where there is none.
 
     Raises:
       ValueError: there is no such method.
     """
     pairs, _, name = arguments.rpartition(",")
     if "," not in pairs or "." in name:  # the end of a file's name
-        return arguments, "pairwise_rl"
+        return arguments, ""
     if name not in METHODS:
         raise ValueError(f"{arguments!r}: {name!r} is no method; expected one of {', '.join(METHODS)}")
     return pairs, name

@@ -37,6 +37,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     """`MODEL,PAIRS[,NAME]`: a model directory, a file of preference pairs, and a method."""
     pairs, named = split_method(arguments)
     method = named or "pairwise_rl"
+    arm = "pairwise_ppo" if method == "pairwise_rl" else method
     adapters = c.lora(rank=16, alpha=32.0)
     judge = dict(
         lora=adapters,
@@ -50,7 +51,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         title=f"{METHODS[method].title} on your own model and pairs",
         holdout=100,
         method=method,
-        arm=named or "pairwise_ppo",
+        arm=arm,
         generative=judge,
         bradley_terry=judge,
         critic=dict(warmup="5 steps", optimizer=dict(learning_rate=1e-4)),

@@ -61,7 +61,7 @@ def test_row_42_the_stage_writes_usable_anchors_and_its_result_has_the_counters(
     """From sampling to `anchors.jsonl`: which responses are truncated is what the sampler says."""
     tokenizer, model = LetterTokenizer(), make_decoder(layers=1)
     rows = dict(kind="anchors", samples=3, keep=1)
-    section = SimpleNamespace(**{**c.anchors(), **rows, "batch_size": 5})
+    section = ConfigDict({**c.anchors(), **rows, "batch_size": 5})
     records = [PromptRecord(str(i), user("a")) for i in range(5)]
     calls = iter(range(3))
 
@@ -80,7 +80,7 @@ def test_row_42_the_stage_writes_usable_anchors_and_its_result_has_the_counters(
         stage=lambda name: tmp_path,
         directory=tmp_path,
         name="anchors",
-        config=ConfigDict({"anchors": vars(section), "judges": {}}),
+        config=ConfigDict({"anchors": section, "judges": {}}),
         key=context.key,
         mesh=context.mesh,
         defaults=context.defaults,

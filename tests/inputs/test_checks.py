@@ -42,7 +42,7 @@ def stages(*names: str) -> str:
         (["sft.optimizer.warmup=warm"], ["sft.optimizer.warmup"]),
         # Words that are options, in whichever stage.
         (["pairwise_ppo.opponents.kind=ancor"], ["pairwise_ppo.opponents.kind='ancor'", "'anchors', 'pool', 'peer'"]),
-        (["ppo.reward.kind=points"], ["ppo.reward.kind='points'", "'score', 'win_probability'"]),
+        (["ppo.reward.kind=points"], ["ppo.reward.kind='points'", "'win_probability', 'score'"]),
         (["group_ppo.reward.map=square"], ["group_ppo.reward.map", "'centred'"]),
         (["ppo.surrogate.reduce=mean"], ["ppo.surrogate.reduce", "'token_mean'"]),
         (["ppo.regulariser.kind=kl"], ["ppo.regulariser.kind='kl'", "'reward_kl', 'loss_kl', 'inside_kl'"]),

@@ -10,7 +10,8 @@ from prl_jax.losses import cispo_loss, ppo_policy_loss, reduce_tokens, reinforce
 MASK = np.arange(4) < np.array([4, 2, 0])[:, None]
 KEPT = jnp.asarray(MASK)
 RNG = np.random.default_rng(0)
-DRAWN = [-RNG.exponential(size=MASK.shape), -RNG.exponential(size=MASK.shape), RNG.normal(size=MASK.shape)]
+SAMPLED = -RNG.exponential(size=MASK.shape)
+DRAWN = [SAMPLED + 0.3 * RNG.normal(size=MASK.shape), SAMPLED, RNG.normal(size=MASK.shape)]
 LOGP, OLD, ADV = (jnp.float32(np.where(MASK, x, np.nan)) for x in DRAWN)
 
 

@@ -86,7 +86,8 @@ def check_same(one: Path, other: Path) -> None:
         for a, b in zip(expected, found, strict=True):
             (numbers, texts), (other_numbers, other_texts) = parts_of(a), parts_of(b)
             assert texts == other_texts, name
-            np.testing.assert_allclose(other_numbers, numbers, 1e-4, 1e-4, err_msg=f"{name}, {a}")
+            # The explained variance is a small difference of large numbers.
+            np.testing.assert_allclose(other_numbers, numbers, 1e-4, 3e-4, err_msg=f"{name}, {a}")
 
 
 def test_the_readmes_command_does_in_two_processes_what_it_does_in_one(alone, two):

@@ -164,7 +164,7 @@ def test_a_part_of_a_stage_draws_as_its_rows_of_the_whole(tmp_path, monkeypatch)
     monkeypatch.setattr(models, "load_judge", lambda *_, **__: UtilityJudge(lambda prompt, text: 0.0))
     monkeypatch.setattr(win_rate, "read_card", lambda *_: card)
     monkeypatch.setattr(win_rate, "model_tokenizer", lambda *_: tokenizer)
-    monkeypatch.setattr(win_rate, "_kl", lambda _, __, ___, rollout, ____: np.zeros(len(rollout.mask)))
+    monkeypatch.setattr(win_rate, "_kl", lambda _, __, ___, rollout, *____: np.zeros(len(rollout.mask)))
 
     def check(count):
         for key in {key for key, _, _ in seen}:

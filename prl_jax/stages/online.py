@@ -83,7 +83,7 @@ def run(context: StageContext) -> dict[str, float]:
             samples.write(sample_rows(setup, n, done, experience))
         return state, {**metrics, **(watched(*watching, done) if due(n, log_every, total) else {})}
 
-    changing = {"anchors": setup.anchors} if isinstance(setup.anchors, KeptAnchors) else {}
+    changing = {"kept_anchors": setup.anchors} if isinstance(setup.anchors, KeptAnchors) else {}
     training = Training(
         card=setup.card,
         tokenizer=setup.tokenizer,

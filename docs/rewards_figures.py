@@ -47,7 +47,8 @@ class Panel(NamedTuple):
 
 def svg_of(name: str, panels: Sequence[Panel], columns: int) -> str:
     """The panels as one picture, so many side by side."""
-    width, height = max(p.width for p in panels), max(p.height for p in panels)
+    width = max(max(p.width, LEFT + 8 * len(p.title)) for p in panels)  # a letter of a title has 8 pixels, at most
+    height = max(p.height for p in panels)
     rows = -(-len(panels) // columns)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width * columns} {height * rows}" '

@@ -47,7 +47,7 @@ class Panel(NamedTuple):
 
 def svg_of(name: str, panels: Sequence[Panel], columns: int) -> str:
     """The panels as one picture, so many side by side."""
-    width = max(max(p.width, LEFT + 8 * len(p.title)) for p in panels)  # a letter of a title has 8 pixels, at most
+    width = max(max(p.width, LEFT + 9 * len(p.title)) for p in panels)  # a letter of a title has 9 pixels, about
     height = max(p.height for p in panels)
     rows = -(-len(panels) // columns)
     parts = [

@@ -38,6 +38,7 @@ def one(folder):
     return load(folder, "one")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MESHES)
 def test_eight_devices_compute_what_one_does(one, folder, name):
     check(load(folder, name), one)

@@ -30,7 +30,7 @@ def get_config():
         evaluation=dict(every="0 steps"),
     )
     switches = dict(
-        stop_kl=1e-9, skip_updates=2, spike=50.0, overlong=(2, 0.5), length_weight=0.1, flat_groups="redraw",
+        stop_kl=1e-9, skip_updates=2, spike=50.0, overlong=(2, 0.5), length_weight=0.1,
         reference_ema=0.1, regulariser=dict(kind="loss_kl", ends=(0.01, 0.02)),
     )
     stages = dict(
@@ -40,6 +40,7 @@ def get_config():
         second=c.online(
             "ppo", critic=dict(init_from="first", warmup="1 steps"), duration="4 steps", **policy, **switches
         ),
+        third=c.online("rloo", flat_groups="redraw", duration="1 steps", **policy),
     )
     return c.build(
         stages, gold=dict(families=("sort",), train_rows=32, validation_rows=8, test_rows=8),
@@ -61,12 +62,13 @@ def workdir(tmp_path_factory):
 def test_each_switch_is_logged(workdir):
     rows = read_rows(workdir / "second" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    everywhere = {"skipped_updates", "overlong_penalty", "length_term", "flat_groups", "redrawn", "entropy_weight"}
+    everywhere = {"skipped_updates", "overlong_penalty", "length_term", "entropy_weight"}
     assert all(everywhere <= row.keys() for row in rows)
     np.testing.assert_allclose([row["entropy_weight"] for row in rows], [0, 0.02 / 3, 0.04 / 3, 0.02], rtol=1e-5)
     np.testing.assert_allclose([row["kl_coef"] for row in rows][::3], [0.05, 0.01], rtol=1e-5)
     assert all(row["stopped_updates"] > 0 and row["kl_loss"] > 0 for row in rows[2:])  # the first step is a warm-up
-    assert not everywhere & read_rows(workdir / "first" / "metrics.jsonl")[0].keys()
+    first, third = (read_rows(workdir / stage / "metrics.jsonl")[0] for stage in ("first", "third"))
+    assert not (everywhere | {"flat_groups", "redrawn"}) & first.keys() and {"flat_groups", "redrawn"} <= third.keys()
 
 
 @pytest.mark.long

@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--prompts", type=int, default=256, help="test prompts of best-of-n")
+    parser.add_argument("--prompts", type=int, default=128, help="test prompts of best-of-n")
     parser.add_argument("--samples", type=int, default=128, help="responses to each of them")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -47,28 +48,23 @@ def figure_of(means: Sequence[Mapping[str, Any]]) -> Figure:
     """
     figure = Figure(figsize=(10, 7), layout="constrained")
     for row, (optimiser, title) in zip(figure.subplots(2, 2), OPTIMISERS.items(), strict=True):
+        curves = {arm: [one for one in means if (one["optimiser"], one["arm"]) == (optimiser, arm)] for arm in ARMS}
         for axes, (measure, label) in zip(row, MEASURES.items(), strict=True):
-            for arm in ARMS:
-                points = [one for one in means if one["optimiser"] == optimiser and one["arm"] == arm]
+            for arm, points in curves.items():
                 # Who chooses by exact utility has no proxy.
                 if points and not (arm == "exact" and measure == "proxy_gain"):
                     _curve(axes, points, arm, measure)
             axes.set(title=title, xlabel="KL from SFT, nats per response", ylabel=label)
-            if measure == "utility":
-                axes.axhline(_start(means, optimiser), color="#9ca3af", linewidth=0.8, linestyle=":", label="SFT")
-                axes.legend(fontsize=8)
+        start = fmean(points[0]["utility"] for points in curves.values() if points)
+        row[1].axhline(start, color="#9ca3af", linewidth=0.8, linestyle=":", label="SFT")
+    figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
 def _curve(axes: Axes, points: Sequence[Mapping[str, Any]], arm: str, measure: str) -> None:
     label, colour = ARMS[arm]
-    kl = [point["kl"] for point in points]
-    style = dict(marker="o", markersize=3, color=colour, linestyle="--" if arm == "exact" else "-")
-    axes.plot(kl, [point[measure] for point in points], label=label, **style)
-    ends = [[point[f"{measure}_{end}"] for point in points] for end in ("low", "high")]
-    if None not in (*ends[0], *ends[1]):
-        axes.fill_between(kl, *ends, color=colour, alpha=0.1, linewidth=0)
-
-
-def _start(means: Sequence[Mapping[str, Any]], optimiser: str) -> float:
-    return next(one["utility"] for one in means if one["optimiser"] == optimiser)
+    values = [point[measure] for point in points]
+    highs = [point[f"{measure}_high"] for point in points]  # as far above the mean as the low ends are below
+    halves = None if None in highs else [high - value for high, value in zip(highs, values, strict=True)]
+    style = dict(marker="o", markersize=3, color=colour, linestyle="--" if arm == "exact" else "-", elinewidth=0.6)
+    axes.errorbar([point["kl"] for point in points], values, yerr=halves, label=label, **style)

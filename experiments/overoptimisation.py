@@ -11,7 +11,8 @@ metrics.jsonl is the score that was trained on, `exact_reward` the exact utility
 
 Hardware: 2 CPU cores, 2 GB of memory.
 Time: not measured on an idle machine yet; `prl run` says 5 to 40 minutes before it starts.
-Result: not measured over seeds 0, 1 and 2 yet.
+Result: on seed 0 the exact utility of SFT, 0.48, becomes 0.01 with one judge, 0.50 with the mean of five, 0.53 with the
+worst of them and 0.63 with the mean less half the variance. Other seeds have not been run.
 """
 
 from typing import Any

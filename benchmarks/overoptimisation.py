@@ -119,8 +119,9 @@ def sampled(
     source, out = folder / "best_of_n_prompts.jsonl", folder / "best_of_n_responses.jsonl"
     if not source.is_file():
         write_jsonl(source, rows)
-    files = ["--model", str(folder / "sft"), "--prompts", str(source), "--out", str(out)]
-    subprocess.run([*PRL, "generate", *files, "--seed", str(seed)], check=True)
+    if not out.is_file():  # it has this name once it is whole
+        files = ["--model", str(folder / "sft"), "--prompts", str(source), "--out", str(out)]
+        subprocess.run([*PRL, "generate", *files, "--seed", str(seed)], check=True)
     texts = [row["response"] for _, row in JsonLines(out)]
     return asked, [texts[start : start + samples] for start in range(0, len(texts), samples)]
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-LIMIT = 2e-5  # of float32; on some CPUs the sums of eight devices differ by 1.1e-5
+LIMIT = 1e-5
+# Gradients of the generative judge, whose rows are the longest: on some CPUs they differ by 1.44e-5.
+WIDER = ("generative/gradient: ", 1.5e-5)
 
 
 def load(folder: Path, name: str) -> dict[str, np.ndarray]:
@@ -25,7 +27,7 @@ def check(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None
             np.testing.assert_array_equal(other, array, err_msg=name)
             continue
         scale, least = np.linalg.norm(array.astype(np.float64)), 1.0 if array.ndim == 0 else 1e-3
-        limit = (10 if "/later " in name else 1) * LIMIT
+        limit = (10 if "/later " in name else 1) * (WIDER[1] if name.startswith(WIDER[0]) else LIMIT)
         difference = np.linalg.norm(other.astype(np.float64) - array)
         if not difference <= limit * max(scale, least):
             wrong[name] = (difference, scale)

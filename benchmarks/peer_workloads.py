@@ -187,7 +187,7 @@ def built(package: Path, name: str, size: str) -> Iterator[Step]:
 
 
 def summary(name: str, size: str, times: Sequence[float]) -> dict[str, Any]:
-    """What a contender says at its end: how much it makes in a second."""
+    """Returns the last words of a contender: how much it makes in a second."""
     unit, count = units(name, SIZES[size])
     median, flops = statistics.median(times), workload_flops(name, SIZES[size])
     return {

@@ -78,7 +78,7 @@ FIRST_WORD = 12  # lower ids are structural
 
 
 def units(name: str, size: Size) -> tuple[str, int]:
-    """What a workload makes, and how many of it in one repetition."""
+    """Returns the unit of a workload, and how many of it one repetition makes."""
     generated = size.batch * size.response
     return {
         "W1": ("tokens/s", size.rows * size.length),

@@ -67,7 +67,7 @@ def reachable(room: str, arrows: Iterable[Arrow]) -> set[str]:
 
 
 def picture(sources: Mapping[str, str]) -> Picture:
-    """What the picture of a package without circles shows."""
+    """Returns the picture of a package without circles."""
     rooms = lines_of(sources)
     arrows = {arrow for arrow in imports_between(sources) if LAYERS[arrow[1]] > 0}
     beyond = {room: reachable(room, arrows) for room in rooms}
@@ -76,7 +76,7 @@ def picture(sources: Mapping[str, str]) -> Picture:
 
 
 def drawn(svg: str) -> Picture:
-    """What a picture shows, as its data attributes say."""
+    """Reads a picture back from the data attributes of its SVG."""
     layers, arrows = {}, set()
     for element in ElementTree.fromstring(svg).iter():
         if "data-room" in element.attrib:

@@ -114,7 +114,7 @@ def _piece(piece: Any) -> str:
 
 
 def _kind(slot: str, cls: type) -> str:
-    """What a kind of piece is, and its keys."""
+    """Returns the paragraph of a kind of piece, with its keys."""
     text, sentences = parse(cls)
     shared = parse(PROTOCOLS[slot])[1]
     keys: dict[str, list[dataclasses.Field[Any]]] = {}  # those that one sentence is about

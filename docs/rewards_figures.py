@@ -91,7 +91,7 @@ def _text(x: float, y: float, words: str, anchor: str) -> str:
 
 
 def meetings(piece: opponents.Opponents, size: int = 4) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Whom each of `size` responses meets: names of the candidates, and where the response stands in slot 1 and 2."""
+    """Returns the names of whom `size` responses may meet, and where a response stands in slot 1 and in slot 2."""
     names = [f"y{j + 1}" for j in range(size)]
     if piece.candidates == "none":
         names = []

@@ -18,7 +18,7 @@ SHOWN = 3  # last positions of each row
 
 
 def logits(config: dict[str, Any]) -> list[Any]:
-    """Of the last positions, or the numbers of a reward model; rounded far below the tests' tolerance."""
+    """Returns them of the last positions, or a reward model's numbers; rounded far below the tests' tolerance."""
     tokens = hf_checkpoints.rows()
     with tempfile.TemporaryDirectory() as folder:
         hf_checkpoints.write(Path(folder), config)

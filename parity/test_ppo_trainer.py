@@ -34,7 +34,7 @@ def value_loss(step, update, values):
 
 
 def test_the_rollout_has_all_kinds_of_rows():
-    """What makes the other tests worth something: ended and cut responses, of several lengths, and clipped ratios."""
+    """With all of them the other tests are worth something: ended, cut and clipped responses of several lengths."""
     step = run()
     lengths, room = np.sum(step.rollout.mask, axis=1), step.rollout.mask.shape[1]
     assert len(set(lengths.tolist())) > 3 and min(lengths) < room - 1 and max(lengths) == room

@@ -30,7 +30,7 @@ def opponents(
     keys: Key[Array, "B"] | None = None,
     draws: int = 1,
 ) -> Bool[Array, "B G M"]:
-    """Whom each of `G` responses to a prompt is compared with, of `M` candidates.
+    """The opponents of each of `G` responses to a prompt, of `M` candidates.
 
     Args:
       kind: 'anchor' all candidates; 'pool' `draws` of them, drawn anew with each key and the same for the whole group;

@@ -216,7 +216,19 @@ def _win(frozen: Frozen) -> Float[Array, "P"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairClip(_OfPairs):
+class _Clipped(_OfPairs):
+    """The bounds of both forms of P3O."""
+
+    clip: float = 0.2
+    importance: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_range(self, ("clip",), 0.0, math.inf, above=True)
+        check_range(self, ("importance",), 1.0, math.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairClip(_Clipped):
     """The clipped gap of two log-ratios, see `losses.pairwise_policy_loss` (P3O, arXiv 2310.00212, joint form).
 
     Attributes:
@@ -225,12 +237,6 @@ class PairClip(_OfPairs):
     """
 
     kind: ClassVar[str] = "pair_clip"
-    clip: float = 0.2
-    importance: float = 10.0
-
-    def __post_init__(self) -> None:
-        check_range(self, ("clip",), 0.0, math.inf, above=True)
-        check_range(self, ("importance",), 1.0, math.inf)
 
     def __call__(self, logp, frozen, coefficient):
         return pairwise_policy_loss(
@@ -245,7 +251,7 @@ class PairClip(_OfPairs):
 
 
 @dataclasses.dataclass(frozen=True)
-class PairTokenClip(_OfPairs):
+class PairTokenClip(_Clipped):
     """The gap of two rewards with each token clipped by itself, see `losses.pair_token_loss` (P3O, separate form).
 
     Attributes:
@@ -256,12 +262,6 @@ class PairTokenClip(_OfPairs):
     """
 
     kind: ClassVar[str] = "pair_token_clip"
-    clip: float = 0.2
-    importance: float = 10.0
-
-    def __post_init__(self) -> None:
-        check_range(self, ("clip",), 0.0, math.inf, above=True)
-        check_range(self, ("importance",), 1.0, math.inf)
 
     def __call__(self, logp, frozen, coefficient):
         paired = lambda x: x.reshape(-1, 2, x.shape[-1])  # noqa: E731

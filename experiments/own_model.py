@@ -8,8 +8,9 @@
 MODEL is an instruction-tuned Hugging Face checkpoint directory (config.json, safetensors, tokenizer). PAIRS.jsonl[.gz]
 has `prompt`, `chosen` and `rejected` in each row; the first 100 rows are kept for evaluation. Of 400 others and more,
 the first quarter trains a second judge, `referee`, which tells the win rates; the second one gives the prompts of PPO,
-with their chosen responses as anchors; the rest, half of them, trains the judge that PPO asks. Fewer train one judge,
-which does both. The split is by row: pairs of one prompt that stand next to each other mostly stay together.
+with their chosen responses as anchors (LSC, which needs several of a prompt, meets samples of MODEL); the rest, half of
+them, trains the judge that PPO asks. Fewer train one judge, which does both. The split is by row: pairs of one prompt
+that stand next to each other mostly stay together.
 A third word is a method of docs/methods.md that takes the place of Pairwise-RL (its stage then has the method's name),
 with the judge that it needs: a Bradley-Terry judge `bt` where it asks for scores, three or two of them for a method
 that asks several. A step has 64 responses, whatever the method.

@@ -7,7 +7,7 @@ from prl_jax.judges.gold import GoldJudge
 from prl_jax.judges.python import PythonJudge, ScoredPythonJudge, load_function
 from prl_jax.judges.remote import RemoteJudge
 from prl_jax.judges.scalar import ScalarJudge
-from prl_jax.judges.verifier import Check, Constraints, Exact, Number, Pattern, VerifierJudge
+from prl_jax.judges.verifier import Check, Constraints, Exact, Grade, Number, Pattern, VerifierJudge
 
 __all__ = [
     "Check",
@@ -18,6 +18,7 @@ __all__ = [
     "Exact",
     "GenerativeJudge",
     "GoldJudge",
+    "Grade",
     "Judge",
     "Judged",
     "Number",

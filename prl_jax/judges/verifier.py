@@ -87,6 +87,35 @@ class Number:
 
 
 @dataclasses.dataclass(frozen=True)
+class Grade:
+    """The response ends in a grade that compares two texts: 1 for that of the reference answer, 1/2 for another one
+    that names the same winner, 0 else.
+
+    It rewards a judge that writes its verdicts and is trained as a policy, on prompts that are comparisons (Think-RM,
+    arXiv 2505.16265). For verdicts that are words, `Exact` does.
+
+    Attributes:
+      even: the grade between those that name the first response and those that name the second one, such as 3.5 on a
+        scale from 1 to 6; it may be a grade itself, which names nobody.
+    """
+
+    even: float = 0.0
+    reads_answers = True
+
+    def expected(self, reference: str | None, meta: Mapping[str, Any]) -> Fraction:
+        return Number().expected(reference, meta)
+
+    def scores(self, responses: Sequence[str], expected: Sequence[Fraction]) -> list[float]:
+        pairs = zip(map(final_number, responses), expected, strict=True)
+        return [0.0 if found is None else self._score(found, right) for found, right in pairs]
+
+    def _score(self, found: Fraction, right: Fraction) -> float:
+        if found == right:
+            return 1.0
+        return 0.5 if (found - Fraction(self.even)) * (right - Fraction(self.even)) > 0 else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Pattern:
     """A regular expression is found in the response. What its group `answer` matches there, if it has one, is the
     reference answer, white space aside.

@@ -102,6 +102,21 @@ class Method:
                 "response is written; set it to false"
             )
 
+    def check_opponents(self, group_size: int, anchors: int) -> None:
+        """Raises `UserError` where a response meets fewer opponents than the reward needs.
+
+        Args:
+          group_size: responses to a prompt.
+          anchors: anchors that are kept for a prompt.
+        """
+        met, least = self.opponents.per_response(group_size, anchors), self.reward.least_opponents
+        if self.reward.compares and met < least:
+            kept = f", of {anchors} kept for a prompt" if self.opponents.candidates == "anchors" else ""
+            raise UserError(
+                f"opponents={self.opponents.kind!r}: the reward {self.reward.kind!r} needs at least {least} opponents "
+                f"of a response, and it meets {met}{kept}; give it more, or take another reward"
+            )
+
     def check_group(self, group_size: int) -> None:
         """Raises `UserError` where a prompt has not as many responses as the pieces need."""
         pieces = (self.opponents, self.baseline, self.surrogate)

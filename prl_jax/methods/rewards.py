@@ -58,11 +58,15 @@ class Reward(Protocol):
       normalises: whether it reads the moments of the scores that the stage has met.
       relative: whether the reward of a response depends on those of other prompts too.
       antisymmetric: whether what one response of a comparison earns, less that of an even match, the other one loses.
+      least_opponents: how many opponents it needs at least to mean what it says, where it compares.
     """
 
     kind: ClassVar[str]
     asks: ClassVar[str]
     normalises: ClassVar[bool]
+
+    @property
+    def least_opponents(self) -> int: ...
 
     @property
     def relative(self) -> bool: ...
@@ -84,6 +88,10 @@ class Reward(Protocol):
         """The reward of an even match, where a critic starts."""
         ...
 
+    def merged(self, merge: str) -> str:
+        """How two orders become one answer, of `SPACES`; `merge` is how the judge does it."""
+        ...
+
     def __call__(self, *judged: Judgements) -> Float[Array, "N"]: ...
 
     def differences(self, judged: Judgements) -> Float[Array, "N M"]:
@@ -95,6 +103,13 @@ class OneJudge:
     """Rewards that ask the stage's judge."""
 
     normalises: ClassVar[bool] = False
+
+    @property
+    def least_opponents(self) -> int:
+        return 1
+
+    def merged(self, merge: str) -> str:
+        return merge
 
     @property
     def relative(self) -> bool:
@@ -142,6 +157,9 @@ class WinProbability(OneJudge):
         if self.merge and self.map == "verdicts":
             raise UserError(f"merge={self.merge!r}: the map 'verdicts' sees each order by itself; set it to ''")
 
+    def merged(self, merge):
+        return self.merge or merge
+
     @property
     def compares(self) -> bool:
         return True
@@ -168,4 +186,4 @@ class WinProbability(OneJudge):
         return jnp.where(judged.mask, wins - even_reward(self.map), 0.0)
 
     def _options(self, judged: Judgements):
-        return dict(space=self.merge or judged.merge, f=self.map, tie=self.tie)
+        return dict(space=self.merged(judged.merge), f=self.map, tie=self.tie)

@@ -120,6 +120,10 @@ class LSC(_Scored):
             raise UserError(f"quantile={self.quantile!r}, expected above 0 and below 1")
         check_word(self, "fit", FITS)
 
+    @property
+    def least_opponents(self) -> int:
+        return 2  # every quantile of one score is that score
+
     def shaped(self, judged):
         options = dict(quantile=self.quantile, fit=self.fit)
         return lsc_shape(judged.scores, judged.opponent_scores, judged.mask, **options)
@@ -260,6 +264,9 @@ class Several:
     def _weights(self) -> tuple[float, ...]:
         return self.weights or (1.0,) * len(self.judges)
 
+    def merged(self, merge):
+        return merge
+
     @property
     def relative(self) -> bool:
         return self.aggregate == "log_tame" or any(SHAPES[shape].of_batch for shape in self.shapes)
@@ -275,6 +282,10 @@ class Several:
     @property
     def compares(self) -> bool:
         return any(SHAPES[shape].compares for shape in self.shapes)
+
+    @property
+    def least_opponents(self) -> int:
+        return max((SHAPES[shape].least_opponents for shape in self.shapes), default=1)
 
     @property
     def even(self) -> float:

@@ -118,6 +118,12 @@ def check_anchors(check: Checking, name: str) -> None:
     stage = anchors_stage(section)
     if section.opponents.kind in ("anchors", "pool"):
         check.reference(name, "opponents.stage", stage, ("anchors",))
+    anchors = check.config[stage] if stage else None
+    kept = 0 if anchors is None else 1 if anchors.choice == "reference" else anchors.keep
+    try:
+        method_in(section).check_opponents(section.group_size, kept)
+    except UserError as error:  # it begins with the key
+        raise UserError(f"{name}.{error}") from error
     if stage and not _covers(check.config[stage].prompts, section.prompts):
         raise UserError(f"{name}.prompts reads prompts that {stage}.prompts does not; give both the same source")
 

@@ -72,13 +72,13 @@ def own_pairs(
 ) -> ConfigDict:
     """Pairwise-RL, or another method, on a model directory and a file of preference pairs.
 
-    The judge that the method needs, trained on the pairs, chosen responses as anchors where the method meets any, the
-    policy and an evaluation. A judge that the policy has learned to please cannot tell how good it has become: of
-    `_ENOUGH` pairs and more, a quarter trains a judge of its own, the referee, which is generative and tells the win
-    rates, the prompts of another quarter are the policy's, and half of the pairs train the judge that the policy asks.
-    Of fewer pairs all train the one judge, which then tells the win rates too, as the report says. The split is by row:
-    pairs of one prompt that stand apart in the file may come to both sides of it. A file that is not there, which `prl
-    plan` does not need, counts as one that is split.
+    The judge that the method needs, trained on the pairs, anchors where the method meets any (chosen responses, or
+    samples where its reward needs several of a prompt), the policy and an evaluation. A judge that the policy has
+    learned to please cannot tell how good it has become: of `_ENOUGH` pairs and more, a quarter trains a judge of its
+    own, the referee, which is generative and tells the win rates, the prompts of another quarter are the policy's, and
+    half of the pairs train the judge that the policy asks. Of fewer pairs all train the one judge, which then tells the
+    win rates too, as the report says. The split is by row: pairs of one prompt that stand apart in the file may come to
+    both sides of it. A file that is not there, which `prl plan` does not need, counts as one that is split.
 
     Args:
       arguments: `MODEL,PAIRS`, the part of `--config FILE.py:MODEL,PAIRS`.
@@ -121,7 +121,10 @@ def own_pairs(
     if quarter:
         stages["referee"] = c.generative(**{"data": for_referee, **compares})
     if preset.method.opponents.candidates == Anchors.candidates:
-        stages |= dict(anchors=c.anchors(prompts=prompts, choice="reference"))
+        # One chosen response stands for a prompt; a reward that needs more of them meets samples.
+        sampled = dict(policy=policy, judge=judges.trained[0], samples=4, keep=4, batch_size=evaluation_batch)
+        few = preset.method.reward.least_opponents == 1
+        stages |= dict(anchors=c.anchors(prompts=prompts, **dict(choice="reference") if few else sampled))
     stages[arm] = c.online(
         method,
         prompts=prompts,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from prl_jax.methods import METHODS, Anchors, section_of
+from prl_jax.methods import METHODS, Anchors
 from prl_jax.stages import config as c
 from prl_jax.stages.recipes_judges import Asked
 
@@ -82,7 +82,7 @@ def built_in_tasks(
     stages = dict(sft=c.sft(duration=f"{size.sft} steps", **_fitted(size), max_prompt=14, max_response=10))
     stages |= {name: _bradley_terry(size) for name in scoring} | {name: _generative(size) for name in comparing}
     if anchors or any(method.opponents.candidates == Anchors.candidates for method in methods):
-        keep = 4 if any("quantile" in section_of(method.reward) for method in methods) else 1
+        keep = 4 if any(method.reward.least_opponents > 1 for method in methods) else 1
         stages |= dict(anchors=c.anchors(prompts=prompts, judge=next(iter(judges), "gold"), keep=keep))
     stages |= {name: _policy(arm, size, prompts) for name, arm in arms.items()}
     stages |= dict(

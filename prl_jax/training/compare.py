@@ -63,6 +63,7 @@ def rewards_of(
         first, second = (np.asarray(slot).reshape(mask.shape) for slot in opponents.slots(grouped, keys))
         within = group_size if opponents.candidates == "group" else 0
         answers = [_compared(judge, rows, first, second, within) for judge in judges]
+        answers = [(one._replace(merge=reward.merged(one.merge)), parts) for one, parts in answers]
     else:
         answers = [_scored(judge, rows) for judge in judges]
     judged, asked = (

@@ -163,6 +163,13 @@ def test_a_third_word_of_own_model_is_a_method_and_two_words_are_pairwise_rl():
     plain, rloo = own.get_config(given), own.get_config(f"{given},rloo")
     assert plain.to_dict() == own.get_config(f"{given},pairwise_rl").to_dict() and "pairwise_ppo" in plain.stages
     assert rloo.stages == ("bt", "referee", "rloo", "evaluation") and rloo.rloo.prompts_per_step == 16
+    lsc, par = (own.get_config(f"{given},{name}").anchors for name in ("lsc", "par"))
+    assert (lsc.choice, lsc.keep, lsc.policy, lsc.judge) == (
+        "best_of_n",
+        4,
+        str(MODEL),
+        "bt",
+    ) and par.choice == "reference"
     assert own.get_config(f"{MODEL},some,pairs.jsonl").genrm.data.path == "some,pairs.jsonl"
     with pytest.raises(ValueError, match="'grop' is no method"):
         own.get_config(f"{given},grop")

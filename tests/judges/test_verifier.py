@@ -8,7 +8,7 @@ import pytest
 from fakes import user
 
 from prl_jax.errors import UserError
-from prl_jax.judges import Constraints, Exact, Number, Pattern, ScoringJudge, VerifierJudge, patterns
+from prl_jax.judges import Constraints, Exact, Grade, Number, Pattern, ScoringJudge, VerifierJudge, patterns
 from prl_jax.judges.constraints import CONSTRAINTS, read_constraint
 from prl_jax.judges.final_number import final_number
 
@@ -131,6 +131,9 @@ def test_each_check_tells_right_from_wrong():
     assert scores(Number(), "#### 1/3", ["2/6", "0.333", "one third"]) == [1, 0, 0]
     assert scores(Number(tolerance=0.01), "#### 1/3", ["0.333", "0.35", "-1/3"]) == [1, 0, 0]
     assert scores(Number(tolerance=0.1), "0", ["0.1", "0.2", "-0.1"]) == [1, 0, 1]
+    assert scores(Grade(3.5), "#### 2", ["I say 2", "1", "3", "4", "none", "2.5"]) == [1, 0.5, 0.5, 0, 0, 0.5]
+    assert scores(Grade(), "-2", ["-2", "-1", "0", "2"]) == [1, 0.5, 0, 0]
+    assert scores(Grade(), "0", ["0", "1", "-1"]) == [1, 0, 0]
     answer = Pattern(r"Answer: (?P<answer>\S+)")
     assert scores(answer, "42", ["x\nAnswer: 42", "Answer: 41", "42"]) == [1, 0, 0]
     plain = Pattern("(?i)^yes|no$")
@@ -151,6 +154,7 @@ def test_an_expression_that_runs_away_is_ended():
     [
         (Exact(), None, {}, "no reference answer"),
         (Number(), "none", {}, 'no number in the reference answer "none"'),
+        (Grade(), "A", {}, 'no number in the reference answer "A"'),
         (Constraints(), "x", {}, 'expected lists "instruction_id_list" and "kwargs" in "meta"'),
         (Constraints(), "x", {"instruction_id_list": ["a"], "kwargs": []}, "1 constraints and 0 kwargs"),
     ],

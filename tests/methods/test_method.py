@@ -1,6 +1,7 @@
 """Which pieces work together, and how a method stands in a config."""
 
 import ast
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -16,7 +17,9 @@ from prl_jax.methods import (
     SLOTS,
     Anchors,
     Critic,
+    Group,
     Method,
+    NoOpponent,
     PairClip,
     Pool,
     Preset,
@@ -118,6 +121,23 @@ def test_a_group_has_as_many_responses_as_the_pieces_need(name, works, refused, 
     for size in refused:
         with pytest.raises(UserError, match=f"group_size={size}: .*{message}"):
             method.check_group(size)
+
+
+@pytest.mark.parametrize(
+    ("name", "opponents", "kept", "message"),
+    [
+        ("lsc", Anchors(), 1, "opponents='anchors': the reward 'lsc' needs at least 2 .*meets 1, of 1 kept"),
+        ("lsc", Pool(draws=1), 4, "meets 1, of 4 kept"),
+        ("lsc", Group(), 0, ""),
+        ("lsc", Pool(draws=2), 4, ""),
+        ("par", Anchors(), 1, ""),
+        ("ppo", NoOpponent(), 0, ""),
+    ],
+)
+def test_a_response_meets_as_many_opponents_as_its_reward_needs(name, opponents, kept, message):
+    method = dataclasses.replace(METHODS[name].method, opponents=opponents)
+    with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+        method.check_opponents(4, kept)
 
 
 @pytest.mark.parametrize("name", METHODS)

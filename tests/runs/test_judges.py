@@ -109,6 +109,7 @@ def test_scores_are_asked_of_who_has_them(rules):
         ({"v": c.judge("verifier", check="taste")}, "judges.v.check='taste', expected one of 'exact', 'number'"),
         ({"v": c.judge("verifier", tolerance=0.1)}, "judges.v.tolerance=0.1: check='exact' does not read it"),
         ({"v": c.judge("verifier", check="number", tolerance=-1.0)}, "judges.v.tolerance=-1.0, expected at least 0"),
+        ({"v": c.judge("verifier", even=3.5)}, "judges.v.even=3.5: check='exact' does not read it"),
         ({"v": c.judge("verifier", check="regex")}, "judges.v.pattern: empty"),
         ({"v": c.judge("verifier", check="regex", pattern="(")}, r'judges.v.pattern: "\(" is no regular expression'),
         (

@@ -9,7 +9,13 @@ from running import prl
 from prl_jax.methods import METHODS
 from prl_jax.metrics import read_metrics
 
+RULE = """
+def heavier(prompts, first, second):
+    return [0.5 + 0.4 * ((x := sum(map(ord, one)) - sum(map(ord, other))) > 0) - 0.4 * (x < 0)
+            for one, other in zip(first, second)]
+"""
 CONFIG = """
+from prl_jax.losses.pairwise_ppo import HARD_MAPS
 from prl_jax.methods import METHODS
 from prl_jax.stages import config as c
 
@@ -21,14 +27,16 @@ def get_config(names):
         bt=c.bradley_terry(init_from="sft", duration="1 steps", **lengths, **few),
         bt2=c.bradley_terry(init_from="sft", duration="1 steps", **lengths, **few),
         genrm=c.generative(init_from="sft", duration="1 steps", max_length=32, **few),
-        anchors=c.anchors(prompts=prompts, choice="reference"),
+        anchors=c.anchors(prompts=prompts, judge="bt", keep=2),
     )
-    judges = {}
+    # Hard maps get a rule that tells responses apart: a judge after one step may favour a slot, and all are then even.
+    judges = dict(rule=c.judge(kind="python", path=RULE))
     for name in names.split(","):
         preset = METHODS[name]
         method = preset.method
         critic = dict(critic=dict(warmup="1 steps")) if method.baseline.reads_values else {}
-        judge = dict(judge="bt" if method.reward.asks == "scores" else "genrm")
+        compared = "rule" if getattr(method.reward, "map", "") in HARD_MAPS else "genrm"
+        judge = dict(judge="bt" if method.reward.asks == "scores" else compared)
         if method.reward.kind == "several":
             judge = dict(judge="", reward=dict(judges=("bt", "bt2")))
         if preset.judge:
@@ -60,7 +68,8 @@ OTHERS = [name for name in METHODS if name not in FIRST]
 @pytest.mark.parametrize("names", [FIRST, pytest.param(OTHERS, marks=pytest.mark.long)], ids=["one a shape", "others"])
 def test_every_method_of_the_table_runs(tmp_path, names):
     """Two steps each: the second one moves the policy; a critic exists where the method has values."""
-    (tmp_path / "methods.py").write_text(CONFIG)
+    (tmp_path / "rule.py").write_text(RULE)
+    (tmp_path / "methods.py").write_text(f"RULE = {str(tmp_path / 'rule.py:heavier')!r}\n{CONFIG}")
     run = tmp_path / "run"
     config = f"{tmp_path / 'methods.py'}:{','.join(names)}"
     done = prl("run", "--config", config, "--workdir", run, "--compilation_cache_dir=")

@@ -77,6 +77,16 @@ def test_groups_equal_plain_python(piece):
     assert set(asked_pairs) == {pair for pair in pairs if len(pair[1]) == 2}
 
 
+def test_everybody_sees_orders_that_are_merged_as_the_reward_does():
+    """The reward, and what is measured of its judgements: how a judge merges them counts where the reward leaves it."""
+    for merge in ("", "probability", "logit"):
+        got = ask(judge(), Group(), PROMPTS, RESPONSES, reward=WinProbability(merge=merge))
+        (judged,) = got.judged
+        assert judged.merge == (merge or "probability")
+        np.testing.assert_allclose(WinProbability()(judged), got.reward)
+    assert np.abs(got.reward - ask(judge(), Group(), PROMPTS, RESPONSES).reward).max() > 0.01
+
+
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_rewards_of_a_group_add_up_to_half_its_size(size):
     """Whatever one member wins, another loses."""

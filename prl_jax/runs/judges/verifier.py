@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from prl_jax.config.declare import filled, source
 from prl_jax.data.sources import Records
 from prl_jax.errors import UserError, naming
-from prl_jax.judges import Check, Constraints, Exact, Number, Pattern, VerifierJudge
+from prl_jax.judges import Check, Constraints, Exact, Grade, Number, Pattern, VerifierJudge
 from prl_jax.runs.judges.kind import JudgeKind, Surroundings
 from prl_jax.text.chat import Prompt
 
@@ -25,6 +25,7 @@ class _Way(NamedTuple):
 _WAYS = {
     "exact": _Way((), lambda section: Exact()),
     "number": _Way(("tolerance",), lambda section: Number(section.tolerance)),
+    "grade": _Way(("even",), lambda section: Grade(section.even)),
     "regex": _Way(("pattern",), lambda section: Pattern(section.pattern)),
     "constraints": _Way((), lambda section: Constraints()),
 }
@@ -34,10 +35,11 @@ def declare(**values: Any) -> dict[str, Any]:
     """Returns the section of a verifier."""
     defaults = dict(
         kind="verifier",
-        check="exact",  # or "number", "regex", "constraints" (`judges.verifier`)
+        check="exact",  # or "number", "grade", "regex", "constraints" (`judges.verifier`)
         # Records that say what is right: each prompt's reference answer or, for constraints, its `meta`.
         answers=source(),
         tolerance=0.0,  # of numbers: a share of the right one; 0 compares exact fractions
+        even=0.0,  # of grades: what stands between those for one response and those for the other
         pattern="",  # of regex; what its group `answer` matches has to be the reference answer, if it has that group
     )
     return filled(defaults, values, "judge")
@@ -48,7 +50,7 @@ def check(section: ConfigDict) -> None:
     if section.check not in _WAYS:
         raise UserError(f"check={section.check!r}, expected one of {', '.join(map(repr, _WAYS))}")
     way, defaults = _WAYS[section.check], declare()
-    for key in ("tolerance", "pattern"):
+    for key in ("tolerance", "even", "pattern"):
         if key not in way.keys and section[key] != defaults[key]:
             raise UserError(f"{key}={section[key]!r}: check={section.check!r} does not read it; leave it out")
     if not way.made(section).reads_answers and section.answers.to_dict() != defaults["answers"]:

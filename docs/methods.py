@@ -84,10 +84,10 @@ QUESTIONS = dict(
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD, _table(_METHOD_HEAD, [_method(name, preset) for name, preset in METHODS.items()])]
+    parts = [HEAD, table_of(_METHOD_HEAD, [_method(name, preset) for name, preset in METHODS.items()])]
     parts.append("Their pieces, with the fields that differ from the defaults:\n")
     rows = [[f"`{name}`", *(_piece(getattr(p.method, slot)) for slot in SLOTS)] for name, p in METHODS.items()]
-    parts.append(_table(["method", *SLOTS], rows))
+    parts.append(table_of(["method", *SLOTS], rows))
     parts.append("## The pieces\n\nEach is a section of the stage, with its `kind` and the keys below.\n")
     for slot in SLOTS:
         parts.append(
@@ -124,7 +124,7 @@ def _kind(slot: str, cls: type) -> str:
     for meaning, fields in keys.items():
         names, defaults = [f.name for f in fields], [repr(f.default) for f in fields]
         rows.append([_coded(names), _coded(defaults), meaning[0].upper() + meaning[1:]])
-    return f"#### `{cls.kind}`\n\n{text}\n" + ("\n" + _table(["key", "default", "meaning"], rows) if rows else "")
+    return f"#### `{cls.kind}`\n\n{text}\n" + ("\n" + table_of(["key", "default", "meaning"], rows) if rows else "")
 
 
 def parse(cls: type) -> tuple[str, dict[str, str]]:
@@ -145,7 +145,7 @@ def _coded(words: list[str]) -> str:
     return ", ".join(f"`{word}`" for word in words)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table_of(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

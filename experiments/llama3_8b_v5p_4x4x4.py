@@ -17,7 +17,7 @@ Result: a win rate of 0.5 against SFT at the start; no run of this size has been
 
 from ml_collections import ConfigDict
 
-from prl_jax.stages.recipes import full_training
+from prl_jax.recipes.own import full_training
 
 
 def get_config(arguments: str = "") -> ConfigDict:

@@ -26,8 +26,8 @@ back, a judge of this size is overoptimised. `--config.grpo.result=best` keeps t
 from ml_collections import ConfigDict
 
 from prl_jax.methods import METHODS
-from prl_jax.stages.recipes_built_in import FULL, SMOKE, Arm, built_in_tasks
-from prl_jax.stages.recipes_judges import WORDS, asked
+from prl_jax.recipes.built_in import FULL, SMOKE, Arm, built_in_tasks
+from prl_jax.recipes.judges import WORDS, asked
 
 
 def get_config(arguments: str = "") -> ConfigDict:

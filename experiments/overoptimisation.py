@@ -11,8 +11,8 @@ metrics.jsonl is the score that was trained on, `exact_reward` the exact utility
 
 Hardware: 2 CPU cores, 2 GB of memory.
 Time: 5 to 12 minutes a seed, on 2 CPU cores that were busy with other things too.
-Result: over three seeds the exact utility of SFT, 0.50, becomes 0.24 with one judge (0.01, 0.45 and 0.26), 0.58 with the
-mean of five (0.50, 0.57, 0.68), 0.53 with the worst of them (0.53, 0.55, 0.52) and 0.62 with the mean less half the
+Result: over three seeds the exact utility of SFT, 0.50, becomes 0.24 with one judge (0.01, 0.45 and 0.26), 0.58 with
+the mean of five (0.50, 0.57, 0.68), 0.53 with the worst of them (0.53, 0.55, 0.52) and 0.62 with the mean less half the
 variance (0.63, 0.65, 0.58). benchmarks/README.md has the intervals.
 """
 

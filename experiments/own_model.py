@@ -30,8 +30,8 @@ whether that taste is yours. Read the samples.
 from ml_collections import ConfigDict
 
 from prl_jax.methods import METHODS
+from prl_jax.recipes.own import own_pairs, split_method
 from prl_jax.stages import config as c
-from prl_jax.stages.recipes import own_pairs, split_method
 
 
 def get_config(arguments: str = "") -> ConfigDict:

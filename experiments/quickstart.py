@@ -20,8 +20,8 @@ with much less SFT both can lose ground, because tiny judges are fooled by what 
 from ml_collections import ConfigDict
 
 from prl_jax.methods import METHODS
-from prl_jax.stages.recipes_built_in import FULL, SMOKE, Arm, built_in_tasks
-from prl_jax.stages.recipes_judges import asked
+from prl_jax.recipes.built_in import FULL, SMOKE, Arm, built_in_tasks
+from prl_jax.recipes.judges import asked
 
 
 def get_config(arguments: str = "full") -> ConfigDict:

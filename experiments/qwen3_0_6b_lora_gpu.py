@@ -18,8 +18,8 @@ Result: a win rate of 0.5 against the model at the start; no run of this size ha
 
 from ml_collections import ConfigDict
 
+from prl_jax.recipes.own import own_pairs
 from prl_jax.stages import config as c
-from prl_jax.stages.recipes import own_pairs
 
 
 def get_config(arguments: str = "") -> ConfigDict:

@@ -39,6 +39,10 @@ USAGE = """Usage: prl COMMAND [flags]
                 writes the model of a stage as a Hugging Face checkpoint, or its adapters for PEFT
   prl report    --workdir DIR [DIR ...]
                 builds report.html, report.md and the figures from the files of one or several runs
+  prl pairs     export --pairs FILE.jsonl[.gz] --out FILE.csv|FILE.jsonl [--seed N] [--limit N]
+                writes pairs into a file in which a person says which response is better
+  prl pairs     import --pairs FILE.jsonl[.gz] --labels FILE.csv|FILE.jsonl --out FILE.jsonl
+                makes preference pairs of that file
 
 For --model, DIR is a stage directory of a workdir or a Hugging Face checkpoint. `prl COMMAND --help` lists the flags of
 a command."""
@@ -240,7 +244,6 @@ def _file(text: str) -> Path:
 
 def _row_options(values: Any) -> Any:
     from prl_jax.commands.rows import RowOptions
-    from prl_jax.data.lines import Limits
 
     return RowOptions(
         batch_size=values.batch_size,
@@ -249,7 +252,7 @@ def _row_options(values: Any) -> Any:
         skip_invalid=values.skip_invalid,
         template_args=flags.template_args(values.template_args),
         overwrite=values.overwrite,
-        limits=Limits(values.max_unpacked_mib, values.max_line_mib),
+        limits=_limits(values),
     )
 
 
@@ -288,6 +291,52 @@ def _report(argv: Sequence[str]) -> None:
     print(f"Report: {build_report([local_path(path) for path in (*values.workdir, *remainder)])}")
 
 
+def _pairs(argv: Sequence[str]) -> None:
+    part = argv[0] if argv else ""
+    if part not in ("export", "import"):
+        raise UserError(f"prl pairs: expected export or import first, found {part!r}; see prl pairs --help")
+    (_pairs_export if part == "export" else _pairs_import)(argv[1:])
+
+
+def _pairs_export(argv: Sequence[str]) -> None:
+    values = flags.pairs_export_flags(argv)
+    parse(values, ["prl pairs export", *argv], required=("pairs", "out"))
+    from prl_jax.commands.pairs import export_pairs
+
+    counts = export_pairs(
+        local_path(values.pairs), _file(values.out), seed=values.seed, limit=values.limit, limits=_limits(values)
+    )
+    print(f"{counts['lines']} comparisons, {counts['kept']} of them filled in before: {values.out}")
+
+
+def _pairs_import(argv: Sequence[str]) -> None:
+    values = flags.pairs_import_flags(argv)
+    parse(values, ["prl pairs import", *argv], required=("pairs", "labels", "out"))
+    from prl_jax.commands.pairs import import_labels
+
+    paths = local_path(values.pairs), local_path(values.labels), _file(values.out)
+    counts = import_labels(*paths, overwrite=values.overwrite, limits=_limits(values))
+    slots = f"{counts['1']} prefer response 1, {counts['2']} response 2, {counts['tie']} neither"
+    print(f"{counts['1'] + counts['2'] + counts['tie']} labels: {values.out} ({slots})")
+    print(f"{counts['unlabelled']} lines without a label left out")
+    if counts["comparable"]:
+        print(f"{counts['same']} of {counts['comparable']} prefer the response that is chosen in {values.pairs}")
+
+
+def _limits(values: Any) -> Any:
+    from prl_jax.data.lines import Limits
+
+    return Limits(values.max_unpacked_mib, values.max_line_mib)
+
+
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int | None]] = MappingProxyType(
-    {"run": _run, "plan": _plan, "judge": _judge, "generate": _generate, "export": _export, "report": _report}
+    {
+        "run": _run,
+        "plan": _plan,
+        "judge": _judge,
+        "generate": _generate,
+        "export": _export,
+        "report": _report,
+        "pairs": _pairs,
+    }
 )

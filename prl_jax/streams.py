@@ -52,8 +52,13 @@ def stream_key(key: jax.Array, stream: Stream, step: int | None = None) -> jax.A
 
 def candidate_key(key: jax.Array, number: int) -> jax.Array:
     """The key of the `number`-th response that a stage samples to each prompt in order to choose among them; such a
-    stage draws nothing else."""
+    stage draws nothing else from it."""
     return jax.random.fold_in(key, number)
+
+
+def selection_seed(seed: int, stage: str, record: int) -> tuple[int, int, int]:
+    """The seed of numpy's random numbers with which a stage chooses among the responses to one of its prompts."""
+    return seed, zlib.crc32(f"selection {stage}".encode()), record
 
 
 def evaluation_key(seed: int, *, opponent: bool, sample: int) -> jax.Array:

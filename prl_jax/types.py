@@ -83,6 +83,32 @@ class SFTBatch(NamedTuple):
     mask: Bool[Array, "B T"]
 
 
+class DirectPairs(NamedTuple):
+    """Pairs for a policy that learns from them directly, with what frozen models say of them.
+
+    Attributes:
+      response_1, response_2: the responses of `B` pairs behind their prompts.
+      reference: `[B, 2]` float32, log-probabilities of both responses under the references, each summed over its
+        tokens, mixed by their weights; 0 without a reference.
+      label: `[B]` float32, the probability that response 1 is the better one (0.5 for a tie).
+      target: `[B, 2]` float32, a number a response (win rates or scores), for losses that read any.
+      score_gap: `[B]` float32, by how much a score prefers response 1, for betas that depend on it.
+      weight: `[B]` float32, 0 for rows that only fill the batch.
+      mismatched: prompts with the response to another one, for losses that read any; else None.
+      reference_mismatched: `[B]` float32, as `reference`; None with it.
+    """
+
+    response_1: SFTBatch
+    response_2: SFTBatch
+    reference: Float[Array, "B 2"]
+    label: Float[Array, "B"]
+    target: Float[Array, "B 2"]
+    score_gap: Float[Array, "B"]
+    weight: Float[Array, "B"]
+    mismatched: SFTBatch | None = None
+    reference_mismatched: Float[Array, "B"] | None = None
+
+
 class Rollout(NamedTuple):
     """Sampled responses to `B` prompts.
 

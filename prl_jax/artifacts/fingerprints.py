@@ -37,7 +37,7 @@ def model_files(directory: Path) -> dict[str, str]:
     Raises:
       UserError: a file cannot be read.
     """
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # a text that is too long for a path is none either
         return {}
     paths = [path for path in directory.iterdir() if any(fnmatch(path.name, name) for name in HUGGINGFACE_FILES)]
     paths += [directory / MODEL_FILE]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from prl_jax.checkpoint import Checkpoints
 from prl_jax.errors import UserError, naming
 from prl_jax.file_names import CHECKPOINTS_DIR, MODEL_FILE, TOKENIZER_DIR
 from prl_jax.files import write_json
-from prl_jax.judges import GenerativeJudge, Judge, ScalarJudge
+from prl_jax.judges import GenerativeJudge, Judge, PolicyReader, ScalarJudge
 from prl_jax.models import LOGICAL_AXES, Decoder, ScalarModel, from_hf, merge
 from prl_jax.models.hf.peft import adapter_base, load_adapters
 from prl_jax.processes import is_leader
@@ -44,7 +44,7 @@ def save_card(directory: Path, card: ModelCard, tokenizer: Tokenizer) -> None:
         write_json(directory / MODEL_FILE, dataclasses.asdict(card))
 
 
-Trunks = dict[Path, Decoder]
+Trunks = MutableMapping[Path, Decoder]
 
 
 def load_model(
@@ -187,6 +187,21 @@ def load_policy(
     policy = load_decoder(directory, mesh, trunks, defaults)
     card = dataclasses.replace(card, decoder=dataclasses.asdict(policy.config), base=None)
     return card, policy, model_tokenizer(directory, defaults)
+
+
+def load_reader(
+    directory: Path,
+    mesh: Mesh,
+    *,
+    criteria: str = "",
+    batch_size: int = 256,
+    trunks: Trunks | None = None,
+    defaults: Defaults = NO_DEFAULTS,
+) -> PolicyReader:
+    """A policy that tells how likely responses are, with the lengths of its card; a judge's is a `UserError`."""
+    card, policy, tokenizer = load_policy(directory, mesh, trunks, defaults)
+    lengths = dict(max_prompt=card.max_prompt, max_response=card.max_response)
+    return PolicyReader(policy, tokenizer, **lengths, batch_size=batch_size, mesh=mesh, criteria=criteria)
 
 
 def keep_unsampled(decoder: Decoder, card: ModelCard, tokenizer: Tokenizer) -> None:

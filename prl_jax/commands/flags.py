@@ -99,6 +99,29 @@ def report_flags(_: Sequence[str]) -> flags.FlagValues:
     return values
 
 
+def pairs_export_flags(_: Sequence[str]) -> flags.FlagValues:
+    """Flags of `prl pairs export`."""
+    values = flags.FlagValues()
+    number = functools.partial(flags.DEFINE_integer, flag_values=values, lower_bound=0)
+    flags.DEFINE_string("pairs", None, "Preference pairs, .jsonl or .jsonl.gz.", flag_values=values)
+    flags.DEFINE_string("out", None, "The file to fill in, .csv or .jsonl.", flag_values=values)
+    number("seed", 0, "Draws which response stands first.")
+    number("limit", 0, "Only the first so many pairs; 0: all.")
+    _define_limits(values)
+    return values
+
+
+def pairs_import_flags(_: Sequence[str]) -> flags.FlagValues:
+    """Flags of `prl pairs import`."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("pairs", None, "The pairs that were exported.", flag_values=values)
+    flags.DEFINE_string("labels", None, "The file that was filled in.", flag_values=values)
+    flags.DEFINE_string("out", None, "Where the labelled pairs go, .jsonl.", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "Replace --out where it is there already.", flag_values=values)
+    _define_limits(values)
+    return values
+
+
 def _define_cache(values: flags.FlagValues) -> None:
     text = "Folder for compiled programs, a cache folder of the user's unless given; '' keeps none."
     flags.DEFINE_string("compilation_cache_dir", None, text, flag_values=values)
@@ -150,12 +173,18 @@ def _define_rows(values: flags.FlagValues) -> None:
         "on_long", "error", ["error", "truncate", "skip"], "What becomes of a row that has more.", flag_values=values
     )
     number("skip_invalid", 0, "Leave out up to so many rows that cannot be read.", lower_bound=0)
-    number("max_unpacked_mib", 2048, "MiB that a gzip file of rows may unpack to.", lower_bound=1)
-    number("max_line_mib", 64, "MiB that a line of the file of rows may have.", lower_bound=1)
+    _define_limits(values)
     text = "What the chat template is given: NAME=VALUE (repeat it for more), or a JSON object."
     flags.DEFINE_multi_string("template_args", [], text, flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace --out where it is there already.", flag_values=values)
     _define_cache(values)
+
+
+def _define_limits(values: flags.FlagValues) -> None:
+    """Defines the bounds on a file of rows."""
+    number = functools.partial(flags.DEFINE_integer, flag_values=values, lower_bound=1)
+    number("max_unpacked_mib", 2048, "MiB that a gzip file of rows may unpack to.")
+    number("max_line_mib", 64, "MiB that a line of the file of rows may have.")
 
 
 def template_args(given: Sequence[str]) -> dict[str, Any]:
@@ -196,12 +225,18 @@ FLAGS: Mapping[str, Callable[[Sequence[str]], flags.FlagValues]] = MappingProxyT
         "generate": generate_flags,
         "export": export_flags,
         "report": report_flags,
+        "pairs export": pairs_export_flags,
+        "pairs import": pairs_import_flags,
     }
 )
 
 
 def help_of(command: str) -> str:
-    """The text that `prl COMMAND --help` prints."""
+    """The text that `prl COMMAND --help` prints; of a command of several parts, the flags of each."""
+    return "\n".join(_help_of(name) for name in FLAGS if name == command or name.startswith(f"{command} "))
+
+
+def _help_of(command: str) -> str:
     values, lines = FLAGS[command]([]), []
     for name in sorted(values):
         default = "" if values[name].default is None else f" (default: {values[name].default})"

@@ -82,7 +82,8 @@ def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
 
 
 def source(**values: Any) -> dict[str, Any]:
-    """Where records come from: kind "gold" (built-in tasks), "jsonl" (files) or "tfds" (a prepared builder)."""
+    """Where records come from: kind "gold" (built-in tasks), "jsonl" (files), "tfds" (a prepared builder) or "stage"
+    (the pairs of an earlier stage of the run, which `path` names)."""
     return filled(dict(kind="gold", path="", split="train", limit=0, skip=0), values, "source")
 
 

@@ -12,12 +12,13 @@ from jax.stages import Traced
 from prl_jax.artifacts.cards import ModelCard
 from prl_jax.costs.models import AbstractJudge, AbstractModels
 from prl_jax.judges.generative import judge_rows
+from prl_jax.judges.likelihood import frozen_log_probs
 from prl_jax.judges.scalar import score_rows
 from prl_jax.models import CACHE_AXES, ScalarModel
 from prl_jax.processes import whole_batch
 from prl_jax.runs.models import Policy
 from prl_jax.sampling import SamplingConfig, decode, prefill
-from prl_jax.types import Rollout
+from prl_jax.types import Rollout, SFTBatch
 
 
 class Step(NamedTuple):
@@ -78,9 +79,15 @@ def judging(
     `batch_size`; those of several models have numbers."""
     size = batch_size if count is None else min(batch_size, 1 << (count - 1).bit_length())
     for number, one in enumerate(judge, 1):
-        arguments = (one.model, models.token_rows(whole_batch(size, models.mesh), one.length))
-        scalar = isinstance(one.model, ScalarModel)
-        traced = score_rows.trace(*arguments) if scalar else judge_rows.trace(*arguments, verdicts=one.verdicts)
+        rows = models.token_rows(whole_batch(size, models.mesh), one.length)
+        arguments: Any = (one.model, rows)
+        if one.verdicts is None:
+            arguments = (one.model, SFTBatch(rows, rows.tokens, models.rows(*rows.tokens.shape, dtype=bool)))
+            traced = frozen_log_probs.trace(*arguments)
+        elif isinstance(one.model, ScalarModel):
+            traced = score_rows.trace(*arguments)
+        else:
+            traced = judge_rows.trace(*arguments, verdicts=one.verdicts)
         yield Step(stage, f"{prefix}{f'{number}_' if judge[1:] else ''}judge", traced, arguments, held)
 
 

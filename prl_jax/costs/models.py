@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import ModelCard, trained_length
 from prl_jax.artifacts.models import abstract_model
+from prl_jax.config.rules import names_at
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel, combine, split
 from prl_jax.runs.context import is_directory, lora_config, root_of, start_of
 from prl_jax.runs.judges import JUDGES, behind
@@ -44,11 +45,22 @@ class Tokens(NamedTuple):
 
 
 class AbstractJudge(NamedTuple):
-    """A judge as abstract arrays, and the static length of its rows."""
+    """A model of a judge as abstract arrays.
+
+    Attributes:
+      model: the arrays.
+      length: the static length of its rows.
+      verdicts: ids of both verdicts; None of a policy, of which all log-probabilities of a response are read.
+    """
 
     model: Decoder | ScalarModel
     length: int
-    verdicts: tuple[int, int]
+    verdicts: tuple[int, int] | None
+
+    @property
+    def logits(self) -> int:
+        """Tokens of a row whose logits are computed."""
+        return self.length if self.verdicts is None else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +150,7 @@ class AbstractModels:
             return dataclasses.replace(config, lora=lora_config(section))
         return dataclasses.replace(config, param_dtype="float32") if start_of(section) else config
 
-    def trainable(self, stage: str, *, stream: Stream = Stream.ADAPTERS) -> Decoder:
+    def trainable(self, stage: str, *, stream: Stream = Stream.ADAPTERS, judge: bool = False) -> Decoder:
         """The same as in `Models`."""
         section = self.config[stage]
         fresh = _another(_decoder(self.trained_config(stage), self.mesh))
@@ -162,17 +174,20 @@ class AbstractModels:
     def _judge(self, name: str) -> AbstractJudge:
         """The model of a stage or directory."""
         card, verdicts = self.card(name), self.tokens(name).verdicts
+        if card.kind == "policy":
+            return AbstractJudge(self.decoder(name), trained_length(card), None)
         decoder = self.decoder(name) if is_directory(name) else self.trainable(name)
         model = self.scalar(decoder) if card.kind == "scalar_judge" else decoder
         return AbstractJudge(model, trained_length(card), verdicts)
 
     def scores(self, name: str) -> bool:
         """Whether a judge scores single responses."""
-        return all(map(self._scores, behind(self.config.judges, name)))
-
-    def _scores(self, name: str) -> bool:
         section = self.config.judges.get(name, None)
-        return self.card(name).kind == "scalar_judge" if section is None else JUDGES[section.kind].scores(section)
+        if section is None:
+            return self.card(name).kind == "scalar_judge"
+        kind = JUDGES[section.kind]
+        named = names_at(section, kind.members) if kind.members else (kind.model(section),)
+        return all(map(self.scores, named)) if any(named) else kind.scores(section)
 
     def copy(self, model: Decoder) -> Decoder:
         """As of `Models`."""

@@ -83,8 +83,8 @@ class Estimate(NamedTuple):
         size = min(size, 1 << (rows - 1).bit_length())
         for one in judge:
             decoder = getattr(one.model, "decoder", one.model).config
-            work, moved = size * flops(decoder, one.length, 1), self.moved(decoder, size, one.length)
-            temporary = self.forward(decoder, self.shard(size), one.length, 1)
+            work, moved = size * flops(decoder, one.length, one.logits), self.moved(decoder, size, one.length)
+            temporary = self.forward(decoder, self.shard(size), one.length, one.logits)
             yield Call("judge", temporary, work, math.ceil(rows / size), moved=moved)
 
     @property

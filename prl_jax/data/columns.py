@@ -14,11 +14,11 @@ from prl_jax.errors import UserError, quoted
 
 _READ = frozenset(
     "prompt messages chosen rejected response completion reference tie p_chosen slot id source meta system "
-    "system_prompt label".split()
+    "system_prompt label score_chosen score_rejected win_chosen win_rejected".split()
 )
 # Bookkeeping of the data sets in use: nobody expects it to be read.
 _IDLE = frozenset("label_source prompt_id".split())
-_STRENGTHS = frozenset("margin score_chosen score_rejected".split())  # of a pair, which training does not use
+_STRENGTHS = frozenset(["margin"])  # of a pair, which training does not use
 _TURN = frozenset("role content from value".split())
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 

@@ -67,6 +67,23 @@ def read_p_chosen(
     return (votes[slot - 1] + votes[2] / 2) / sum(votes)
 
 
+def read_both(
+    row: Mapping[str, Any], name: str, where: str, *, least: float = -_LARGEST, most: float = _LARGEST
+) -> tuple[float, float] | None:
+    """The numbers `NAME_chosen` and `NAME_rejected` of a pair; None where the row has not both.
+
+    Raises:
+      UserError: one of them is beyond `least` and `most`.
+    """
+    keys = (f"{name}_chosen", f"{name}_rejected")
+    values = {key: row[key] for key in keys if row.get(key) is not None}
+    expected = "a finite number" if most == _LARGEST else f"a number in [{least:g}, {most:g}]"
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise wrong(where, key, expected, value)
+    return (float(values[keys[0]]), float(values[keys[1]])) if len(values) == 2 else None
+
+
 def check_strengths(row: Mapping[str, Any], tie: bool, where: str) -> None:
     """Raises `UserError` where a margin or scores say that `rejected` is the better response."""
     for key, value in row.items():

@@ -1,9 +1,10 @@
 """Rows of the formats that are in use, as records. Imports no jax.
 
 Formats of a row (a JSON object):
-  pairs:   `prompt`, `chosen`, `rejected`, optional `tie`, `p_chosen`, `slot`, `id`, `source`, `meta`; also without
-           `prompt` when chosen and rejected are conversations (message lists, or "Human:"/"Assistant:" transcripts)
-           that share all but the last message.
+  pairs:   `prompt`, `chosen`, `rejected`, optional `tie`, `p_chosen`, `score_chosen` and `score_rejected`,
+           `win_chosen` and `win_rejected` (win rates), `slot`, `id`, `source`, `meta`; also without `prompt` when
+           chosen and rejected are conversations (message lists, or "Human:"/"Assistant:" transcripts) that share all
+           but the last message.
   sft:     `prompt` and `response` (or `completion`), or `messages` that end in an assistant turn (a `prompt` beside
            them is only the first turn), or a pair, whose `chosen` is the response. The turns before that response are
            its prompt; whether the assistant's among them train as well is up to the encoder.
@@ -19,6 +20,7 @@ from prl_jax.data.columns import doubt, refuse_context, refuse_misspelt, refuse_
 from prl_jax.data.conversations import read_answer, read_conversation, read_prompt, read_turns, with_system
 from prl_jax.data.fields import (
     check_strengths,
+    read_both,
     read_id,
     read_meta,
     read_p_chosen,
@@ -114,7 +116,13 @@ def _label(row: Row, identical: bool, where: str) -> dict[str, Any]:
     tie = bool(tie) or identical
     check_strengths(row, tie, where)
     slot = read_slot(row, meta, where)
-    return {"tie": tie, "p_chosen": read_p_chosen(row, meta, slot, tie, where), "slot": slot}
+    return {
+        "tie": tie,
+        "p_chosen": read_p_chosen(row, meta, slot, tie, where),
+        "scores": read_both(row, "score", where),
+        "wins": read_both(row, "win", where, least=0.0, most=1.0),
+        "slot": slot,
+    }
 
 
 def _is_better(row: Row, chosen: str, where: str) -> bool:

@@ -17,6 +17,8 @@ class PreferenceRecord:
       chosen, rejected: the better and the worse response; for a tie just the two, in the order presented.
       tie: no preference; two identical responses are one whatever their row says.
       p_chosen: probability in [0, 1] that `chosen` is the better one, where it is known (votes, an exact judge).
+      scores: of `chosen` and `rejected`, where somebody scored them one by one.
+      wins: win rates of `chosen` and `rejected` in [0, 1], against other responses to the prompt.
       slot: 1 or 2, where the annotator saw `chosen`.
       source: data set.
       meta: whatever else the row said.
@@ -29,6 +31,8 @@ class PreferenceRecord:
     rejected: str
     tie: bool = False
     p_chosen: float | None = None
+    scores: tuple[float, float] | None = None
+    wins: tuple[float, float] | None = None
     slot: int | None = None
     source: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -43,6 +47,23 @@ class PreferenceRecord:
     def soft_label(self) -> float:
         """`p_chosen` where it is known, else `label`."""
         return self.label if self.p_chosen is None else self.p_chosen
+
+
+def missing_value(record: PreferenceRecord, need: str) -> str:
+    """Says what a pair lacks; "" where it lacks nothing.
+
+    Args:
+      record: the pair.
+      need: "scores", "wins", or "meta.NAME" for a number in [0, 1] in its `meta`.
+    """
+    if need == "scores":
+        return "" if record.scores else 'no "score_chosen" and "score_rejected" (expected two finite numbers)'
+    if need == "wins":
+        return "" if record.wins else 'no "win_chosen" and "win_rejected" (expected two win rates in [0, 1])'
+    value = record.meta.get(need.removeprefix("meta."))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        return f'no "{need}" (expected a number in [0, 1])'
+    return ""
 
 
 @dataclass(frozen=True)

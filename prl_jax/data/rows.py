@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from prl_jax.data.records import PreferenceRecord, SFTRecord
-from prl_jax.text.chat import Turn, encode_conversation, encode_prompt, encode_response, fit_prompt, fit_turns
+from prl_jax.text.chat import Prompt, Turn, encode_conversation, encode_prompt, encode_response, fit_prompt, fit_turns
 from prl_jax.text.judging import JudgeRow, JudgeTemplate, encode_judge_row
 from prl_jax.text.padding import pad_rows
 from prl_jax.text.tokenizer import Tokenizer
@@ -60,6 +60,15 @@ def encode_sft(
     mask = np.zeros((length,), bool)
     mask[: len(ids) - 1] = taught[1:]
     return SFTBatch(token_row(ids, length, pad_id=tokenizer.pad_id), targets, mask), truncated
+
+
+def encode_responses(
+    tokenizer: Tokenizer, prompt: Prompt, responses: Sequence[str], *, max_prompt: int, max_response: int
+) -> tuple[list[SFTBatch], bool]:
+    """Responses behind one prompt, each as a row of `encode_sft`, and whether anything was cut."""
+    room = dict(max_prompt=max_prompt, max_response=max_response)
+    rows = [encode_sft(tokenizer, SFTRecord("", prompt, text), **room) for text in responses]
+    return [row for row, _ in rows], any(cut for _, cut in rows)
 
 
 def encode_scalar_pair(

@@ -18,7 +18,7 @@ from prl_jax.errors import UserError, naming
 from prl_jax.file_names import DATA_DIR, TOKENIZER_DIR
 from prl_jax.models import DecoderConfig
 from prl_jax.optim import make_optimizer
-from prl_jax.runs.context import gold_arguments
+from prl_jax.runs.context import OF_STAGE, gold_arguments
 from prl_jax.runs.judges import JUDGES
 from prl_jax.runs.telemetry import profile_steps
 from prl_jax.stages import KINDS
@@ -125,7 +125,10 @@ def _check_section(config: ConfigDict, name: str) -> None:
         with naming(f"{name}.{key}"):
             make_optimizer(**values, total_steps=1)
     for key in rules.sources:
-        _check_source(value_at(section, key), f"{name}.{key}")
+        source = value_at(section, key)
+        _check_source(source, f"{name}.{key}")
+        if source.kind == OF_STAGE:
+            check.reference(name, f"{key}.path", source.path, ("pairs",))
     if rules.evaluates and section.result == "best":
         key = rules.evaluates
         if not to_steps(value_at(section, key), key=f"{name}.{key}", total=1):
@@ -136,8 +139,8 @@ def _check_section(config: ConfigDict, name: str) -> None:
 
 def _check_source(source: ConfigDict, key: str) -> None:
     """Raises `UserError` for the section of a source, at a dotted key, that names no records."""
-    if source.kind not in SOURCE_KINDS:
-        raise UserError(f"{key}.kind={source.kind!r}, expected one of {', '.join(SOURCE_KINDS)}")
+    if source.kind not in (*SOURCE_KINDS, OF_STAGE):
+        raise UserError(f"{key}.kind={source.kind!r}, expected one of {', '.join((*SOURCE_KINDS, OF_STAGE))}")
     if source.limit < 0 or source.skip < 0:
         raise UserError(f"{key}: limit={source.limit}, skip={source.skip}, expected at least 0")
     if source.kind == "gold" and source.split not in SPLITS:

@@ -26,7 +26,15 @@ from prl_jax.inputs.measurements import Measurements
 from prl_jax.inputs.readings import Reading, prompt_room, readings
 from prl_jax.measuring.records import IDENTICAL, PLAIN, TIE, Measured, invalid_rows, unused_keys, unused_line
 from prl_jax.processes import is_leader
-from prl_jax.runs.context import StageContext, first_model, is_directory, source_key, source_spec, trains_from_text
+from prl_jax.runs.context import (
+    OF_STAGE,
+    StageContext,
+    first_model,
+    is_directory,
+    source_key,
+    source_spec,
+    trains_from_text,
+)
 from prl_jax.runs.judges import JUDGES, behind
 from prl_jax.runs.models import named_judge, surroundings
 from prl_jax.stages import KINDS
@@ -61,9 +69,9 @@ def check_inputs(
             source = value_at(section, key)
             if key in KINDS[section.kind].rules.unused(section):
                 continue
-            if source.kind == "gold":  # made when the stage runs; nothing is wrong with them
+            if source.kind == "gold" or _to_come(context, source):  # made when the run does; nothing is wrong with them
                 said += [f"{key}: {line}" for line in _room_for_any(context, key, measurements, absent)]
-                if not absent:
+                if not absent and source.kind == "gold":
                     _check_judges(context, key, what)
                 continue
             if absent and not _exists(source):
@@ -114,6 +122,11 @@ def _directories(values: Any) -> Iterator[str]:
             yield from _directories(value)
     elif isinstance(values, str) and is_directory(values):
         yield values
+
+
+def _to_come(context: StageContext, source: ConfigDict) -> bool:
+    """Whether a source is one that an earlier stage has yet to make."""
+    return source.kind == OF_STAGE and not context.pairs_file(source).is_file()
 
 
 def _exists(source: ConfigDict) -> bool:

@@ -17,11 +17,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import read_card
+from prl_jax.config.rules import value_at
 from prl_jax.errors import UserError, naming
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.inputs.readings import Reader
 from prl_jax.measuring.records import Measured
-from prl_jax.runs.context import StageContext, is_directory, root_of, start_of
+from prl_jax.runs.context import OF_STAGE, StageContext, is_directory, root_of, start_of
 from prl_jax.stages import KINDS
 from prl_jax.stages.kind import Checking
 
@@ -59,9 +60,17 @@ def uses(config: ConfigDict) -> Iterator[Use]:
         section, kind = config[name], known.kind(name)
         unused = kind.rules.unused(section)
         for key, what in kind.rules.sources.items():
+            source = value_at(section, key)
             for reads in kind.reads(name, section, key) if key not in unused else ():
                 for model in known.behind(reads.model):
-                    if known.makes_model(model):
+                    if not known.makes_model(model):
+                        continue
+                    if (
+                        source.kind == OF_STAGE
+                    ):  # its prompts are those of the stage that makes it, whose policy answers
+                        made = config[source.path]
+                        yield Use(source.path, "prompts", "prompt", model, made.policy)
+                    else:
                         yield Use(name, key, what, model, reads.policy)
 
 

@@ -22,7 +22,7 @@ class Reader(NamedTuple):
 
     Attributes:
       tokenizer: the model directory whose tokenizer it has; "" for that of the run; None where records are only parsed.
-      template, train_on, gold, chat, answered: see `Measurer`.
+      template, train_on, gold, chat, answered, needs: see `Measurer`.
     """
 
     tokenizer: str | None = None
@@ -31,6 +31,7 @@ class Reader(NamedTuple):
     gold: bool = False
     chat: bool = True
     answered: bool = False
+    needs: tuple[str, ...] = ()
 
 
 class Limit(NamedTuple):
@@ -81,11 +82,13 @@ def _readings(context: StageContext, key: str) -> Iterator[Reading]:
     known = Checking(context.config, KINDS)
     for reads in kind.reads(context.name, context.section, key):
         for name in known.behind(reads.model):
-            yield from _reading(context, key, reads._replace(model=name))
+            judges = reads.model in context.config.judges
+            yield from _reading(context, key, reads._replace(model=name), judges=judges)
 
 
-def _reading(context: StageContext, key: str, reads: Reads) -> Iterator[Reading]:
-    """One of them, with the room that it has; behind its name stands no other judge."""
+def _reading(context: StageContext, key: str, reads: Reads, *, judges: bool) -> Iterator[Reading]:
+    """One of them, with the room that it has; behind its name stands no other judge. `judges` tells a policy that a
+    judge reads from one that samples."""
     known, model = Checking(context.config, KINDS), reads.model
     judge = context.config.judges.get(model, None)
     if judge is not None or not model:
@@ -96,9 +99,12 @@ def _reading(context: StageContext, key: str, reads: Reads) -> Iterator[Reading]
     else:
         card = known.card(model)
         # A judge with a template reads prompts as plain text: whatever a chat template would refuse is nothing to it.
-        reader = Reader(root_of(context.config, model), card.asks, reads.train_on, chat=card.asks is None)
+        reader = Reader(
+            root_of(context.config, model), card.asks, reads.train_on, chat=card.asks is None, needs=reads.needs
+        )
         room = Limit("max_prompt", "prompt", card.max_prompt)
-        if model == context.name and card.asks is None:
+        trains = model == context.name and card.asks is None
+        if trains or (judges and card.kind == "policy" and not reads.policy):
             yield Reading(reader, (room, Limit("max_response", "responses", card.max_response)))
         elif card.kind == "policy":
             yield Reading(reader, (room,))

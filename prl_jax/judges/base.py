@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from prl_jax.processes import batch_rows, fetch, put_batch, whole_batch
 from prl_jax.text.chat import Prompt
-from prl_jax.types import TokenRows
 
+Rows = TypeVar("Rows")
 _TINY = 1e-12  # how near to 0 and 1 a probability is believed
 
 
@@ -144,12 +144,12 @@ def judge_pairs(
 
 
 def in_batches(
-    forward: Callable[[TokenRows], jax.Array],
-    encode: Callable[[Int[np.ndarray, "n"]], tuple[TokenRows, Bool[np.ndarray, "n K"]]],
+    forward: Callable[[Rows], jax.Array],
+    encode: Callable[[Int[np.ndarray, "n"]], tuple[Rows, Shaped[np.ndarray, "n K"]]],
     count: int,
     batch_size: int,
     mesh: Mesh | None,
-) -> tuple[Float[np.ndarray, "N *rest"], Bool[np.ndarray, "N K"]]:
+) -> tuple[Float[np.ndarray, "N *rest"], Shaped[np.ndarray, "N K"]]:
     """Runs a jitted function over rows in batches of one shape; the last one is filled up with the last row.
 
     Fewer rows than a batch are filled up to a power of two, so that another number of rows seldom compiles anew.

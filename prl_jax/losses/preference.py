@@ -62,7 +62,7 @@ def bt_loss(
     loss = soft_cross_entropy(gap - (2.0 * label - 1.0) * margin, smoothed)
     if center:
         loss = loss + center * jnp.square(r_w + r_l)
-    correct, lead, decided = _judgement(gap, label, weight)
+    correct, lead, decided = judgement(gap, label, weight)
     aux = {"accuracy": (correct, decided), "margin": (lead, decided)}
     return LossOutput(jnp.sum(weight * loss), jnp.sum(weight), aux)
 
@@ -108,7 +108,7 @@ def bt_ties_loss(
     wins, loses = jax.nn.log_sigmoid(gap - log_theta), jax.nn.log_sigmoid(-gap - log_theta)
     ties = jnp.log(jnp.expm1(2.0 * log_theta)) + wins + loses
     loss = -(tie * ties + (1.0 - tie) * (label * wins + (1.0 - label) * loses))
-    correct, lead, decided = _judgement(gap, label, weight * (1.0 - tie))
+    correct, lead, decided = judgement(gap, label, weight * (1.0 - tie))
     total = jnp.sum(weight)
     tie_prob = jax.lax.stop_gradient(jnp.sum(weight * jnp.exp(ties)))
     aux = {"accuracy": (correct, decided), "margin": (lead, decided), "tie_prob": (tie_prob, total)}
@@ -254,7 +254,7 @@ def _combine(
     return loss + w_cons * jnp.square(z12 + z21) if w_cons else loss
 
 
-def _judgement(
+def judgement(
     gap: Float[Array, "B"], label: Float[Array, "B"], weight: Float[Array, "B"]
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Weighted sums of correctness and of the lead of the better response, and the weight of the rows that count."""
@@ -270,7 +270,7 @@ def _order_aux(
 ) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
     z12, z21 = jax.lax.stop_gradient(z12), jax.lax.stop_gradient(z21)
     # p12 > p21 exactly where z12 > z21, so that this is the verdict of either way to symmetrise.
-    correct, _, decided = _judgement(z12 - z21, label, weight)
+    correct, _, decided = judgement(z12 - z21, label, weight)
     consistent = jnp.sum(weight * (jnp.sign(z12) == -jnp.sign(z21)))
     bias = jnp.sum(weight * (jax.nn.sigmoid(z12) + jax.nn.sigmoid(z21) - 1.0))
     total = jnp.sum(weight)

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Int
 
 from prl_jax.data.gold import parse
-from prl_jax.data.records import PreferenceRecord, PromptRecord, Record, SFTRecord
+from prl_jax.data.records import PreferenceRecord, PromptRecord, Record, SFTRecord, missing_value
 from prl_jax.data.sources import Records
 from prl_jax.errors import UserError, naming, quoted
 from prl_jax.text.chat import Prompt, Turn, encode_conversation, encode_prompt, prompt_text
@@ -136,6 +136,7 @@ class Measurer(NamedTuple):
       gold: prompts have to be built-in tasks.
       chat: puts prompts into the chat template; False counts no `prompt`.
       answered: prompts have to carry a reference answer.
+      needs: values that pairs have to carry (`missing_value`).
     """
 
     lengths: Lengths | None
@@ -144,6 +145,7 @@ class Measurer(NamedTuple):
     gold: bool = False
     chat: bool = True
     answered: bool = False
+    needs: tuple[str, ...] = ()
 
     def __call__(self, record: Record) -> tuple[int, ...]:
         """The numbers of `COLUMNS`. Errors: `UserError` for a conversation that the model cannot read."""
@@ -152,6 +154,9 @@ class Measurer(NamedTuple):
             parse(prompt_text(record.prompt))
         if self.answered and texts[0] is None:
             raise UserError(f"prompt {record.id!r} has no reference answer; use choice='best_of_n' or another source")
+        for need in self.needs if isinstance(record, PreferenceRecord) else ():
+            if lacks := missing_value(record, need):
+                raise UserError(f"pair {record.id!r} has {lacks}")
         if self.lengths is None:  # only tells which texts there are
             return 0, int(texts[0] is not None), int(texts[1] is not None), 0, *further
         if self.train_on == "all" and isinstance(record, SFTRecord):

@@ -6,8 +6,10 @@ holds the policy back (regulariser). `METHODS` is the table: a published method 
 of the module that is called like their slot, rewards on scores of `scores`: `baselines.Greedy`, `opponents.Greedy`.
 """
 
-from prl_jax.methods import baselines, opponents, regularisers, rewards, scores, surrogates
+from prl_jax.methods import baselines, direct, opponents, regularisers, rewards, scores, surrogates
 from prl_jax.methods.baselines import Baseline, Constant, Critic, GroupMean, LeaveOneOut, Standardised, Values
+from prl_jax.methods.direct import DIRECT_LOSSES, DirectLoss
+from prl_jax.methods.direct_table import DIRECT, DirectPreset
 from prl_jax.methods.method import Method
 from prl_jax.methods.opponents import Anchors, Group, NoOpponent, Opponents, Peer, Pool
 from prl_jax.methods.regularisers import InsideKL, LossKL, Regulariser, RewardKL
@@ -18,6 +20,8 @@ from prl_jax.methods.surrogates import PairClip, PairRegression, Surrogate, Toke
 from prl_jax.methods.table import METHODS, Preset
 
 __all__ = [
+    "DIRECT",
+    "DIRECT_LOSSES",
     "METHODS",
     "PAR",
     "PIECES",
@@ -26,6 +30,8 @@ __all__ = [
     "Baseline",
     "Constant",
     "Critic",
+    "DirectLoss",
+    "DirectPreset",
     "Group",
     "GroupMean",
     "InsideKL",
@@ -50,6 +56,7 @@ __all__ = [
     "Values",
     "WinProbability",
     "baselines",
+    "direct",
     "method_of",
     "opponents",
     "piece_of",

@@ -10,7 +10,9 @@ from typing import Any
 
 from prl_jax.errors import UserError
 from prl_jax.methods import baselines, opponents, regularisers, rewards, scores, surrogates
+from prl_jax.methods.direct import DIRECT_LOSSES
 from prl_jax.methods.method import Method
+from prl_jax.methods.selection import SELECTIONS
 
 _CLASSES: Mapping[str, tuple[type, ...]] = MappingProxyType(
     {
@@ -65,11 +67,13 @@ _CLASSES: Mapping[str, tuple[type, ...]] = MappingProxyType(
         ),
     }
 )
-SLOTS = tuple(_CLASSES)
+SLOTS = tuple(_CLASSES)  # of a method that trains a policy on its own samples
 # Slot -> kind -> class. A new piece is one more class here.
 PIECES: Mapping[str, Mapping[str, type]] = MappingProxyType(
     {slot: MappingProxyType({cls.kind: cls for cls in classes}) for slot, classes in _CLASSES.items()}
 )
+# The same of stages that learn from fixed pairs, or make them.
+_OTHERS: Mapping[str, Mapping[str, type]] = MappingProxyType({"loss": DIRECT_LOSSES, "select": SELECTIONS})
 
 
 def section_of(piece: Any) -> dict[str, Any]:
@@ -84,7 +88,7 @@ def piece_of(slot: str, section: Mapping[str, Any]) -> Any:
       UserError: there is no such kind, it has no such field, or a field may not have that value. The message names the
         key.
     """
-    kinds, values = PIECES[slot], dict(section)
+    kinds, values = {**PIECES, **_OTHERS}[slot], dict(section)
     kind = values.pop("kind", None)
     if kind not in kinds:
         raise UserError(f"{slot}.kind={kind!r}, expected one of {', '.join(map(repr, kinds))}")

@@ -21,8 +21,9 @@ from prl_jax.inputs.measurements import Measurements
 from prl_jax.plan.knobs import helpful_keys
 from prl_jax.plan.work import Work, expected_work
 from prl_jax.processes import is_leader, least
-from prl_jax.runs.context import StageContext, gold_arguments
+from prl_jax.runs.context import OF_STAGE, StageContext, gold_arguments
 from prl_jax.stages import KINDS
+from prl_jax.stages.pairs_section import most_pairs
 
 # Share of the rate of a large matrix product that whole steps reach, at best and at worst; measured on the CPU, where
 # the experiments of this repository came to 0.25 to 0.5.
@@ -157,6 +158,9 @@ def _counter(contexts: Sequence[StageContext], measurements: Measurements) -> Ca
     def count(stage: str, key: str) -> int:
         section = first.config[stage]
         source, what = value_at(section, key), KINDS[section.kind].rules.sources[key]
+        if source.kind == OF_STAGE and not first.pairs_file(source).is_file():
+            most = count(source.path, "prompts") * most_pairs(first.config[source.path])
+            return max((min(most, source.limit + source.skip) if source.limit else most) - source.skip, 1)
         if source.kind != "gold":
             return len(measurements.records(named[stage], key, what)) if stage in named else 1
         rows = make_arguments(gold_arguments(first.config)).rows(what, source.split)

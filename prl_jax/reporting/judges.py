@@ -12,6 +12,8 @@ _WORDS = {
     "python": "a function of yours ({path})",
     "verifier": "a verifier (check '{check}')",
     "remote": "the model {model} behind an endpoint",
+    "density_ratio": "the density ratio of {strong} over {weak}",
+    "annotator": "a noisy annotator of the built-in tasks",
 }
 
 
@@ -45,7 +47,7 @@ def is_learned(judges: Mapping[str, Any], judge: str) -> bool:
     members = _members(judges, judge)
     if members:
         return any(is_learned(judges, member) for member in members)
-    return _section(judges, judge).get("kind", "model") in ("model", "remote")
+    return _section(judges, judge).get("kind", "model") in ("model", "remote", "density_ratio")
 
 
 def in_words(judges: Mapping[str, Any], judge: str) -> str:

@@ -20,7 +20,7 @@ from prl_jax.artifacts.models import model_tokenizer
 from prl_jax.data.lines import Limits
 from prl_jax.data.sources import Records, SourceSpec, load_records
 from prl_jax.errors import UserError, naming
-from prl_jax.file_names import DATA_DIR, TOKENIZER_DIR
+from prl_jax.file_names import DATA_DIR, PAIRS_FILE, TOKENIZER_DIR
 from prl_jax.measuring.records import valid_records
 from prl_jax.models import Decoder, LoraConfig, with_adapters, with_param_dtype
 from prl_jax.processes import is_leader
@@ -30,6 +30,8 @@ from prl_jax.runs.workdir import Workdir
 from prl_jax.streams import Stream, order_seed, stage_key, stream_key
 from prl_jax.text.common import FILE_NAME
 from prl_jax.text.tokenizer import BPETokenizer, ByteTokenizer, HFTokenizer, Tokenizer, load_tokenizer
+
+OF_STAGE = "stage"  # the kind of a source that an earlier stage of the run makes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,10 @@ class StageContext:
             )
         return self.workdir.stage(name)
 
+    def pairs_file(self, source: ConfigDict) -> Path:
+        """The file of a source that an earlier stage of this run makes; it may not be there yet."""
+        return self.stage(source.path) / PAIRS_FILE
+
     @property
     def defaults(self) -> Defaults:
         """The settings of models that Hugging Face directories do not hold."""
@@ -106,8 +112,11 @@ class StageContext:
             builder_args=gold_arguments(self.config) if source.kind == "gold" else {},
             limits=Limits(**self.config.limits),
         )
+        made_here = source.kind == OF_STAGE
+        if made_here:
+            spec = dataclasses.replace(spec, kind="jsonl", path=str(self.pairs_file(source)))
         records = load_records(spec, what, data_dir=self.workdir.path / DATA_DIR)
-        if records.fingerprint is not None:
+        if records.fingerprint is not None and not made_here:
             name = f"{source.path}/{source.split}" if source.kind == "tfds" else source.path
             self.workdir.recognise(name.replace("{split}", source.split), records.fingerprint)
         records = records[source.skip :]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -17,11 +18,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import ModelCard, read_card, sampling_config
-from prl_jax.artifacts.models import Trunks, load_decoder, load_judge, load_policy, load_values, model_tokenizer
+from prl_jax.artifacts.models import (
+    Trunks,
+    load_decoder,
+    load_judge,
+    load_policy,
+    load_reader,
+    load_values,
+    model_tokenizer,
+)
 from prl_jax.config.durations import to_steps
 from prl_jax.errors import naming
 from prl_jax.file_names import DATA_DIR
-from prl_jax.judges import Judge
+from prl_jax.judges import Judge, PolicyReader
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel
 from prl_jax.optim import make_optimizer
 from prl_jax.runs.context import (
@@ -31,7 +40,6 @@ from prl_jax.runs.context import (
     stage_tokenizer,
     start_of,
     trainable,
-    trains_from_text,
     with_structure,
 )
 from prl_jax.runs.judges import JUDGES
@@ -77,9 +85,10 @@ class Models(Protocol):
     def sampling(self, name: str, **values: Any) -> SamplingConfig:
         """Returns how a policy's responses are sampled; `values` as of `sampling_of`."""
 
-    def trainable(self, stage: str, *, stream: Stream = Stream.ADAPTERS) -> Decoder:
+    def trainable(self, stage: str, *, stream: Stream = Stream.ADAPTERS, judge: bool = False) -> Decoder:
         """Returns the model that a stage trains: a copy of what it starts from, in float32; or the same arrays with
-        adapters, which have other random numbers in each stream; or a new model."""
+        adapters, which have other random numbers in each stream; or a new model. A copy that becomes a judge has the
+        tokens of its rows prepared (`with_structure`); any other one is what it starts from to the last bit."""
 
     def scalar(self, decoder: Decoder, *, bias: float | None = None) -> ScalarModel:
         """A decoder with a scalar head; a bias belongs to a critic."""
@@ -107,11 +116,12 @@ class LoadedModels:
 
     Attributes:
       context: of the stage.
-      trunks: frozen decoders that stay in memory for whoever else is made of them; None frees each with its last user.
+      trunks: frozen decoders that are in memory, for whoever else is made of them. By default each is freed with its
+        last user; a plain dict keeps it.
     """
 
     context: StageContext
-    trunks: Trunks | None = None
+    trunks: Trunks = dataclasses.field(default_factory=weakref.WeakValueDictionary)
 
     @property
     def config(self) -> ConfigDict:
@@ -135,7 +145,7 @@ class LoadedModels:
         with naming(self.context.name):
             return sampling_config(read_card(directory, defaults), model_tokenizer(directory, defaults), **values)
 
-    def trainable(self, stage: str, *, stream: Stream = Stream.ADAPTERS) -> Decoder:
+    def trainable(self, stage: str, *, stream: Stream = Stream.ADAPTERS, judge: bool = False) -> Decoder:
         context = dataclasses.replace(self.context, name=stage)
         section, start = context.section, start_of(context.section)
         if not start:
@@ -144,12 +154,12 @@ class LoadedModels:
             config = DecoderConfig.from_dict(context.config.model.to_dict(), **values)
             return sharded_init(lambda: Decoder(config, key=context.key), context.mesh, LOGICAL_AXES)
         # What is only copied is not kept.
-        trunks = None if self.trunks is None else dict(self.trunks)
+        trunks = dict(self.trunks)
         decoder = load_decoder(context.stage(start), context.mesh, trunks, context.defaults)
         if section.lora.rank:
             return adapted(context, decoder, stream=stream)
         copy = trainable(decoder)
-        return with_structure(copy, self.tokenizer) if trains_from_text(section) else copy
+        return with_structure(copy, self.tokenizer) if judge else copy
 
     def scalar(self, decoder: Decoder, *, bias: float | None = None) -> ScalarModel:
         model = ScalarModel(decoder, bias=bias)
@@ -192,12 +202,19 @@ def named_judge(context: StageContext, name: str, *, batch_size: int, trunks: Tr
         return load_judge(context.stage(name), context.mesh, trunks=trunks, **length)
     load = functools.partial(named_judge, context, batch_size=batch_size, trunks=trunks)
     with naming(f"judges.{name}"):
-        return JUDGES[section.kind].load(section, surroundings(context, load))
+        return JUDGES[section.kind].load(section, surroundings(context, load, batch_size=batch_size, trunks=trunks))
 
 
-def surroundings(context: StageContext, load: Callable[[str], Judge]) -> Surroundings:
-    """The surroundings of the judges of a stage, which `load` loads by their names."""
-    return Surroundings(context.config, load, context.records, context.workdir.path / DATA_DIR)
+def surroundings(
+    context: StageContext, load: Callable[[str], Judge], *, batch_size: int = 1, trunks: Trunks | None = None
+) -> Surroundings:
+    """The surroundings of the judges of a stage, which `load` loads by their names; the rest as of `named_judge`."""
+
+    def policy(name: str, criteria: str) -> PolicyReader:
+        options = dict(batch_size=batch_size, trunks=trunks, defaults=context.defaults)
+        return load_reader(context.stage(name), context.mesh, criteria=criteria, **options)
+
+    return Surroundings(context.config, load, context.records, context.workdir.path / DATA_DIR, policy)
 
 
 def origin_of(context: StageContext) -> dict[str, Any]:

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prl_jax.errors import Stopped
+import numpy as np
+from jaxtyping import Float
+
+from prl_jax.errors import Stopped, UserError
 from prl_jax.file_names import PIECES_DIR
 from prl_jax.files import parse_json, write_json
 from prl_jax.processes import agreed, is_leader
@@ -63,9 +66,10 @@ class Pieces:
 
 
 @contextlib.contextmanager
-def pieces(context: StageContext, total: int) -> Iterator[Pieces]:
-    """For a stage of `total` pieces: shows its progress, and lets a signal to stop wait for the end of a piece."""
-    with context.progress(total) as progress, context.stop.after_steps():
+def pieces(context: StageContext, total: int, name: str = "") -> Iterator[Pieces]:
+    """For a stage of `total` pieces: shows its progress, under the stage's name if no other is given, and lets a signal
+    to stop wait for the end of a piece."""
+    with context.progress(total, name=name) as progress, context.stop.after_steps():
         yield Pieces(context, total, progress)
 
 
@@ -77,3 +81,13 @@ def drop_pieces(directory: Path) -> None:
 def batches(count: int, size: int) -> int:
     """Into how many pieces `Pieces.each` cuts so many items."""
     return -(-count // size)
+
+
+def check_finite(values: Float[np.ndarray, "N"], what: str) -> None:
+    """Raises `UserError`, with how many there are, where numbers that a stage goes on with are not finite."""
+    failed = int((~np.isfinite(values)).sum())
+    if failed:
+        raise UserError(
+            f"{what}: {failed} of {len(values)} are not finite; the model's parameters or activations hold NaN or "
+            "infinities: use another model, an earlier checkpoint or another dtype"
+        )

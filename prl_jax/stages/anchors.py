@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from prl_jax.artifacts.cards import sampling_config
 from prl_jax.config.declare import filled, sampling, source
 from prl_jax.config.rules import Rules
 from prl_jax.data.jsonl import JsonLines, write_jsonl
 from prl_jax.data.records import PromptRecord
-from prl_jax.errors import UserError, naming
+from prl_jax.errors import UserError
 from prl_jax.file_names import ANCHORS_FILE
-from prl_jax.judges import Judge, ScoringJudge, judge_pairs
+from prl_jax.judges import Judge, ScoringJudge
 from prl_jax.processes import is_leader
-from prl_jax.runs.context import StageContext, sampling_of
+from prl_jax.runs.context import StageContext
 from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.pieces import Pieces, batches, pieces
-from prl_jax.sampling import respond
 from prl_jax.stages.anchors_costs import COSTS, construct
-from prl_jax.stages.judging import check_finite, judge_counters
+from prl_jax.stages.candidates import Candidates, compared, rankings, sampled, scored
+from prl_jax.stages.judging import judge_counters
 from prl_jax.stages.kind import Checking, Kind, Reads, check_sampling
-from prl_jax.streams import candidate_key
 from prl_jax.text.chat import Prompt, Turn
 
 
@@ -134,41 +130,6 @@ def _reference(record: PromptRecord) -> str:
     return record.reference
 
 
-@dataclasses.dataclass(frozen=True)
-class Candidates:
-    """`K` sampled responses to each of `N` prompts.
-
-    Attributes:
-      texts: `texts[k][n]`.
-      truncated: `[K, N]` bool, responses that ran out of room before a stop token.
-    """
-
-    texts: Sequence[Sequence[str]]
-    truncated: Bool[np.ndarray, "K N"]
-
-    @functools.cached_property
-    def empty(self) -> Bool[np.ndarray, "K N"]:
-        """Responses that say nothing."""
-        return np.array([[not text.strip() for text in column] for column in self.texts], bool)
-
-    @functools.cached_property
-    def repeated(self) -> Bool[np.ndarray, "K N"]:
-        """Responses that an earlier sample of their prompt has said already, and whole where they are whole."""
-        out = np.zeros(self.truncated.shape, bool)
-        for n in range(out.shape[1]):
-            said: set[tuple[str, bool]] = set()
-            for k, column in enumerate(self.texts):
-                one = (column[n], bool(self.truncated[k, n]))
-                out[k, n] = one in said
-                said.add(one)
-        return out
-
-    @functools.cached_property
-    def usable(self) -> Bool[np.ndarray, "K N"]:
-        """Responses that can be anchors: whole, not empty, and each text once."""
-        return ~(self.empty | self.truncated | self.repeated)
-
-
 def choose(
     candidates: Candidates, scores: Float[np.ndarray, "K N"], keep: int
 ) -> tuple[list[list[str]], dict[str, int]]:
@@ -201,40 +162,13 @@ def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> tuple[
     """The `keep` best of `samples` responses of a policy to every prompt, as a judge ranks them; and counters."""
     section = context.section
     count, size = section.samples, section.batch_size
-    (card, policy, tokenizer), judge = construct(LoadedModels(context), context.name)
-    with naming(context.name):
-        sampled_as = sampling_config(card, tokenizer, **sampling_of(section))
+    policy, judge = construct(LoadedModels(context), context.name)
     prompts = [record.prompt for record in records]
-
-    def sample(i: int, first: int, part: Sequence[Prompt]) -> list[tuple[str, bool]]:
-        texts, rollout = respond(
-            policy,
-            tokenizer,
-            part,
-            config=sampled_as,
-            key=candidate_key(context.key, i),
-            max_prompt=card.max_prompt,
-            batch_size=size,
-            mesh=context.mesh,
-            first_row=first,
-        )
-        check_finite(np.sum(rollout.logp, axis=1), f"{context.name}: log-probabilities of responses")
-        return list(zip(texts, rollout.truncated.tolist(), strict=True))
-
     with pieces(context, (count + rankings(judge, count)) * batches(len(prompts), size)) as piece:
-        columns = [piece.each(f"sample_{i}", prompts, size, functools.partial(sample, i)) for i in range(count)]
-        candidates = Candidates(
-            [[text for text, _ in column] for column in columns],
-            np.array([[cut for _, cut in column] for column in columns], bool),
-        )
+        candidates = sampled(context, [policy], prompts, piece)
         scores, cuts = rank_scores(judge, prompts, candidates, size, piece)
     chosen, counters = choose(candidates, scores, section.keep)
     return chosen, {**counters, "cut_judgements": cuts, **judge_counters(judge)}
-
-
-def rankings(judge: Judge, count: int) -> int:
-    """How often `rank_scores` asks for all prompts."""
-    return count if isinstance(judge, ScoringJudge) else count * (count - 1) // 2
 
 
 def rank_scores(
@@ -245,37 +179,13 @@ def rank_scores(
 
     The judge is asked of `size` prompts at a time. Also returns how often it did not see all of prompt and responses.
     """
-    columns = candidates.texts
-    rows = list(zip(prompts, *columns, strict=True))
     if isinstance(judge, ScoringJudge):
-
-        def score(i: int, _: int, part: Sequence[tuple]) -> list[tuple[float, bool]]:
-            scores, cut, _ = judge.scored([row[0] for row in part], [row[1 + i] for row in part])
-            check_finite(scores, "anchors: the judge's scores")
-            return list(zip(scores.tolist(), cut.tolist(), strict=True))
-
-        found = [piece.each(f"score_{i}", rows, size, functools.partial(score, i)) for i in range(len(columns))]
-        scores, cut = np.moveaxis(np.array(found, np.float64), -1, 0)
-        return scores, int(cut.sum())
-
-    def compare(i: int, j: int, _: int, part: Sequence[tuple]) -> list[tuple[float, bool]]:
-        judged = judge_pairs(judge, *([row[k] for row in part] for k in (0, 1 + i, 1 + j)))
-        check_finite(judged.p_first, "anchors: the judge's probabilities")
-        cut = np.zeros(len(part), bool) if judged.cut is None else judged.cut
-        return list(zip(judged.p_first.tolist(), cut.tolist(), strict=True))
-
-    cuts = 0
+        return scored(judge, prompts, candidates, size, piece)
+    met = compared(judge, prompts, candidates, size, piece)
     usable = candidates.usable
     counts = np.where(usable.any(axis=0), usable, True).astype(float)  # as opponents
-    wins = np.zeros((len(columns), len(prompts)))
-    for i in range(len(columns)):
-        for j in range(i):
-            found = piece.each(f"wins_{i}_{j}", rows, size, functools.partial(compare, i, j))
-            p, cut = np.array(found, np.float64).T
-            cuts += int(cut.sum())
-            wins[i] += p * counts[j]
-            wins[j] += (1.0 - p) * counts[i]
-    return wins / np.maximum(counts.sum(axis=0) - counts, 1.0), cuts
+    wins = np.einsum("ijn,jn->in", met.wins, counts)
+    return wins / np.maximum(counts.sum(axis=0) - counts, 1.0), met.cuts
 
 
 KIND = Kind(

@@ -13,9 +13,9 @@ from prl_jax.config.rules import RESULTS, Rules
 from prl_jax.data.rows import encode_scalar_pair
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.models import LoadedModels
-from prl_jax.stages import pairs, supervised
+from prl_jax.stages import preferences, supervised
 from prl_jax.stages.kind import Kind
-from prl_jax.stages.supervised_costs import fitting_costs
+from prl_jax.stages.supervised_costs import fitting_costs, scored_pairs
 from prl_jax.training.reward_model import bradley_terry_objective
 from prl_jax.training.step import Objective
 
@@ -45,16 +45,16 @@ def run(context: StageContext) -> dict[str, float]:
     encode = functools.partial(
         encode_scalar_pair, models.tokenizer, max_prompt=section.max_prompt, max_response=section.max_response
     )
-    return pairs.train(context, planned_card(section), models, FIT, encode)
+    return preferences.train(context, planned_card(section), models, FIT, encode)
 
 
-FIT = supervised.Fit(objective, scalar=True, pairs=True)
+FIT = supervised.Fit(objective, scalar=True, pairs=True, judge=True)
 KIND = Kind(
     name="bradley_terry",
     family="judge",
     declare=declare,
     rules=Rules(
-        sources=pairs.SOURCES,
+        sources=preferences.SOURCES,
         choices={"result": RESULTS},
         at_least={**supervised.SIZES, **supervised.ROOM, "label_smoothing": 0, "center": 0},
         from_data=tuple(supervised.ROOM),
@@ -63,7 +63,7 @@ KIND = Kind(
     checks=supervised.CHECKS,
     run=run,
     reads=supervised.reads_itself,
-    costs=fitting_costs(FIT),
+    costs=fitting_costs(FIT, scored_pairs),
     writes="scalar_judge",
     card=planned_card,
 )

@@ -7,21 +7,25 @@ from prl_jax.errors import UserError
 from prl_jax.runs.judges import JUDGES
 from prl_jax.stages.anchors import declare as anchors
 from prl_jax.stages.bradley_terry import declare as bradley_terry
+from prl_jax.stages.direct_section import declare as direct
 from prl_jax.stages.evaluation import declare as evaluation
 from prl_jax.stages.generative import declare as generative
 from prl_jax.stages.online_section import declare as online
+from prl_jax.stages.pairs_section import declare as pairs
 from prl_jax.stages.sft import declare as sft
 
 __all__ = [
     "anchors",
     "bradley_terry",
     "build",
+    "direct",
     "evaluation",
     "generative",
     "judge",
     "lora",
     "online",
     "optimizer",
+    "pairs",
     "sampling",
     "sft",
     "source",

@@ -16,9 +16,9 @@ from prl_jax.judges.generative import trained_merge
 from prl_jax.losses.preference import FORMS, SPACES
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.models import LoadedModels
-from prl_jax.stages import pairs, supervised
+from prl_jax.stages import preferences, supervised
 from prl_jax.stages.kind import Kind
-from prl_jax.stages.supervised_costs import fitting_costs
+from prl_jax.stages.supervised_costs import compared_pairs, fitting_costs
 from prl_jax.text.chat import Turn
 from prl_jax.text.judging import NAMES, JudgeTemplate, encode_judge_row, verdict_ids
 from prl_jax.text.tokenizer import Tokenizer
@@ -73,16 +73,16 @@ def run(context: StageContext) -> dict[str, float]:
     section = context.section
     models, template = LoadedModels(context), template_of(section)
     encode = functools.partial(encode_generative_pair, models.tokenizer, template, max_length=section.max_length)
-    return pairs.train(context, planned_card(section), models, FIT, encode)
+    return preferences.train(context, planned_card(section), models, FIT, encode)
 
 
-FIT = supervised.Fit(objective, pairs=True)
+FIT = supervised.Fit(objective, pairs=True, judge=True)
 KIND = Kind(
     name="generative",
     family="judge",
     declare=declare,
     rules=Rules(
-        sources=pairs.SOURCES,
+        sources=preferences.SOURCES,
         choices={"template": NAMES, "form": FORMS, "merge": ("auto", *SPACES), "result": RESULTS},
         at_least={**supervised.SIZES, "max_length": 1, "w_ce": 0, "w_cons": 0},
         from_data=("max_length",),
@@ -92,7 +92,7 @@ KIND = Kind(
     run=run,
     reads=supervised.reads_itself,
     words=check_words,
-    costs=fitting_costs(FIT),
+    costs=fitting_costs(FIT, compared_pairs),
     writes="generative_judge",
     card=planned_card,
 )

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float
 
 from prl_jax.data.records import PreferenceRecord
-from prl_jax.errors import UserError
 from prl_jax.evaluation import judge_metrics, longer_first
 from prl_jax.judges import CountingJudge, EnsembleJudge, GenerativeJudge, Judge, Judged, RemoteJudge, judge_pairs
 
@@ -60,13 +59,3 @@ def judge_counters(judge: Judge) -> dict[str, float]:
     """The numbers of a judge that counts, as metrics: since it was loaded, thus not of an attempt before this one."""
     counts = judge.counters() if isinstance(judge, CountingJudge) else {}
     return {f"judge_{name}": float(count) for name, count in counts.items()}
-
-
-def check_finite(values: Float[np.ndarray, "N"], what: str) -> None:
-    """Raises `UserError`, with how many there are, where numbers that a stage goes on with are not finite."""
-    failed = int((~np.isfinite(values)).sum())
-    if failed:
-        raise UserError(
-            f"{what}: {failed} of {len(values)} are not finite; the model's parameters or activations hold NaN or "
-            "infinities: use another model, an earlier checkpoint or another dtype"
-        )

@@ -40,13 +40,14 @@ class Reads(NamedTuple):
       model: a stage (that of the source itself where it trains on the records), a model directory, or one of the
         config's judges; "" where the records are only looked at.
       policy: whose responses to the prompts are read too; "" where the records hold all responses.
-      train_on, answered: see `Measurer`.
+      train_on, answered, needs: see `Measurer`.
     """
 
     model: str
     policy: str = ""
     train_on: str = "last"
     answered: bool = False
+    needs: tuple[str, ...] = ()
 
 
 def nothing(*_: Any) -> Iterator[Any]:
@@ -161,10 +162,11 @@ class Checking:
         if value == "" and NONE in families:
             return
         if value in self.config.judges and only_judges(families) and self.behind(value) != (value,):
-            section = self.config.judges[value]
-            named = JUDGES[section.kind].members or "model"
-            for one in names_at(section, named):
-                self.reference(name, f"{key}={value!r}: judges.{value}.{named}", one, families)
+            section, kind = self.config.judges[value], JUDGES[self.config.judges[value].kind]
+            expected = dict.fromkeys(kind.policies, ("policy",)) or {kind.members or "model": families}
+            for named, wanted in expected.items():
+                for one in names_at(section, named):
+                    self.reference(name, f"{key}={value!r}: judges.{value}.{named}", one, wanted)
             return
         if self.suits(value, families):
             return

@@ -14,8 +14,9 @@ from prl_jax.losses import pairwise_rl_reward
 from prl_jax.methods import Critic, Judgements, Opponents, Reward
 from prl_jax.methods.regularisers import Mixture
 from prl_jax.processes import fetch, local_rows, put_batch
+from prl_jax.runs.pieces import check_finite
 from prl_jax.sampling import StopReason, reason_shares
-from prl_jax.stages.judging import check_finite, imitations, judge_counters
+from prl_jax.stages.judging import imitations, judge_counters
 from prl_jax.stages.online_anchors import KeptAnchors
 from prl_jax.stages.online_samples import Setup, Step, roll_out
 from prl_jax.streams import Stream, stream_key

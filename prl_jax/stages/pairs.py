@@ -1,82 +1,211 @@
-"""The part that both reward models share: pairs of responses in, a judge out."""
+"""Pairs: prompts -> responses of one or more policies, ranked by a judge -> the pairs that a stage trains on."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
-from prl_jax.artifacts.cards import ModelCard
-from prl_jax.artifacts.models import SAMPLES_SHOWN, make_judge
-from prl_jax.data.records import PreferenceRecord
-from prl_jax.data.sources import Records
-from prl_jax.processes import shared
+from prl_jax.config.rules import NONE, Rules
+from prl_jax.data.jsonl import JsonLines, write_jsonl
+from prl_jax.data.records import PromptRecord
+from prl_jax.errors import UserError
+from prl_jax.file_names import PAIRS_FILE
+from prl_jax.judges import Judge, ScoringJudge
+from prl_jax.methods.agreement import AGREEMENTS, certainty
+from prl_jax.methods.selection import JudgedGroup, Selected
+from prl_jax.processes import is_leader
 from prl_jax.runs.context import StageContext
-from prl_jax.runs.models import LoadedModels, origin_of
-from prl_jax.stages import supervised
-from prl_jax.stages.judging import judge_records
-from prl_jax.text.chat import prompt_text
-from prl_jax.text.judging import verdict_ids
-from prl_jax.types import ComparedPairs, ScoredPairs
+from prl_jax.runs.models import LoadedModels
+from prl_jax.runs.pieces import Pieces, batches, pieces
+from prl_jax.stages.candidates import Candidates, compared, rankings, sampled, scored
+from prl_jax.stages.judging import judge_counters
+from prl_jax.stages.kind import Kind
+from prl_jax.stages.pairs_costs import COSTS, construct
+from prl_jax.stages.pairs_section import check, declare, reads, responses_of, selection_in
+from prl_jax.streams import selection_seed
+from prl_jax.text.chat import Prompt
 
-SOURCES = MappingProxyType({"data": "preference", "validation": "preference"})
-_PLAIN, _TIE, _IDENTICAL = range(3)  # kinds of pairs
+Row = dict[str, Any]
 
 
-def train(
-    context: StageContext,
-    card: ModelCard,
-    models: LoadedModels,
-    fit: supervised.Fit,
-    encode: Callable[[PreferenceRecord], tuple[ScoredPairs | ComparedPairs, bool]],
-) -> dict[str, float]:
-    """Fits a judge to the pairs of a stage and returns the metrics of what it has come to."""
-    section = context.section
-    card = dataclasses.replace(card, **origin_of(context))
-    verdicts = (0, 0) if card.asks is None else verdict_ids(models.tokenizer, card.asks)
-    records, skipped, ties = _different(context.records(section.data, "preference"))
-    validation, _, _ = _different(context.records(section.validation, "preference"))
+class Ranked(NamedTuple):
+    """The answers of a judge about `K` responses to each of `N` prompts.
 
-    def soft(record: PreferenceRecord) -> tuple[ScoredPairs | ComparedPairs, bool]:
-        row, truncated = encode(record)
-        return row._replace(label=np.asarray(record.soft_label, np.float32)), truncated
+    Attributes:
+      wins: `[K, K, N]` probabilities that the row's response beats the column's, from both orders; 0.5 on the diagonal.
+      z_12: `[K, K, N]` logits of "slot 1 wins", the row's response in slot 1.
+      scores: `[K, N]` of a judge that scores; else None.
+      cuts: how often the judge did not see all that it was asked about.
+    """
 
-    visible = validation[:SAMPLES_SHOWN]
+    wins: Float[np.ndarray, "K K N"]
+    z_12: Float[np.ndarray, "K K N"]
+    scores: Float[np.ndarray, "K N"] | None
+    cuts: int
 
-    def sample(model: Any) -> list[dict[str, Any]]:
-        judged = judge_records(
-            make_judge(card, model, models.tokenizer, context.mesh, batch_size=2 * len(visible)), visible
+    @property
+    def standings(self) -> Float[np.ndarray, "K N"]:
+        """`[K, N]` the larger the better: scores, or mean wins over all responses, itself an even match."""
+        return self.wins.mean(axis=1) if self.scores is None else self.scores
+
+
+def run(context: StageContext) -> dict[str, float]:
+    """Writes `pairs.jsonl`, rows of preference records (or of demonstrations, where the selection gives these), and
+    returns a few numbers about them.
+
+    A row has the win rates of both responses among those to the prompt, the probability that the chosen one beats the
+    other, their scores where the judge scores, and in `meta` the judge's logits in both orders.
+    """
+    section, select = context.section, selection_in(context.section)
+    records = list(context.records(section.prompts, "prompt").with_unique_ids())
+    prompts = [record.prompt for record in records]
+    policies, judges = construct(LoadedModels(context), context.name)
+    parts = section.samples * len(policies) + sum(rankings(one, responses_of(section)) for one in judges.values())
+    with pieces(context, parts * batches(len(prompts), section.batch_size)) as piece:
+        candidates = with_references(sampled(context, policies, prompts, piece), records, section.include_reference)
+        ranked = {name: ranking(one, prompts, candidates, f"{name}_", piece, context) for name, one in judges.items()}
+    first, usable = ranked[section.judge], candidates.usable
+    scores = first.scores if not section.scorer else ranked[section.scorer].scores
+    names = [name for name in (section.policy, *section.others) for _ in range(section.samples)]
+    names += ["reference"] * section.include_reference
+    rows: list[Row] = []
+    without = 0
+    for n, record in enumerate(records):
+        members = np.flatnonzero(usable[:, n])
+        group = JudgedGroup(
+            tuple(candidates.texts[k][n] for k in members),
+            first.wins[np.ix_(members, members, [n])][:, :, 0],
+            None if scores is None else scores[members, n],
         )
-        rows = zip(visible, judged.p_12.tolist(), judged.p_21.tolist(), strict=True)
-        return [
-            {"prompt": prompt_text(r.prompt), "response": r.chosen, "anchor": r.rejected, "p_12": a, "p_21": b}
-            for r, a, b in rows
-        ]
+        rng = np.random.default_rng(selection_seed(context.config.seed, context.name, n))
+        found = select(group, rng)
+        without += not found
+        meta = {}
+        if section.agrees_with and len(members) > 1:
+            both = [ranked[name].standings[members, n] for name in (section.judge, section.agrees_with)]
+            meta["certainty"] = certainty(AGREEMENTS[section.agreement](*both))
+        for number, one in enumerate(found):
+            said = _row(group, one, members, first.z_12[:, :, n], names, section.include_self)
+            said["meta"] |= meta
+            turns = [turn._asdict() for turn in record.prompt]
+            rows.append({"id": f"{record.id}/{number}", "prompt": turns, "source": context.name, **said})
+    if not rows:
+        raise UserError(
+            f"{context.name}: no pair could be made of {len(records)} prompts: responses are the same, empty, cut, or "
+            "even to the judge; sample more or warmer, allow longer responses, or lower select.min_gap"
+        )
+    replayed = _replayed(context, len(rows))
+    if is_leader():
+        write_jsonl(context.directory / PAIRS_FILE, [*rows, *replayed])
+    numbers = {
+        "prompts": len(records),
+        "prompts_without_pair": without,
+        "pairs": len(rows),
+        "replayed": len(replayed),
+        **_means(rows),
+        "empty_candidates": candidates.empty.sum(),
+        "truncated_candidates": candidates.truncated.sum(),
+        "repeated_candidates": candidates.repeated.sum(),
+        "cut_judgements": sum(one.cuts for one in ranked.values()),
+    }
+    for one in judges.values():
+        numbers |= judge_counters(one)
+    return {name: float(number) for name, number in numbers.items()}
 
-    task = supervised.Supervised(
-        card=card,
-        models=models,
-        fit=fit,
-        objective=fit.objective(section, verdicts),
-        records=records,
-        validation=validation,
-        encode=soft if section.soft_labels else encode,
-        sample=sample,
-        counters={"identical_pairs_skipped": skipped, "ties": ties},
+
+def with_references(candidates: Candidates, records: Sequence[PromptRecord], wanted: bool) -> Candidates:
+    """The candidates with the reference answers of their prompts as the last ones, where these are wanted."""
+    if not wanted:
+        return candidates
+    texts = [record.reference or "" for record in records]
+    whole = np.zeros((1, len(texts)), bool)
+    return dataclasses.replace(
+        candidates, texts=[*candidates.texts, texts], truncated=np.concatenate([candidates.truncated, whole])
     )
-    return supervised.train(context, task)
 
 
-def _different(records: Records) -> tuple[Records, int, int]:
-    """The pairs whose responses differ, how many others there are, and how many of the former are ties."""
+def ranking(
+    judge: Judge, prompts: Sequence[Prompt], candidates: Candidates, prefix: str, piece: Pieces, context: StageContext
+) -> Ranked:
+    """Asks a judge about all candidates. `prefix` tells its pieces from those of other judges."""
+    size = context.section.batch_size
+    if isinstance(judge, ScoringJudge):
+        scores, cuts = scored(judge, prompts, candidates, size, piece, prefix)
+        gaps = scores[:, None] - scores[None]
+        return Ranked(0.5 * (1.0 + np.tanh(0.5 * gaps)), gaps, scores, cuts)
+    met = compared(judge, prompts, candidates, size, piece, prefix)
+    diagonal = 0.5 * np.eye(len(met.wins))[:, :, None]
+    return Ranked(met.wins + diagonal, met.z_12, None, met.cuts)
 
-    def kind(i: int) -> int:
-        record = records[i]
-        return _IDENTICAL if record.chosen == record.rejected else _TIE if record.tie else _PLAIN
 
-    kinds = shared(kind, len(records))
-    different = kinds != _IDENTICAL
-    return records.take(np.flatnonzero(different)), int((~different).sum()), int((kinds == _TIE).sum())
+def _row(
+    group: JudgedGroup,
+    one: Selected,
+    members: np.ndarray,
+    z_12: Float[np.ndarray, "K K"],
+    names: Sequence[str],
+    include_self: bool,
+) -> Row:
+    """The fields of a record that come from a selection."""
+    i, j = one.better, one.worse
+    rates, better = group.win_rates(include_self), members[i]
+    if j is None:
+        return {"response": group.responses[i], "meta": {"policy": names[better], "win": float(rates[i])}}
+    worse = members[j]
+    numbers = {"p_chosen": group.wins[i, j], "win_chosen": rates[i], "win_rejected": rates[j]}
+    if group.scores is not None:
+        numbers |= {"score_chosen": group.scores[i], "score_rejected": group.scores[j]}
+    return {
+        "chosen": group.responses[i],
+        "rejected": group.responses[j],
+        **{name: float(number) for name, number in numbers.items()},
+        "meta": {
+            "policies": [names[better], names[worse]],
+            "z_12": float(z_12[better, worse]),
+            "z_21": float(z_12[worse, better]),
+        },
+    }
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the pairs; nothing of demonstrations."""
+    names = ("p_chosen", "win_chosen", "win_rejected", "score_chosen", "score_rejected")
+    return {name: float(np.mean([row[name] for row in rows])) for name in names if name in rows[0]}
+
+
+def _replayed(context: StageContext, count: int) -> list[Row]:
+    """Pairs of earlier stages, drawn without replacement, that are the section's share of all beside `count` new
+    ones; all there are where these are fewer."""
+    section = context.section
+    known = [row for name in section.replay for _, row in JsonLines(context.stage(name) / PAIRS_FILE)]
+    wanted = min(round(count * section.replay_share / (1.0 - section.replay_share)), len(known))
+    rng = np.random.default_rng(selection_seed(context.config.seed, context.name, -1 % 2**32))
+    return [known[i] for i in sorted(rng.permutation(len(known))[:wanted].tolist())]
+
+
+KIND = Kind(
+    name="pairs",
+    family="pairs",
+    declare=declare,
+    rules=Rules(
+        stages={
+            "policy": ("policy",),
+            "judge": ("judge",),
+            "scorer": ("scalar_judge", NONE),
+            "agrees_with": ("judge", NONE),
+        },
+        choices={"agreement": tuple(AGREEMENTS)},
+        sources={"prompts": "prompt"},
+        at_least={"samples": 1, "temperature": 0, "batch_size": 1},
+        models=("policy", "others", "judge", "scorer", "agrees_with"),
+        unions=("select",),
+    ),
+    checks=(check,),
+    run=run,
+    reads=reads,
+    costs=COSTS,
+)

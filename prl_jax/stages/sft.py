@@ -9,22 +9,19 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from prl_jax.artifacts.cards import ModelCard, sampling_config
+from prl_jax.artifacts.cards import ModelCard
 from prl_jax.artifacts.models import SAMPLES_SHOWN
 from prl_jax.config.declare import filled
 from prl_jax.config.rules import RESULTS, Rules
 from prl_jax.data.rows import TRAIN_ON, encode_sft
 from prl_jax.data.sources import Records
-from prl_jax.models import Decoder
-from prl_jax.processes import shared, whole_batch
+from prl_jax.processes import shared
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.models import LoadedModels, origin_of
-from prl_jax.sampling import respond
 from prl_jax.stages import supervised
 from prl_jax.stages.kind import Kind, Reads
-from prl_jax.stages.supervised_costs import fitting_costs
-from prl_jax.streams import Stream, stream_key
-from prl_jax.text.chat import prompt_text
+from prl_jax.stages.shown import shown_samples
+from prl_jax.stages.supervised_costs import demonstrations, fitting_costs
 from prl_jax.training.sft import SFT
 
 
@@ -53,22 +50,6 @@ def run(context: StageContext) -> dict[str, float]:
     validation, _ = _to_imitate(context.records(section.validation, "sft"))
     records, skipped = _to_imitate(context.records(section.data, "sft"))
     visible = [record.prompt for record in validation[:SAMPLES_SHOWN]]
-    sampling = sampling_config(card, tokenizer)
-
-    def sample(model: Decoder) -> list[dict[str, Any]]:
-        texts, rollout = respond(
-            model,
-            tokenizer,
-            visible,
-            config=sampling,
-            key=stream_key(context.key, Stream.SHOWN_SAMPLES),
-            max_prompt=section.max_prompt,
-            batch_size=whole_batch(SAMPLES_SHOWN, context.mesh),
-            mesh=context.mesh,
-        )
-        rows = zip(visible, texts, rollout.logp.sum(1).tolist(), strict=True)
-        return [{"prompt": prompt_text(p), "response": text, "logp": logp} for p, text, logp in rows]
-
     task = supervised.Supervised(
         card=card,
         models=models,
@@ -83,7 +64,7 @@ def run(context: StageContext) -> dict[str, float]:
             max_response=section.max_response,
             train_on=section.train_on,
         ),
-        sample=sample,
+        sample=shown_samples(context, card, tokenizer, visible),
         counters={"undecided_pairs_skipped": skipped},
     )
     return supervised.train(context, task)
@@ -110,7 +91,7 @@ KIND = Kind(
     checks=supervised.CHECKS,
     run=run,
     reads=lambda name, section, key: iter([Reads(name, train_on=section.train_on)]),
-    costs=fitting_costs(FIT),
+    costs=fitting_costs(FIT, demonstrations, every_token=True),
     writes="policy",
     card=planned_card,
 )

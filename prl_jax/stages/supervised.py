@@ -103,11 +103,13 @@ class Fit(NamedTuple):
       objective: `(section, tokens of both verdicts) -> what is fitted`.
       scalar: whether the model is a decoder with a scalar head.
       pairs: whether a row of a batch is a pair, of which the model reads both responses.
+      judge: whether the model becomes a judge.
     """
 
     objective: Callable[[ConfigDict, tuple[int, int]], Objective]
     scalar: bool = False
     pairs: bool = False
+    judge: bool = False
 
 
 class Fitted(NamedTuple):
@@ -126,7 +128,7 @@ def construct(models: Models, name: str, examples: int, fit: Fit) -> Fitted:
     """All that a stage holds on the devices: what is trained, real or abstract."""
     section = models.config[name]
     tx = stage_optimizer(section.optimizer, updates(section, name, examples), key=f"{name}.optimizer")
-    decoder = models.trainable(name)
+    decoder = models.trainable(name, judge=fit.judge)
     return Fitted(models.state(models.scalar(decoder) if fit.scalar else decoder, tx), tx)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, Key, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped
 
 from prl_jax.models import LOGICAL_AXES, combine, split, with_dropout
 from prl_jax.sharding import constrain, constrain_tree, parts
@@ -26,19 +27,22 @@ class Objective:
     """Several loss terms over one batch.
 
     Attributes:
-      terms: `(model, batch) -> {name: LossOutput}`.
+      terms: `(model, batch) -> {name: LossOutput}`; with a `statistic`, its value is a third argument.
       denominators: `batch -> {name: float32}`, the denominators that `terms` will give, from the masks alone, so that
         they are known for the whole batch before the first backward pass.
       weights: factor of each term in the loss.
       reads: how many rows the model reads for a row of the batch; all first ones, then all second ones.
       unit: neighbouring rows of the batch that `terms` has to see together, in whatever microbatch.
+      statistic: `(model, batch) -> (sum, count)`, whose ratio over the whole batch the terms need to know beforehand,
+        of the model as it is before the update and without gradient; None where they need nothing.
     """
 
-    terms: Callable[[Any, Any], dict[str, LossOutput]]
+    terms: Callable[..., dict[str, LossOutput]]
     denominators: Callable[[Any], dict[str, jax.Array]]
     weights: Mapping[str, float | jax.Array]
     reads: int = 1
     unit: int = 1
+    statistic: Callable[[Any, Any], tuple[jax.Array, jax.Array]] | None = None
 
 
 def gradients(
@@ -51,14 +55,14 @@ def gradients(
     of what is trained of the model (`models.split`). With a key, adapters drop inputs as their config says, of each row
     of the batch others.
     """
-    totals = objective.denominators(batch)
+    totals, known = objective.denominators(batch), _known(objective, model, batch, accumulate)
     model, frozen = split(model)
 
     def loss(model, part, index):
         whole = combine(model, frozen)
         if dropout is not None:
             whole = with_dropout(whole, _row_keys(dropout, index, objective.reads))
-        terms = objective.terms(whole, part)
+        terms = objective.terms(whole, part, *known)
         scaled = [objective.weights[k] * terms[k].sum / jnp.maximum(totals[k], _TINY) for k in objective.weights]
         sums = {k: (terms[k].sum, terms[k].denominator) for k in objective.weights}
         for term in terms.values():
@@ -84,6 +88,16 @@ def gradients(
     metrics = {name: total / jnp.maximum(count, _TINY) for name, (total, count) in sums.items()}
     # Every term is a metric under its name, their weighted sum is "loss".
     return grads, {**metrics, "loss": value}
+
+
+def _known(objective: Objective, model: Any, batch: Any, accumulate: int = 1) -> tuple[Float[Array, ""], ...]:
+    """Returns what the terms need to know of the whole batch: their further arguments."""
+    if objective.statistic is None:
+        return ()
+    cut = jax.tree.map(lambda x: microbatches(x, accumulate, objective.unit), batch)
+    parts = jax.lax.map(functools.partial(objective.statistic, model), cut)
+    total, count = jax.tree.map(jnp.sum, parts)
+    return (jax.lax.stop_gradient(total / jnp.maximum(count, _TINY)),)
 
 
 def _row_keys(key: PRNGKeyArray, index: Int[Array, "M"], reads: int) -> Key[Array, "R"]:
@@ -145,7 +159,8 @@ def make_validation(objective: Objective) -> Any:
     @jax.jit
     def validation(model: Any, batch: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
         sums: dict[str, tuple[jax.Array, jax.Array]] = {}
-        for name, term in objective.terms(model, batch).items():
+        known = _known(objective, model, batch)
+        for name, term in objective.terms(model, batch, *known).items():
             sums |= {name: (term.sum, term.denominator), **term.aux}
         return sums
 

@@ -12,7 +12,7 @@ from prl_jax.artifacts.cards import ModelCard
 from prl_jax.data.jsonl import JsonLines
 from prl_jax.data.records import PromptRecord
 from prl_jax.runs import models
-from prl_jax.stages import anchors
+from prl_jax.stages import anchors, candidates
 from prl_jax.stages import config as c
 from prl_jax.stages.anchors import Candidates, choose, rank_scores
 
@@ -69,7 +69,7 @@ def test_row_42_the_stage_writes_usable_anchors_and_its_result_has_the_counters(
         k = next(calls)
         return TEXTS[k], SimpleNamespace(logp=np.zeros((5, 2)), truncated=TRUNCATED[k])
 
-    monkeypatch.setattr(anchors, "respond", respond)
+    monkeypatch.setattr(candidates, "respond", respond)
     monkeypatch.setattr(models, "load_policy", lambda *_, **__: (ModelCard("policy", {}, 8, 8), model, tokenizer))
     judge = UtilityJudge(lambda prompt, response: float(len(response)))
     monkeypatch.setattr(models, "load_judge", lambda *_, **__: judge)

@@ -135,7 +135,7 @@ def test_row_29_a_run_warns_where_a_judges_rows_cannot_hold_what_will_be_judged(
 
 def test_row_29_shipped_recipes_have_room_for_the_frame(tmp_path):
     """With the numbers of `full_training`: prompts and responses of `length` tokens in question-v1."""
-    from prl_jax.stages.recipes import full_training
+    from prl_jax.recipes.own import full_training
 
     config = full_training("./model,pairs.jsonl", title="", batch_size=2, accumulate=1, mesh={}, length=512)
     row = encode_judge_row(BYTES, QUESTION, user(""), "", "", max_length=10_000)

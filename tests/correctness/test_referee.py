@@ -7,10 +7,10 @@ import pytest
 from running import write_rows
 
 from prl_jax.data.sources import load_records
+from prl_jax.recipes.own import own_pairs
 from prl_jax.reporting.caveats import caveats
 from prl_jax.reporting.inputs import RunFiles
 from prl_jax.runs.context import source_spec
-from prl_jax.stages.recipes import own_pairs
 
 PAIR = {"prompt": "hi", "chosen": "hello", "rejected": "bye"}
 

@@ -59,7 +59,7 @@ def test_what_is_read_or_says_nothing_is_not_named() -> None:
 
 def test_strengths_are_named_where_they_could_count() -> None:
     row = {**PAIR, "margin": 2, "score_chosen": 9, "score_rejected": 7}
-    assert parse_preference(row, "").unused == ("margin", "score_chosen", "score_rejected")
+    assert parse_preference(row, "").unused == ("margin",)
     assert parse_sft(row, "").unused == parse_prompt(row, "").unused == ()
 
 

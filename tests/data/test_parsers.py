@@ -378,6 +378,9 @@ NOT_A_TURN = 'holds "Human:" or "Assistant:" inside a text (expected a whole tra
         ({"score_chosen": 1, "score_rejected": 2}, 'field "score_chosen" is 1 (expected at least "score_rejected"'),
         ({"chosen_score": 1, "rejected_score": 2}, 'field "chosen_score" is 1 (expected at least "rejected_score"'),
         ({"chosen-rating": 1.5, "rejected-rating": 4.0}, 'field "chosen-rating" is 1.5 (expected at least "rejected-'),
+        ({"win_chosen": 1.5, "win_rejected": 0}, 'field "win_chosen" is 1.5 (expected a number in [0, 1])'),
+        ({"win_chosen": 0.5, "win_rejected": "x"}, 'field "win_rejected" is a string (expected a number in [0, 1])'),
+        ({"win_chosen": float("nan")}, 'field "win_chosen" is nan (expected a number in [0, 1])'),
         ({"rejected_reward": float("nan")}, 'field "rejected_reward" is nan (expected a finite number)'),
         ({"history": [["q", "a"]]}, 'key "history" stands beside the prompt, but is not read: make its exchanges'),
         ({"context": "A page."}, 'key "context" stands beside the prompt, but is not read: put it into the prompt'),
@@ -456,6 +459,14 @@ def test_pairs_of_other_names_are_told_what_to_write(keys: tuple[str, str]) -> N
     assert parse_prompt({"prompt": "q", **row}, WHERE).prompt == (Turn("user", "q"),)
 
 
+def test_numbers_of_both_responses() -> None:
+    given = {**PAIR, "score_chosen": 3, "score_rejected": -1, "win_chosen": 0.4, "win_rejected": 0.6}
+    record = parse_preference(given, WHERE)
+    assert (record.scores, record.wins) == ((3.0, -1.0), (0.4, 0.6))
+    alone = parse_preference({**PAIR, "score_chosen": 3, "win_rejected": 0.6}, WHERE)
+    assert (alone.scores, alone.wins) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"), [(1.0, "1"), (2.5, "2.5"), (10**30, str(10**30)), ("", WHERE), (0, "0")]
 )
@@ -465,7 +476,8 @@ def test_ids(given: Any, expected: str) -> None:
 
 KEYS = (
     "prompt messages chosen rejected response completion reference tie p_chosen slot id source meta system label "
-    "conversations instruction input history output output_1 output_2 preference tools margin score_chosen is_safe"
+    "conversations instruction input history output output_1 output_2 preference tools margin score_chosen is_safe "
+    "score_rejected win_chosen win_rejected"
 ).split()
 TEXTS = ["", "q", TRANSCRIPT, TRANSCRIPT + "a", "Human: ", "Assistant:", "\ud800", "[INST]", "a\0\nb"]
 SCALARS = [None, True, False, 0, 1, 2.5, -1, float("nan"), float("inf"), 10**400, 0.3]

@@ -22,6 +22,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "docs/architecture.md",
     "docs/methods.md",
+    "docs/pairs.md",
     "docs/rewards.md",
     "docs/adding.md",
     "docs/parity.md",
@@ -56,7 +57,8 @@ def test_the_table_of_kinds_is_the_table_of_kinds():
 
 
 def test_keys_that_are_set_on_a_command_line_exist():
-    configs = [config_of("quickstart.py", "grpo"), config_of("own_model.py", f"{MODEL},pairs.jsonl")]
+    files = {"quickstart.py": "grpo", "own_model.py": f"{MODEL},pairs.jsonl", "direct.py": "dpo"}
+    configs = [config_of(file, words) for file, words in files.items()]
     named = {key for page in PAGES for key in re.findall(r"--config\.([\w.]*\w)", text_of(page))} - {"a.b"}
     assert len(named) >= 6
     for key in named:

@@ -15,9 +15,9 @@ from prl_jax.commands import run
 from prl_jax.errors import UserError
 from prl_jax.inputs.checks import check_config
 from prl_jax.methods import METHODS
+from prl_jax.recipes.judges import WORDS
 from prl_jax.stages import KINDS
 from prl_jax.stages import config as c
-from prl_jax.stages.recipes_judges import WORDS
 
 FILES = sorted((ROOT / "experiments").glob("*.py"))
 MODEL = ROOT / "tests" / "configs" / "models" / "qwen3_0_6b"
@@ -33,6 +33,8 @@ WITH_MODEL = (
 VARIANTS = {
     "quickstart": ("", ":full", ":smoke"),
     "online": (":uwo", ":paco_grpo"),
+    "direct": (":dpo", ":sppo"),
+    "iterative": (":cream", ":mnpo"),
     **{name: (f":{MODEL},pairs.jsonl",) for name in WITH_MODEL},
 }
 METHOD_FILES = ("quickstart", "online", "own_model")
@@ -222,8 +224,7 @@ def test_the_rules_know_every_source_optimizer_duration_and_stage_of_a_section(k
     assert durations == {*rules.lengths, *rules.durations}
     assert {*rules.stages, *rules.choices, *rules.at_least} <= set(keys)
     told = {*rules.stages, *rules.choices, *durations, "kind", *(f"{key}.schedule" for key in rules.optimizers)}
-    told |= (
-        {"watch"} if kind == "online" else set()
-    )  # no stage: a judge that is believed, which the stage checks itself
+    # No stages: what the stages check themselves.
+    told |= {"online": {"watch"}, "direct": {"certainty", "precomputed"}}.get(kind, set())
     texts = {key for key, value in keys.items() if isinstance(value, str)} - told
     assert {key for key in texts if not key.endswith((".kind", ".path", ".split"))} == set()

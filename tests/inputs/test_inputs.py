@@ -17,12 +17,12 @@ from prl_jax.inputs.checks_of_data import check_inputs
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.measuring.files import keep_measured, read_measured
 from prl_jax.measuring.records import Measured
+from prl_jax.recipes.own import own_pairs
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.workdir import Workdir
 from prl_jax.sharding import make_mesh
 from prl_jax.stages import KINDS
 from prl_jax.stages import config as c
-from prl_jax.stages.recipes import own_pairs
 
 ROWS = [{"prompt": "hi " * (i % 5 + 1), "chosen": "hello", "rejected": "bye"} for i in range(40)]
 SYSTEM = {

@@ -12,11 +12,11 @@ from running import MICRO, refused, says, write_rows
 from prl_jax.errors import UserError
 from prl_jax.inputs.lengths import friendly, open_lengths, with_lengths
 from prl_jax.inputs.measurements import Measurements
+from prl_jax.recipes.own import own_pairs
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.workdir import Workdir, kept_config
 from prl_jax.sharding import make_mesh
 from prl_jax.stages import config as c
-from prl_jax.stages.recipes import own_pairs
 from prl_jax.text.chat import Turn, encode_prompt
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row
 from prl_jax.text.tokenizer import load_tokenizer

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prl_jax import losses
+from prl_jax.losses import DirectTerms
 from prl_jax.types import LossOutput
 
 # What the policy has read before each token, and the token.
@@ -158,6 +159,43 @@ def joint_clip(win, *, beta, sampler=None, eps=0.2, c=10.0):
         return jax.lax.scan(epoch, logits, None, EPOCHS)
 
     return probabilities(jax.lax.scan(rollout, jnp.zeros((3, 3)), None, ROLLOUTS)[0])
+
+
+def direct_terms(ratio_1, ratio_2, **given):
+    """`DirectTerms` of these log-ratios: response 1 is better, no reference and no targets, unless they are given."""
+    zeros, ones = jnp.zeros(ratio_1.shape), jnp.ones(ratio_1.shape)
+    fields = dict(logp_1=ratio_1, logp_2=ratio_2, label=ones, target_1=zeros, target_2=zeros, scale=ones, weight=ones)
+    return DirectTerms(ratio_1, ratio_2, **{**fields, "statistic": jnp.zeros(()), **given})
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "steps"))
+def fit_pairs(loss, ref, mu, label, target_1, target_2, rate, statistic=0.0, steps=3000):
+    """A direct loss over all pairs that a fixed sampler draws, from the reference policy of the bed.
+
+    Args:
+      loss: of `DirectTerms`.
+      ref: `[7]` log-probs of the responses under the reference, which needs no normaliser.
+      mu: `[7]` probabilities of the sampler.
+      label: `[7, 7]` probability that the row's response beats the column's.
+      target_1, target_2: `[7, 7]` targets of the row's response and of the column's.
+      rate: step size of gradient descent.
+      statistic, steps: of the loss; of gradient descent.
+
+    Returns:
+      `[7]` probabilities at the end.
+    """
+    i, j = draws(2).T
+    data = dict(label=label[i, j], target_1=target_1[i, j], target_2=target_2[i, j], weight=mu[i] * mu[j])
+
+    def value(logits):
+        logp = token_logps(logits).sum(-1)
+        ratio, fields = logp - ref, dict(logp_1=logp[i], logp_2=logp[j], statistic=jnp.asarray(statistic), **data)
+        return loss(direct_terms(ratio[i], ratio[j], **fields)).value
+
+    def step(logits, _):
+        return logits - rate * jax.grad(value)(logits), None
+
+    return probabilities(jax.lax.scan(step, REF_LOGITS, None, steps)[0])
 
 
 # Closed forms, in float64 numpy

@@ -212,6 +212,8 @@ NAMED |= {
 NAMED |= {
     "far": {"kind": "remote", "model": "large", "url": "http://x"},
     "check": {"kind": "verifier", "check": "exact"},
+    "ratio": {"kind": "density_ratio", "strong": "dpo", "weak": "sft"},
+    "noisy": {"kind": "annotator", "noise": 0.25},
 }
 
 
@@ -226,6 +228,8 @@ NAMED |= {
         ("gold", "genrm", ["told by gold, a function of yours (fake.py:gold)"]),
         ("far", "genrm", ["a learned judge (far, the model large behind an endpoint)"]),
         ("check", "genrm", ["told by check, a verifier (check 'exact')"]),
+        ("ratio", "genrm", ["a learned judge (ratio, the density ratio of dpo over sft)"]),
+        ("noisy", "genrm", ["told by noisy, a noisy annotator of the built-in tasks"]),
         ("both", "genrm", ["(both, an ensemble of taste, house)", "P learned from both, which tells", "Train another"]),
         ("rules", "both", ["told by rules, an ensemble of house, check", "P learned from rules", "Let another judge"]),
     ],

@@ -4,6 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from correctness.world import make_setup, policy_state
@@ -19,6 +21,7 @@ from prl_jax.inputs.checks_of_data import check_inputs, recognise_models
 from prl_jax.inputs.lengths import uses
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.judges import GoldJudge, PythonJudge, load_function
+from prl_jax.plan.functions import abstract_steps
 from prl_jax.plan.work import expected_work
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.judges import JUDGES
@@ -30,6 +33,7 @@ from prl_jax.stages import KINDS
 from prl_jax.stages import config as c
 from prl_jax.stages.kind import Checking
 from prl_jax.stages.online_samples import roll_out
+from prl_jax.text.chat import encode_prompt, encode_response
 
 RULES = """
 def shorter(prompts, first, second):
@@ -117,6 +121,23 @@ def test_scores_are_asked_of_who_has_them(rules):
             r"judges.v.answers: the pattern has no group \(\?P<answer>",
         ),
         ({"v": c.judge("verifier", answers=c.source(kind="csv"))}, "judges.v.answers.kind='csv', expected one of"),
+        ({"r": c.judge("density_ratio")}, "judges.r.strong: empty, expected a stage that trains a policy"),
+        ({"r": c.judge("density_ratio", strong="sft")}, "judges.r.weak: empty, expected a stage"),
+        (
+            {"r": c.judge("density_ratio", strong="./a", weak="sft", length="max")},
+            "judges.r.length='max', expected one of 'sum', 'mean'",
+        ),
+        (
+            {"r": c.judge("density_ratio", strong="./a", weak="sft", beta=0.0)},
+            "judges.r.beta=0.0, expected more than 0",
+        ),
+        (
+            {"r": c.judge("density_ratio", strong="sft", weak="sft")},
+            "judges.r.weak='sft': is the strong model too, so that every score is 0",
+        ),
+        ({"n": c.judge("annotator", noise=0.6)}, "judges.n.noise=0.6, expected 0 to 0.5, or -1: what the section gold"),
+        ({"n": c.judge("annotator", ties=-0.5)}, "judges.n.ties=-0.5, expected 0 to 1, or -1"),
+        ({"n": c.judge("annotator", seed=-1)}, "judges.n.seed=-1, expected at least 0"),
         ({"sft": c.judge("gold")}, "judges.sft: a judge has a name of its own"),
         ({"a/b": c.judge("gold")}, "judges.a/b: a judge has a name of its own"),
         ({"house": c.judge("model", model="house")}, "judges.house.model='house': is one of judges"),
@@ -281,6 +302,125 @@ def test_a_plan_counts_every_member():
     assert both[0] == bt[0] + genrm[0] and both[1] == [("judge", True)] * 2
 
 
+def ratio_of(strong="dpo", weak="sft", *, asks="policy", **more):
+    """A config with a policy of DPO, and a judge of it over its reference that a stage asks."""
+    prompts, lengths = c.source(limit=8), dict(max_prompt=12, max_response=6)
+    stages = dict(
+        sft=c.sft(**lengths),
+        bt=c.bradley_terry(init_from="sft", **lengths),
+        policy=c.online("rloo", judge="taste" if asks == "policy" else "bt", prompts=prompts),
+        dpo=c.direct("dpo", **lengths),
+        later=c.online("rloo", judge="taste" if asks == "later" else "bt", prompts=prompts),
+    )
+    return c.build(stages, judges=dict(taste=c.judge("density_ratio", strong=strong, weak=weak, **more)))
+
+
+@pytest.mark.parametrize(
+    ("strong", "weak", "asks", "message"),
+    [
+        ("dpo", "sft", "policy", "policy.judge='taste': judges.taste.strong='dpo' does not run before policy"),
+        ("sft", "later", "policy", "policy.judge='taste': judges.taste.weak='later' does not run before policy"),
+        ("dpo", "nobody", "later", "later.judge='taste': judges.taste.weak='nobody' is not among the stages"),
+        (
+            "bt",
+            "sft",
+            "later",
+            "later.judge='taste': judges.taste.strong='bt' is a bradley_terry stage; expected one of",
+        ),
+        ("gold", "sft", "later", "later.judge='taste': judges.taste.strong='gold' is not among the stages"),
+        ("later", "sft", "later", "judges.taste.strong='later' does not run before later"),
+        ("./nothing", "sft", "later", "later.judge='taste': judges.taste.strong: nothing: no such directory"),
+    ],
+)
+def test_a_density_ratio_is_one_of_policies_that_exist(strong, weak, asks, message):
+    with pytest.raises(UserError, match=message):
+        check_config(ratio_of(strong, weak, asks=asks))
+
+
+def test_both_policies_of_a_density_ratio_are_counted():
+    """Alone and in an ensemble; a policy that its stage holds anyway is held once."""
+    config = ratio_of(asks="later")
+    check_config(config)
+    assert {use.model for use in uses(config) if use.stage == "later"} == {"sft", "dpo"}
+    models = AbstractModels(config, make_mesh(), Checking(config, KINDS).card)
+    strong, weak = models.judge("taste")
+    assert models.scores("taste") and strong.verdicts is weak.verdicts is None
+    assert strong.length == weak.length == strong.logits == 18
+    assert strong.model is models.policy("dpo").model and weak.model is models.policy("sft").model
+
+    def asked(config):
+        work = expected_work(config, make_mesh(), lambda stage, key: 8)[-1]
+        return work.held, [call.flops for call in work.calls if call.function == "judge"]
+
+    held, ratio = asked(config)
+    _, scalar = asked(ratio_of(asks="nobody"))
+    assert held["judge"] == held["reference"] > 0  # the reference of the stage is the weak model
+    assert len(ratio) == 2 and len(scalar) == 1 and min(ratio) > scalar[0]  # of each token, logits
+    panel = panel_of("taste", "bt", taste=c.judge("density_ratio", strong="sft", weak="sft", criteria="Be brief."))
+    check_config(panel)
+    models = AbstractModels(panel, make_mesh(), Checking(panel, KINDS).card)
+    assert len(models.judge("panel")) == 3 and models.scores("panel")
+
+
+SMALL = dict(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=32)
+
+
+@pytest.mark.slow
+def test_a_run_asks_both_policies_and_the_annotator(tmp_path):
+    """A plan knows the functions that it runs."""
+    steps = dict(duration="2 steps", batch_size=8, validation=c.source(limit=8), max_prompt=12, max_response=6)
+    stages = dict(
+        sft=c.sft(**steps),
+        dpo=c.direct("dpo", **steps),
+        evaluation=c.evaluation(
+            judges=("taste", "noisy"), opponent="", pairs=c.source(split="test", limit=16), batch_size=8
+        ),
+    )
+    taste = c.judge("density_ratio", strong="dpo", weak="sft", beta=0.1)
+    gold = dict(families=("sort",), train_rows=32, validation_rows=16, test_rows=16)
+    config = c.build(stages, judges=dict(taste=taste, noisy=c.judge("annotator")), gold=gold, model=SMALL)
+    file = tmp_path / "config.py"
+    file.write_text(
+        f"from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({config.to_dict()!r})\n"
+    )
+    done = prl("run", "--config", file, "--workdir", tmp_path / "run")
+    assert done.code == 0, done.err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [summary["judges"][name]["order_consistency"] for name in ("taste", "noisy")] == [1, 1]
+    planned = [step.function for step in abstract_steps(config, make_mesh()) if step.function.endswith("judge")]
+    assert planned == ["taste_1_judge", "taste_2_judge"]
+
+    models = LoadedModels(StageContext("evaluation", config, Workdir(tmp_path / "run", config), make_mesh()))
+    judge, policies = models.judge("taste", batch_size=4), [models.policy(name) for name in ("dpo", "sft")]
+    assert [judge.strong.model, judge.weak.model] == [policy.model for policy in policies]  # in memory once
+    prompt, answers = user("sort cab!"), ("abcd", "ABCD")
+    ids = [encode_prompt(policies[0].tokenizer, prompt) + encode_response(policies[0].tokenizer, y) for y in answers]
+    dpo, sft = (jax.nn.log_softmax(policy.model(jnp.array(ids)))[:, -6:-1] for policy in policies)
+    ratio = np.take_along_axis(np.asarray(dpo - sft), np.array(ids)[:, -5:, None], 2).sum((1, 2))
+    found = judge.scored([prompt] * 2, answers)
+    np.testing.assert_allclose(found.scores, 0.1 * ratio, rtol=1e-3, atol=1e-6)
+    assert np.abs(ratio).min() > 1e-3 and not found.cut.any()
+
+
+def test_an_annotator_errs_as_the_section_gold_says(tmp_path):
+    """Unless its own section says otherwise."""
+    prompts, right, wrong = [user("sort dbca!")] * 400, ["ABCD"] * 400, [f"x{i}" for i in range(400)]
+
+    def judged(gold, **values):
+        config = config_with({"noisy": c.judge("annotator", **values)}, judge="noisy", evaluation=dict(judge="gold"))
+        config = ConfigDict(config.to_dict())
+        config.gold.update(gold)
+        check_config(config)
+        return judge_in(config, "noisy", tmp_path)(prompts, right, wrong).p_first
+
+    sure, unsure = dict(noise=0.0, ties=0.0), dict(noise=0.5, ties=0.0)
+    assert judged(sure).mean() > 0.98 and judged(unsure, noise=0.0).mean() > 0.98
+    half = judged(unsure)
+    assert 0.4 < half.mean() < 0.6 and set(np.round(half, 6)) == {0, 1}
+    np.testing.assert_array_equal(half, judged(sure, noise=0.5))
+    assert (half != judged(unsure, seed=1)).mean() > 0.3
+
+
 def test_a_kind_is_its_file_and_a_row_of_the_table(tmp_path, monkeypatch):
     """Nothing else of the package knows of this one: it is checked, measured, planned and asked."""
 
@@ -311,6 +451,12 @@ def test_a_run_goes_on_with_the_rules_that_it_began_with(rules, tmp_path):
     rules.write_text(RULES.replace("0.9", "0.8"))
     with pytest.raises(UserError, match=r"judges.house: has changed since .*/run was made from it: .*my_rules.py had"):
         recognise_models(dataclasses.replace(began, workdir=workdir()))
+
+
+def test_criteria_are_no_directory_whatever_they_say(tmp_path):
+    criteria = "Be brief and/or clear. " * 300
+    config = ratio_of(strong="sft", asks="later", criteria=criteria)
+    recognise_models(StageContext("later", config, Workdir(tmp_path / "run", config), make_mesh()))
 
 
 def test_the_file_of_a_function_is_known_however_it_is_named(rules):

@@ -29,9 +29,10 @@ from fakes import (
 )
 
 from prl_jax.data.records import PreferenceRecord, SFTRecord
-from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, encode_sft, stack_rows
+from prl_jax.data.rows import encode_generative_pair, encode_responses, encode_scalar_pair, encode_sft, stack_rows
 from prl_jax.judges import GenerativeJudge, ScalarJudge
 from prl_jax.methods import METHODS, Method, NoOpponent, Score
+from prl_jax.methods.direct import KTO
 from prl_jax.models import LOGICAL_AXES, Decoder, LoraConfig, ScalarModel, combine, split, with_adapters
 from prl_jax.optim import make_optimizer
 from prl_jax.processes import fetch, is_leader, joined, local_rows, put_batch
@@ -39,6 +40,7 @@ from prl_jax.sampling import SamplingConfig, decode_responses, respond
 from prl_jax.sharding import make_mesh
 from prl_jax.text.judging import JudgeTemplate, verdict_ids
 from prl_jax.training.compare import rewards_of
+from prl_jax.training.direct import direct_objective
 from prl_jax.training.policy import (
     Schedule,
     critic_objective,
@@ -54,7 +56,7 @@ from prl_jax.training.sft import SFT
 from prl_jax.training.state import PolicyState, create_state, initial_state, with_returns
 from prl_jax.training.step import Objective, gradients, make_train_step
 from prl_jax.tree import flatten
-from prl_jax.types import Rollout
+from prl_jax.types import DirectPairs, Rollout
 
 Arrays = dict[str, Any]
 ROWS, ROOM = 16, 6
@@ -89,7 +91,7 @@ class Task(NamedTuple):
 
 
 def supervised_tasks(mesh: jax.sharding.Mesh) -> dict[str, Task]:
-    """SFT, both reward models, and adapters whose inputs are dropped."""
+    """SFT, both reward models, a direct loss that looks at the whole batch first, and adapters with dropout."""
     sft = [SFTRecord(pair.id, pair.prompt, pair.chosen) for pair in PAIRS]
     lengths = {"max_prompt": 5, "max_response": ROOM + 1}
     generative = generative_objective(verdict_ids(TOKENIZER, TEMPLATE), w_cons=0.02)
@@ -97,12 +99,20 @@ def supervised_tasks(mesh: jax.sharding.Mesh) -> dict[str, Task]:
     scalar_rows = [encode_scalar_pair(TOKENIZER, pair, **lengths)[0] for pair in PAIRS]
     generative_rows = [encode_generative_pair(TOKENIZER, TEMPLATE, pair, max_length=20)[0] for pair in PAIRS]
 
+    direct_rows = []
+    for i, pair in enumerate(PAIRS):
+        texts = (pair.chosen, pair.rejected, PAIRS[i - 1].chosen)
+        one, two, other = encode_responses(TOKENIZER, pair.prompt, texts, **lengths)[0]
+        said = [np.float32(x) for x in (0.8, (0.5, 0.1), 0.3, 1.0)]
+        direct_rows.append(DirectPairs(one, two, np.float32((-9.0, -8.0)), *said, other, np.float32(-7.0)))
+
     def task(model: Any, objective: Objective, rows: list, dropout: jax.Array | None = None) -> Task:
         batch = put_batch(stack_rows([rows[i] for i in local_rows(mesh, ROWS)]), mesh)
         return Task(on_mesh(model, mesh), objective, batch, dropout)
 
     return {
         "sft": task(make_decoder(0), SFT, [encode_sft(TOKENIZER, r, **lengths)[0] for r in sft]),
+        "direct": task(make_decoder(4), direct_objective(KTO(beta=0.5), sft_weight=0.1), direct_rows),
         "bradley_terry": task(make_scalar_model(1), bradley_terry, scalar_rows),
         "generative": task(make_decoder(2, tied_embeddings=False), generative, generative_rows),
         "adapters": task(adapted(make_decoder(6, layers=1), mesh), bradley_terry, scalar_rows, jax.random.key(7)),

@@ -8,13 +8,15 @@ from fakes import make_decoder, make_scalar_model, random_tokens, token_rows, wi
 from running import unoptimised
 
 from prl_jax.methods import METHODS, LossKL
+from prl_jax.methods.direct import BCO, KTO, RWR, Sigmoid, Squared
 from prl_jax.methods.surrogates import Frozen
+from prl_jax.training.direct import direct_objective
 from prl_jax.training.policy import Schedule, critic_objective, policy_objective, together
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
 from prl_jax.training.rollout import Critique, Experience
 from prl_jax.training.sft import SFT
 from prl_jax.training.step import gradients, microbatches
-from prl_jax.types import ComparedPairs, ScoredPairs, SFTBatch
+from prl_jax.types import ComparedPairs, DirectPairs, ScoredPairs, SFTBatch
 
 pytestmark = pytest.mark.slow
 ROWS, LENGTH, ROOM = 6, 7, 4
@@ -66,8 +68,30 @@ def policy(name: str, **slots):
     return objective_and_batch
 
 
+def direct(loss, **options):
+    """A direct loss, with all that can be added to it and, in rows without weight, numbers that are none."""
+
+    def objective_and_batch():
+        numbers = [np.random.default_rng(i).normal(size=(ROWS, 2)).astype(np.float32) for i in range(3)]
+        weight = np.array([1, 1, 0, 1, 1, 0], np.float32)
+        mask = np.arange(LENGTH) < LENGTHS[:, None]
+        one, two, other = (SFTBatch(rows(i), random_tokens(9 + i, ROWS, LENGTH), mask) for i in range(3))
+        reference = np.where(weight[:, None] > 0, numbers[0] - 9, np.nan).astype(np.float32)
+        label = np.array([1, 0.5, 1, 0.2, 1, 1], np.float32)
+        batch = DirectPairs(one, two, reference, label, numbers[1], numbers[2][:, 0], weight, other, reference[:, 0])
+        added = dict(sft_weight=0.3, value_weight=-0.2, beta_scale=0.5)
+        return direct_objective(loss, **added, **options), make_decoder(0, layers=1), batch
+
+    return objective_and_batch
+
+
 CASES = {
     "sft": sft,
+    "direct, sums": direct(Sigmoid(), sft_length="sum"),
+    "direct, means and the batch's mean": direct(BCO(beta=0.5), length="mean"),
+    "direct, mismatched": direct(KTO(beta=0.5)),
+    "direct, weights of responses": direct(RWR()),
+    "direct, gaps of labels": direct(Squared(), gap_of_label=True),
     "bradley_terry": bradley_terry,
     "generative": generative,
     "tokens": policy("ppo"),

@@ -10,8 +10,12 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from prl_jax.data.sources import Records
-from prl_jax.judges import Judge
+from prl_jax.judges import Judge, PolicyReader
 from prl_jax.text.chat import Prompt
+
+
+def _no_policy(name: str, criteria: str) -> PolicyReader:
+    raise AssertionError(f"{name}: a judge without policies asks for one")
 
 
 class Surroundings(NamedTuple):
@@ -22,12 +26,14 @@ class Surroundings(NamedTuple):
       judge: loads a judge by its name: of the config's judges, of a stage, or a model directory.
       records: reads a section of a source as records of a kind ("prompt").
       folder: where it may keep files of its own.
+      policy: loads a policy by its name, a stage or a model directory, as a reader of responses with some criteria.
     """
 
     config: ConfigDict
     judge: Callable[[str], Judge]
     records: Callable[[ConfigDict, str], Records]
     folder: Path
+    policy: Callable[[str, str], PolicyReader] = _no_policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +47,10 @@ class JudgeKind:
       check: raises `UserError`, which begins with a key of the section, for one that cannot be loaded.
       model: section -> the stage or model directory behind the judge; "" where none is.
       members: key of the section that holds the names of the judges that it asks; "" where it asks none.
+      policies: keys of the section that each name a policy, a stage or a model directory, whose log-probabilities it
+        reads.
       sources: keys of sources that it reads.
-      scores: section -> whether it scores single responses too, where neither a model nor members behind it tell.
+      scores: section -> whether it scores single responses too, where no model or members behind it tell.
       files: section -> the files that it is made of, where no model is behind it.
       word: what a command line may call a judge -> the keys of its section; None for what is none of this kind.
       built_in_tasks: whether it knows no other prompts than those of the built-in tasks.
@@ -56,6 +64,7 @@ class JudgeKind:
     check: Callable[[ConfigDict], None] = lambda section: None
     model: Callable[[ConfigDict], str] = lambda section: ""
     members: str = ""
+    policies: Sequence[str] = ()
     sources: Sequence[str] = ()
     scores: Callable[[ConfigDict], bool] = lambda section: False
     files: Callable[[ConfigDict], Sequence[Path]] = lambda section: ()

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from prl_jax.methods import METHODS, Anchors
+from prl_jax.recipes.judges import Asked
 from prl_jax.stages import config as c
-from prl_jax.stages.recipes_judges import Asked
 
 
 class Size(NamedTuple):
-    """Layers of the model, steps of the stages, and rows: those of training, prompts, pairs and the evaluation.
+    """Layers of the model, steps of the stages (`direct`: of a policy that learns from pairs), and rows: those of
+    training, prompts, pairs and the evaluation.
 
     0 rows are all of them.
     """
@@ -23,16 +24,20 @@ class Size(NamedTuple):
     bt: int
     genrm: int
     policy: int
+    direct: int
     rows: int
     prompts: int
     pairs: int
     evaluation: int
 
 
-FULL = Size(layers=3, sft=800, bt=450, genrm=900, policy=40, rows=0, prompts=2048, pairs=0, evaluation=512)
+FULL = Size(layers=3, sft=800, bt=450, genrm=900, policy=40, direct=300, rows=0, prompts=2048, pairs=0, evaluation=512)
 # The same pipeline, much too small and short to learn anything. A short run is mostly compilation, whose time goes with
 # the layers.
-SMOKE = Size(layers=1, sft=20, bt=6, genrm=6, policy=2, rows=500, prompts=256, pairs=200, evaluation=64)
+SMOKE = Size(layers=1, sft=20, bt=6, genrm=6, policy=2, direct=2, rows=500, prompts=256, pairs=200, evaluation=64)
+
+
+LENGTHS = dict(max_prompt=14, max_response=10)  # that hold every built-in prompt and demonstration
 
 
 class Arm(NamedTuple):
@@ -79,8 +84,8 @@ def built_in_tasks(
     combined = {name: section for arm in arms.values() for name, section in arm.asked.judges.items()}
     judges = (*scoring, *comparing)
     methods = [METHODS[arm.method].method for arm in arms.values()]
-    stages = dict(sft=c.sft(duration=f"{size.sft} steps", **_fitted(size), max_prompt=14, max_response=10))
-    stages |= {name: _bradley_terry(size) for name in scoring} | {name: _generative(size) for name in comparing}
+    stages = dict(sft=demonstrated(size))
+    stages |= {name: bradley_terry(size) for name in scoring} | {name: generative(size) for name in comparing}
     if anchors or any(method.opponents.candidates == Anchors.candidates for method in methods):
         keep = 4 if any(method.reward.least_opponents > 1 for method in methods) else 1
         stages |= dict(anchors=c.anchors(prompts=prompts, judge=next(iter(judges), "gold"), keep=keep))
@@ -98,18 +103,24 @@ def built_in_tasks(
     )
 
 
-def _fitted(size: Size, learning_rate: float = 2e-3) -> dict[str, Any]:
+def demonstrated(size: Size) -> dict[str, Any]:
+    """The section of SFT on the built-in demonstrations."""
+    return c.sft(duration=f"{size.sft} steps", **fitted(size), **LENGTHS)
+
+
+def fitted(size: Size, learning_rate: float = 2e-3) -> dict[str, Any]:
+    """Keys of a stage that fits a model to the built-in records."""
     validation = c.source(split="validation", limit=size.pairs or 512)
     return dict(validation=validation, optimizer=dict(learning_rate=learning_rate))
 
 
-def _bradley_terry(size: Size) -> dict[str, Any]:
-    return c.bradley_terry(
-        init_from="sft", duration=f"{size.bt} steps", max_prompt=14, max_response=10, **_fitted(size)
-    )
+def bradley_terry(size: Size) -> dict[str, Any]:
+    """The section of a Bradley-Terry judge of the built-in tasks."""
+    return c.bradley_terry(init_from="sft", duration=f"{size.bt} steps", **LENGTHS, **fitted(size))
 
 
-def _generative(size: Size) -> dict[str, Any]:
+def generative(size: Size) -> dict[str, Any]:
+    """The section of a generative judge of the built-in tasks."""
     return c.generative(
         init_from="sft",
         duration=f"{size.genrm} steps",
@@ -117,7 +128,7 @@ def _generative(size: Size) -> dict[str, Any]:
         max_length=38,
         shared_positions=True,
         w_cons=0.05,
-        **_fitted(size, 1.2e-3),
+        **fitted(size, 1.2e-3),
     )
 
 

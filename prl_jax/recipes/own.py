@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -10,9 +11,9 @@ from prl_jax.data.lines import Limits, Lines
 from prl_jax.data.sources import SourceSpec, file_path
 from prl_jax.errors import UserError
 from prl_jax.methods import METHODS, Anchors
+from prl_jax.recipes.judges import asked
 from prl_jax.runs.context import is_directory
 from prl_jax.stages import config as c
-from prl_jax.stages.recipes_judges import asked
 
 _ENOUGH = 400  # pairs that train; a referee of fewer than a hundred would tell nothing
 
@@ -97,17 +98,10 @@ def own_pairs(
     Raises:
       ValueError: other arguments.
     """
-    model, separator, pairs = arguments.partition(",")
-    if not (model and separator and pairs):
-        raise ValueError(
-            f"{arguments!r}: expected MODEL,PAIRS (--config FILE.py:MODEL,PAIRS): a model directory and a file of pairs"
-        )
-    model = model if is_directory(model) else f"./{model}"
-    rows = lambda **part: c.source(kind="jsonl", path=pairs, **part)  # noqa: E731
-    quarter = _quarter(pairs, holdout, Limits(**root.get("limits", {})))
-    held_out, for_referee = rows(limit=holdout), rows(skip=holdout, limit=quarter)
-    train, for_judge = rows(skip=holdout + quarter), rows(skip=holdout + 2 * quarter)
-    prompts = rows(skip=holdout + quarter, limit=quarter)
+    model, held_out, for_referee, train, for_judge, prompts = divided(
+        arguments, holdout, Limits(**root.get("limits", {}))
+    )
+    quarter = for_referee["limit"]
     start = dict(init_from=model, validation=held_out)
     stages = (
         {} if sft is None else {"sft": c.sft(**{"max_prompt": 0, "max_response": 0, "data": train, **start, **sft})}
@@ -147,8 +141,48 @@ def own_pairs(
     return c.build(stages, **{"model": dict(dtype="bfloat16", remat=True), "judges": judges.judges, **root})
 
 
-def split_method(arguments: str) -> tuple[str, str]:
-    """`MODEL,PAIRS,NAME` -> `MODEL,PAIRS` and the name of a method; "" where there is none.
+class Divided(NamedTuple):
+    """A model, and a file of pairs in parts that different stages read, see `own_pairs`.
+
+    Attributes:
+      model: the directory.
+      held_out: the first rows, for validation and the final table.
+      referee: a quarter of the others, or none where they are few (`limit` 0).
+      train: all that neither of these has.
+      judge: the half of all others behind the prompts.
+      prompts: the quarter between the referee's and the judge's.
+    """
+
+    model: str
+    held_out: dict[str, Any]
+    referee: dict[str, Any]
+    train: dict[str, Any]
+    judge: dict[str, Any]
+    prompts: dict[str, Any]
+
+
+def divided(arguments: str, holdout: int, limits: Limits) -> Divided:
+    """The parts of `MODEL,PAIRS`. Errors: `ValueError` for other arguments."""
+    model, separator, pairs = arguments.partition(",")
+    if not (model and separator and pairs):
+        raise ValueError(
+            f"{arguments!r}: expected MODEL,PAIRS (--config FILE.py:MODEL,PAIRS): a model directory and a file of pairs"
+        )
+    model = model if is_directory(model) else f"./{model}"
+    rows = lambda **part: c.source(kind="jsonl", path=pairs, **part)  # noqa: E731
+    quarter = _quarter(pairs, holdout, limits)
+    return Divided(
+        model,
+        held_out=rows(limit=holdout),
+        referee=rows(skip=holdout, limit=quarter),
+        train=rows(skip=holdout + quarter),
+        judge=rows(skip=holdout + 2 * quarter),
+        prompts=rows(skip=holdout + quarter, limit=quarter),
+    )
+
+
+def split_method(arguments: str, known: Collection[str] = METHODS) -> tuple[str, str]:
+    """`MODEL,PAIRS,NAME` -> `MODEL,PAIRS` and the name of a method of those that are known; "" where there is none.
 
     Raises:
       ValueError: there is no such method.
@@ -156,8 +190,8 @@ def split_method(arguments: str) -> tuple[str, str]:
     pairs, _, name = arguments.rpartition(",")
     if "," not in pairs or "." in name:  # the end of a file's name
         return arguments, ""
-    if name not in METHODS:
-        raise ValueError(f"{arguments!r}: {name!r} is no method; expected one of {', '.join(METHODS)}")
+    if name not in known:
+        raise ValueError(f"{arguments!r}: {name!r} is no method; expected one of {', '.join(known)}")
     return pairs, name
 
 

@@ -1,0 +1,49 @@
+"""Any direct preference loss of docs/methods.md on the built-in tasks: DPO and its family, without a reward model.
+
+    prl run --config experiments/direct.py:dpo --workdir runs/dpo
+    prl run --config experiments/direct.py:dpo,genrm --workdir runs/dpo-samples
+    prl run --config experiments/direct.py:kto,smoke --workdir runs/smoke-kto
+    prl run --config experiments/direct.py:MODEL,PAIRS.jsonl,kto --workdir runs/own-kto
+
+The first word is a method. Without a second one it learns from the built-in pairs, whose responses other writers made;
+with `gold` (the exact judge of the tasks), `bt` or `genrm` (a Bradley-Terry or a generative judge, trained on those
+pairs) it learns from the best and the worst of four samples of the SFT policy, as that judge ranks them. Methods that
+read win rates or scores (SPPO; RWR, MM-DPO) always do. `smoke` makes everything small and short, to see it work.
+
+With MODEL, an instruction-tuned Hugging Face checkpoint directory, and PAIRS.jsonl, `prompt`, `chosen` and `rejected`
+in each row (and what else the loss reads), it trains adapters on your own pairs; a third word names the method, DPO
+without one. The first 100 rows are kept for the evaluation, and of 400 others and more a quarter trains a judge, the
+referee, which tells the win rates.
+
+SFT, what the method needs, the method with the loss of its row, and an evaluation by the exact judge of the tasks. To
+change the loss: `--config.dpo.loss.beta=0.3`; a pair's references: `--config.dpo.references="('sft',)"`.
+
+Hardware: 2 CPU cores, 2 GB of memory.
+Time: TIME
+Result: RESULT
+"""
+
+from ml_collections import ConfigDict
+
+from prl_jax.methods.direct_table import DIRECT
+from prl_jax.recipes.built_in import FULL, SMOKE
+from prl_jax.recipes.direct import JUDGES, built_in_direct, judge_of, own_direct
+from prl_jax.recipes.own import split_method
+
+# Of 20 steps nothing would be learnt that ends.
+SHORT = SMOKE._replace(sft=150)
+
+
+def get_config(arguments: str = "") -> ConfigDict:
+    """`NAME[,JUDGE][,smoke]`, a method, and who ranks the samples that it learns from; or `MODEL,PAIRS[,NAME]`."""
+    if "/" in arguments or "." in arguments:  # a model directory, or the end of a file's name
+        pairs, name = split_method(arguments, DIRECT)
+        return own_direct(pairs, name or "dpo")
+    words = arguments.split(",")
+    name, *judges = [word for word in words if word != "smoke"] or [""]
+    if name not in DIRECT or judges[1:] or not set(judges) <= set(JUDGES):
+        raise ValueError(
+            f"{arguments!r}: expected NAME[,JUDGE][,smoke], a judge of {', '.join(JUDGES)}, and a method of "
+            f"{', '.join(DIRECT)}"
+        )
+    return built_in_direct(name, judges[0] if judges else judge_of(name), SHORT if "smoke" in words else FULL)

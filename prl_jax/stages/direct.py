@@ -1,0 +1,205 @@
+"""Direct preference learning: a policy and pairs of responses -> a policy, without a reward model or sampling."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from prl_jax.artifacts.cards import ModelCard
+from prl_jax.artifacts.models import SAMPLES_SHOWN
+from prl_jax.config.rules import RESULTS, Rules
+from prl_jax.data.records import PreferenceRecord, missing_value
+from prl_jax.data.rows import encode_responses
+from prl_jax.data.sources import Records
+from prl_jax.errors import UserError
+from prl_jax.processes import shared
+from prl_jax.runs.context import StageContext
+from prl_jax.runs.models import LoadedModels, origin_of
+from prl_jax.runs.references import Fixed, reference_log_probs
+from prl_jax.stages import supervised
+from prl_jax.stages.direct_costs import direct_costs
+from prl_jax.stages.direct_section import LABELS, check_section, declare, loss_in, needs_of, weights_in
+from prl_jax.stages.kind import Checking, Kind, Reads
+from prl_jax.stages.preferences import SOURCES, different
+from prl_jax.stages.shown import shown_samples
+from prl_jax.training.direct import LENGTHS, direct_objective
+from prl_jax.types import DirectPairs, SFTBatch
+
+
+def planned_card(section: ConfigDict) -> ModelCard:
+    """Returns the card that the stage's model will have, as far as a config tells."""
+    return ModelCard("policy", {}, section.max_prompt, section.max_response)
+
+
+def objective(section: ConfigDict, verdicts: tuple[int, int]) -> Any:
+    """Returns the objective that the section asks for; a policy has no verdicts."""
+    keys = ("length", "sft_weight", "sft_length", "value_weight", "beta_scale", "beta_scale_rate")
+    loss, values = loss_in(section), {key: section[key] for key in keys}
+    # Targets of gaps are what records say of each response, or follow from what they say of the pair.
+    return direct_objective(loss, **values, gap_of_label=loss.reads == "gap" and section.label in ("hard", "soft"))
+
+
+class Fitted(NamedTuple):
+    """A pair, and what frozen models say of it.
+
+    Attributes:
+      record: the pair.
+      other: the chosen response of the next pair, which answers another prompt.
+      reference: log-probabilities of the responses under the references, mixed; of `other` too where a loss reads it.
+    """
+
+    record: PreferenceRecord
+    other: str
+    reference: Float[np.ndarray, "R"]
+
+
+class FittedRecords(Sequence[Fitted]):
+    """The pairs of a source, each with what frozen models say of it."""
+
+    def __init__(self, records: Records, reference: Float[np.ndarray, "N R"]):
+        self._records, self._reference = records, reference
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        i = int(index)
+        return Fitted(self._records[i], other_response(self._records, i), self._reference[i])
+
+
+def other_response(records: Records, i: int) -> str:
+    """The chosen response of the next record, from the last one that of the first."""
+    return records[(i + 1) % len(records)].chosen
+
+
+def run(context: StageContext) -> dict[str, float]:
+    """Trains a policy and returns the metrics of what it has come to."""
+    section = context.section
+    models, loss = LoadedModels(context), loss_in(section)
+    mismatched = loss.statistic == "mismatched"
+    card = dataclasses.replace(planned_card(section), **origin_of(context))
+    records, skipped, ties = different(context.records(section.data, "preference"))
+    validation, _, _ = different(context.records(section.validation, "preference"))
+    for key, source in (("data", records), ("validation", validation)):
+        check_values(f"{context.name}.{key}", source, needs_of(section))
+
+    def rows(record: PreferenceRecord, other: str) -> tuple[list[SFTBatch], bool]:
+        """The responses behind their prompt, and behind it the response to another one, where the loss reads it."""
+        room = dict(max_prompt=section.max_prompt, max_response=section.max_response)
+        texts = (record.chosen, record.rejected, *([other] if mismatched else []))
+        return encode_responses(models.tokenizer, record.prompt, texts, **room)
+
+    def fixed(records: Records) -> Fixed:
+        return Fixed(lambda i: rows(records[i], other_response(records, i))[0], len(records), records.place)
+
+    asked = reference_log_probs(
+        context,
+        models,
+        tuple(section.references),
+        {"data": fixed(records), "validation": fixed(validation)},
+        precomputed=section.precomputed,
+    )
+    width = 3 if mismatched else 2
+    weights = np.array(weights_in(section), np.float64)
+
+    def mixed(source: str, count: int) -> Float[np.ndarray, "N R"]:
+        found = np.tensordot(weights, asked[source].astype(np.float64), 1) if len(weights) else np.zeros((count, width))
+        return found.astype(np.float32)
+
+    def encode(fitted: Fitted) -> tuple[DirectPairs, bool]:
+        found, truncated = rows(fitted.record, fitted.other)
+        pair = DirectPairs(found[0], found[1], fitted.reference[:2], **numbers(section, fitted.record))
+        if mismatched:
+            pair = pair._replace(mismatched=found[2], reference_mismatched=fitted.reference[2])
+        return pair, truncated
+
+    task = supervised.Supervised(
+        card=card,
+        models=models,
+        fit=FIT,
+        objective=objective(section, (0, 0)),
+        records=FittedRecords(records, mixed("data", len(records))),
+        validation=FittedRecords(validation, mixed("validation", len(validation))),
+        encode=encode,
+        sample=shown_samples(context, card, models.tokenizer, [r.prompt for r in validation[:SAMPLES_SHOWN]]),
+        counters={"identical_pairs_skipped": skipped, "ties": ties},
+    )
+    return supervised.train(context, task)
+
+
+def numbers(section: ConfigDict, record: PreferenceRecord) -> dict[str, Any]:
+    """The numbers of a pair that its loss may read: fields of `DirectPairs`, float32."""
+    label, gap = LABELS[section.label], 0.0
+    probability = record.label if label.probability is None else label.probability(record)
+    targets = (0.0, 0.0) if label.targets is None else label.targets(record)
+    if section.certainty:
+        certain = record.meta[section.certainty]
+        probability = certain * probability + (1.0 - certain) * (1.0 - probability)
+    if section.beta_scale and record.scores is not None:
+        gap = record.scores[0] - record.scores[1]
+    found = dict(label=probability, target=targets, score_gap=gap, weight=1.0)
+    return {name: np.asarray(value, np.float32) for name, value in found.items()}
+
+
+def check_values(key: str, records: Records, needs: Sequence[str]) -> None:
+    """Raises `UserError` for the first pair that lacks a value which the loss reads."""
+    for need in needs:
+        lacking = np.flatnonzero(shared(lambda i, need=need: bool(missing_value(records[i], need)), len(records)))
+        if lacking.size:
+            first = int(lacking[0])
+            more = f"; {lacking.size} of {len(records)} pairs lack it" if lacking.size > 1 else ""
+            raise UserError(f"{key}: {records.place(first)} has {missing_value(records[first], need)}{more}")
+
+
+def check(check: Checking, name: str) -> None:
+    """Raises `UserError` for a section whose keys do not go together, and for references that are none."""
+    section = check.config[name]
+    try:
+        check_section(section)
+    except UserError as error:  # it begins with the key
+        raise UserError(f"{name}.{error}") from error
+    for reference in section.references:
+        check.reference(name, "references", reference, ("policy",))
+    for key in ("data", "validation"):
+        lacking = [need for need in needs_of(section) if section[key].kind == "gold"]
+        if lacking:
+            raise UserError(
+                f"{name}.{key}.kind='gold': the built-in pairs have no {', '.join(lacking)}, which the section reads "
+                f"(label={section.label!r}); take pairs that carry them"
+            )
+
+
+def reads(name: str, section: ConfigDict, key: str) -> Iterator[Reads]:
+    """Who reads the pairs: the policy, with the values that its loss needs. References have the same tokenizer."""
+    yield Reads(name, needs=needs_of(section))
+
+
+FIT = supervised.Fit(objective, pairs=True)
+KIND = Kind(
+    name="direct",
+    family="policy",
+    declare=declare,
+    rules=Rules(
+        sources=SOURCES,
+        choices={"label": tuple(LABELS), "length": LENGTHS, "sft_length": LENGTHS, "result": RESULTS},
+        at_least={**supervised.SIZES, **supervised.ROOM, "sft_weight": 0, "beta_scale": 0, "beta_scale_rate": 0},
+        from_data=tuple(supervised.ROOM),
+        **{
+            **supervised.RULES,
+            "stages": {"init_from": ("policy",)},
+            "models": ("init_from", "references"),
+            "unions": ("loss",),
+        },
+    ),
+    checks=(*supervised.CHECKS, check),
+    run=run,
+    reads=reads,
+    costs=direct_costs(FIT),
+    writes="policy",
+    card=planned_card,
+)

@@ -55,7 +55,7 @@ def built_in_direct(method: str, judge: str, size: Size) -> ConfigDict:
     if judge:
         stages |= dict(pairs=c.pairs(judge=judge, prompts=c.source(limit=size.prompts)))
         data = _split(c.source(kind="stage", path="pairs"))
-    stages[method] = c.direct(method, **{**_training(size), **data})
+    stages[method] = c.direct(method, **{**_training(size, made=bool(judge)), **data})
     return _with_evaluation(
         stages, {method: DIRECT[method].title}, judge, size, f"{DIRECT[method].title}: built-in tasks"
     )
@@ -79,7 +79,7 @@ def built_in_rounds(name: str, judge: str, size: Size) -> ConfigDict:
         judges = _own_judges(method, start)
     prompts = c.source(limit=size.prompts)
     pairs = lambda here: c.pairs(**_ranked(method, here, word), prompts=prompts)  # noqa: E731
-    train = lambda here: _trained(method, here, _training(size), fitted(size, 3e-4) | LENGTHS)  # noqa: E731
+    train = lambda here: _trained(method, here, _training(size, made=True), fitted(size, 3e-4) | LENGTHS)  # noqa: E731
     made = rounds(method.rounds, pairs, train, start=start, replay=method.replay)
     arms = {stage: f"{method.title}, round {stage.split('_')[1]}" for stage in made if stage.startswith("direct_")}
     return _with_evaluation({**stages, **made}, arms, word, size, f"{method.title}: built-in tasks", judges)
@@ -218,8 +218,11 @@ def _split(made: Section) -> Section:
     return dict(data=made | dict(skip=_HELD_OUT), validation=made | dict(limit=_HELD_OUT))
 
 
-def _training(size: Size) -> Section:
-    return dict(duration=f"{size.direct} steps", batch_size=64, **LENGTHS, **fitted(size, 3e-4))
+def _training(size: Size, *, made: bool = False) -> Section:
+    """Keys of a stage that learns from the built-in pairs or, less and more slowly, from a policy's own samples: about
+    two epochs of these, which more would only teach by heart."""
+    steps, learning_rate = (max(size.direct // 5, 2), 5e-5) if made else (size.direct, 1e-4)
+    return dict(duration=f"{steps} steps", batch_size=64, **LENGTHS, **fitted(size, learning_rate))
 
 
 def _judge_stages(words: Sequence[str], size: Size) -> dict[str, Section]:

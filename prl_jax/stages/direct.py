@@ -61,7 +61,7 @@ class Fitted(NamedTuple):
 class FittedRecords(Sequence[Fitted]):
     """The pairs of a source, each with what frozen models say of it."""
 
-    def __init__(self, records: Records, reference: Float[np.ndarray, "N R"]):
+    def __init__(self, records: Sequence[PreferenceRecord], reference: Float[np.ndarray, "N R"]):
         self._records, self._reference = records, reference
 
     def __len__(self) -> int:
@@ -72,7 +72,7 @@ class FittedRecords(Sequence[Fitted]):
         return Fitted(self._records[i], other_response(self._records, i), self._reference[i])
 
 
-def other_response(records: Records, i: int) -> str:
+def other_response(records: Sequence[PreferenceRecord], i: int) -> str:
     """The chosen response of the next record, from the last one that of the first."""
     return records[(i + 1) % len(records)].chosen
 

@@ -90,6 +90,29 @@ def _judged_policies() -> tuple[str, ...]:
     return *_optimised("ppo", "pairwise_ppo"), "anchors.prompts.limit=8", "anchors.batch_size=8", *_JUDGED
 
 
+def _made(number: int) -> tuple[str, ...]:
+    """Two steps of a round: pairs of few prompts, of which none is held out."""
+    pairs = (f"pairs_{number}.prompts.limit=24", f"direct_{number}.data.skip=0")
+    return *pairs, *_few(f"direct_{number}")
+
+
+def _learned(stage: str) -> tuple[str, ...]:
+    """Two steps of adapters on the user's pairs."""
+    return *_few(stage), f"{stage}.accumulate=2"
+
+
+def _sampled(number: int) -> tuple[str, ...]:
+    """A round of demonstrations that end: of an untrained model's tokens every fourth one ends a response."""
+    ends = tuple(range(0, 256, 4))
+    pairs = (f"pairs_{number}.prompts.limit=8", f"pairs_{number}.sampling.stop_token_ids={ends}")
+    return *pairs, *_learned(f"direct_{number}")
+
+
+def _members(name: str) -> tuple[str, ...]:
+    """Two steps of a judge with adapters."""
+    return tuple(value.replace("genrm", name) for value in _ADAPTERS[:4])
+
+
 # A name, and behind a colon the words of `--config` that follow on a model and pairs, where it asks for them.
 RUNS = {
     "own_model": Run("mistral", "mistral", (*_ADAPTERS, *_REFEREE)),
@@ -107,6 +130,19 @@ RUNS = {
         "", "", (*_MODEL, *_few("sft", "bt", "bt_2"), *_policy("paco_grpo"), "anchors.prompts.limit=24", *_JUDGED)
     ),
     "online:tournament,gold,smoke": Run("", "", (*_MODEL, *_few("sft"), *_policy("tournament"), *_JUDGED)),
+    "direct:mm_dpo,smoke": Run(
+        "", "", (*_MODEL, "sft.batch_size=32", "pairs.prompts.limit=24", *_few("bt", "mm_dpo"), *_JUDGED)
+    ),
+    "direct:kto": Run(
+        "mistral", "mistral", (*_REFEREE, *_learned("kto"), *_JUDGED, "evaluation.batch_size=4")
+    ),
+    "iterative:cream,smoke": Run(
+        "", "", (*_MODEL, "sft.batch_size=32", *_few("dpo"), *_made(1), *_made(2), *_JUDGED)
+    ),
+    "iterative:raft": Run(
+        "mistral", "mistral",
+        (*_REFEREE, *_members("bt"), *_sampled(1), *_sampled(2), *_JUDGED, "evaluation.batch_size=4"),
+    ),
     "overoptimisation": Run(
         "", "", (*_MODEL, *_few("sft", *_FIVE), *_optimised("single", "mean", "worst", "uwo"), *_JUDGED)
     ),
@@ -119,7 +155,15 @@ RUNS = {
     ),
 }  # fmt: skip
 # One of each kind; adapters alone, and families of models, are in tests/stages/test_huggingface.py.
-LONG = ("own_model", "own_model:uwo", "online:paco_grpo,smoke", "gemma3_4b_h100x8", "quickstart", "hh_pairwise_ppo")
+LONG = (
+    "direct:mm_dpo,smoke",
+    "own_model",
+    "own_model:uwo",
+    "online:paco_grpo,smoke",
+    "gemma3_4b_h100x8",
+    "quickstart",
+    "hh_pairwise_ppo",
+)
 MARKS = {"ukp_judges": (), **dict.fromkeys(LONG, pytest.mark.long)}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from configs import micro
+from configs import micro, rounds
 from fakes import one_device
 from ml_collections import ConfigDict
 from running import unoptimised
@@ -30,18 +30,23 @@ from prl_jax.runs.models import LoadedModels
 from prl_jax.stages import KINDS, supervised
 from prl_jax.stages import config as c
 from prl_jax.stages.kind import Checking, Kind, Reads
-from prl_jax.stages.supervised_costs import fitting_costs
+from prl_jax.stages.supervised_costs import demonstrations, fitting_costs
 from prl_jax.training.sft import SFT
 
 ROOT = Path(prl_jax.__file__).parent
-FAMILIES = {"policy", "judge", "anchors", "evaluation"}
-WRITES = {"policy": ("policy",), "judge": ("scalar_judge", "generative_judge"), "anchors": ("",), "evaluation": ("",)}
+WRITES = {
+    "policy": ("policy",),
+    "judge": ("scalar_judge", "generative_judge"),
+    "pairs": ("",),
+    "anchors": ("",),
+    "evaluation": ("",),
+}
 
 
 @pytest.fixture(scope="module")
 def known():
-    """A config with every kind of stage."""
-    return Checking(micro.get_config(), KINDS)
+    """Configs that have every kind of stage between them."""
+    return [Checking(config.get_config(), KINDS) for config in (micro, rounds)]
 
 
 def test_a_word_of_older_configs_is_refused_beside_the_words_of_today():
@@ -51,10 +56,12 @@ def test_a_word_of_older_configs_is_refused_beside_the_words_of_today():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_each_kind_is_complete(name, known):
-    kind, config = KINDS[name], known.config
+    kind = KINDS[name]
+    known = next(one for one in known if any(one.config[stage].kind == name for stage in one.config.stages))
+    config = known.config
     section = ConfigDict(kind.declare())
     assert kind.name == name == section.kind and vars(c)[name] is kind.declare
-    assert kind.family in FAMILIES and kind.writes in WRITES[kind.family]
+    assert kind.family in WRITES and kind.writes in WRITES[kind.family]
     assert kind.card is None or kind.card(section).kind == kind.writes
     what, rows = kind.rows(section)
     assert what and rows >= 0
@@ -83,7 +90,12 @@ OTHER_MEANINGS = {
         "stages/anchors.py": "the stage that a section names by default",
         "stages/evaluation.py": "the stage that a section names by default",
         "stages/online_section.py": "the stage that a section names by default",
+        "recipes/direct.py": "a stage of the recipe",
         "recipes/own.py": "a stage of the recipe",
+        "recipes/rounds.py": "the policy that rounds start from by default",
+        "stages/direct_section.py": "the stage that a section names by default, and a term of a loss",
+        "stages/pairs_section.py": "the stage that a section names by default",
+        "training/direct.py": "a term of a loss",
         "recipes/built_in.py": "a stage of the recipe",
         "reporting/inputs.py": "workdirs from before results said their family",
     },
@@ -97,8 +109,23 @@ OTHER_MEANINGS = {
         "stages/evaluation.py": "a key of a section",
         "reporting/inputs.py": "a family",
     },
+    "pairs": {
+        "cli.py": "a command",
+        "commands/flags.py": "a command",
+        "inputs/checks.py": "a family",
+        "methods/rewards.py": "what a judge is asked",
+        "methods/selection.py": "what a selection gives",
+        "recipes/direct.py": "a stage of the recipe",
+        "reporting/figures.py": "a key of the summary",
+        "reporting/tables.py": "a key of the summary",
+        "stages/evaluation.py": "a key of a section",
+        "stages/evaluation_costs.py": "a key of a section",
+        "training/compare.py": "what a judge is asked",
+    },
+    "direct": {"methods/__init__.py": "a module", "training/direct.py": "a term of a loss"},
     "evaluation": {
         "commands/shortage.py": "a function",
+        "recipes/direct.py": "a stage of the recipe",
         "stages/online_costs.py": "the beginning of names of functions",
         "reporting/inputs.py": "a family",
         "reporting/names.py": "a key of a section",
@@ -161,7 +188,7 @@ DUMMY = Kind(
     run=run_dummy,
     reads=lambda name, section, key: iter([Reads(name)]),
     checks=supervised.CHECKS,
-    costs=fitting_costs(DUMMY_FIT),
+    costs=fitting_costs(DUMMY_FIT, demonstrations, every_token=True),
     writes="policy",
     card=dummy_card,
 )

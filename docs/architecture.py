@@ -195,7 +195,7 @@ def svg_of(shown: Picture, lines: Mapping[str, int]) -> str:
     links = Links(rows, chains)
     rows = untangle(rows, links)
     widths: dict[Node, float] = {
-        node: max(lines[node] * 0.10, 9.2 * len(node) + 14) if isinstance(node, str) else THIN
+        node: max(lines[node] * 0.095, 9.2 * len(node) + 14) if isinstance(node, str) else THIN
         for row in rows
         for node in row
     }

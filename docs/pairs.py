@@ -6,14 +6,13 @@ python docs/pairs.py
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path += [str(ROOT), str(ROOT / "docs")]
-
-from methods import parse, table_of  # noqa: E402
+sys.path.append(str(ROOT))
 
 from prl_jax.methods.direct import DIRECT_LOSSES, DirectLoss, Sigmoid  # noqa: E402
 from prl_jax.methods.direct_table import DIRECT, DirectPreset  # noqa: E402
@@ -21,6 +20,11 @@ from prl_jax.methods.selection import SELECTIONS  # noqa: E402
 from prl_jax.recipes.rounds import ITERATIVE  # noqa: E402
 
 FILE = ROOT / "docs" / "pairs.md"
+_SPEC = importlib.util.spec_from_file_location("methods_page", ROOT / "docs" / "methods.py")
+assert _SPEC is not None and _SPEC.loader is not None
+_METHODS = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_METHODS)
+parse, table_of = _METHODS.parse, _METHODS.table_of
 
 HEAD = """# Learning from pairs
 
@@ -44,7 +48,7 @@ assert dpo["references"] == ("sft",)
 ```
 
 A `loss` that is given without a `kind` changes the fields that it names; with another `kind` it takes the place of the
-method's loss. A flag does the same: `--config.dpo.loss.beta=0.3`.
+method's loss. A flag changes a field, `--config.dpo.loss.beta=0.3`; another kind needs a config file.
 
 ```python
 steep = c.direct("dpo", loss=dict(beta=0.5))
@@ -127,7 +131,7 @@ def page() -> str:
 
 
 def _direct(preset: DirectPreset) -> list[str]:
-    values = ", ".join(f"`{key}={tuple(v) if key == 'references' else v!r}`" for key, v in preset.values.items())
+    values = ", ".join(f"`{key}={v!r}`" for key, v in preset.values.items())
     fields = [(f, getattr(preset.loss, f.name)) for f in dataclasses.fields(preset.loss)]  # type: ignore[arg-type]
     changed = ", ".join(f"`{field.name}={value!r}`" for field, value in fields if value != field.default)
     loss = f"`{preset.loss.kind}`" + (f" ({changed})" if changed else "")

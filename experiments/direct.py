@@ -19,8 +19,12 @@ SFT, what the method needs, the method with the loss of its row, and an evaluati
 change the loss: `--config.dpo.loss.beta=0.3`; a pair's references: `--config.dpo.references="('sft',)"`.
 
 Hardware: 2 CPU cores, 2 GB of memory.
-Time: TIME
-Result: RESULT
+Time: 4 minutes for DPO on the built-in pairs, of which SFT takes most, on 2 CPU cores that were busy with other things
+too; 5 with samples that a generative judge ranks, and `smoke` a minute or two.
+Result: of one seed (0) alone, on 2026-11-30, DPO on the built-in pairs wins .588 [.568, .608] of the comparisons with
+samples of SFT at a divergence of 1.5 nats, and on samples that a generative judge has ranked, which is right on .707 of
+the pairs, .547 [.531, .563] at 0.5. More steps on samples are worse: with the exact judge, ten epochs at a learning
+rate of 3e-4 came to .138 at 25 nats, and three at a tenth of it to .584. Other methods have not been measured.
 """
 
 from ml_collections import ConfigDict

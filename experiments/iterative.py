@@ -20,8 +20,11 @@ SFT, the judge, and then stages that repeat: `pairs_1`, `direct_1`, `pairs_2`, `
 continues where it was, as always. Each round has its row in the table of the evaluation.
 
 Hardware: 2 CPU cores, 2 GB of memory.
-Time: TIME
-Result: RESULT
+Time: 5 minutes for INPO with the exact judge, of which SFT takes most, on 2 CPU cores that were busy with other things
+too; a trained judge takes 3 to 6 minutes more, and `smoke` a minute or two in all.
+Result: of one seed (0) alone, on 2026-11-30, INPO with the exact judge wins .597 [.583, .612] of the comparisons with
+samples of SFT after one round, at a divergence of 0.3 nats, and .633 [.616, .650] after two, at 0.8. Other methods, and
+other judges, have not been measured.
 """
 
 from ml_collections import ConfigDict

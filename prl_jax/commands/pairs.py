@@ -31,7 +31,7 @@ from prl_jax.data.sources import SourceSpec, load_records
 from prl_jax.errors import UserError, naming, quoted
 
 # Keys of `meta` that say who is better: of a row with another label they would be read as if they were about that.
-_OLD_LABEL = ("p_chosen", "votes", "pos", "comment", "before")
+_OLD_LABEL = ("p_chosen", "votes", "pos", "comment", "before", "certainty", "policies", "z_12", "z_21")
 _STAYS = "--out is there already and stays as it is (mend it, move it, or name another one)"
 
 

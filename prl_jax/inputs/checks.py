@@ -23,6 +23,7 @@ from prl_jax.runs.judges import JUDGES
 from prl_jax.runs.telemetry import profile_steps
 from prl_jax.stages import KINDS
 from prl_jax.stages.kind import Checking
+from prl_jax.stages.pairs_section import selection_in
 
 _RESERVED = (DATA_DIR, TOKENIZER_DIR)  # folders of a workdir that belong to no stage
 _NAME = re.compile(r"[A-Za-z0-9]\w*", re.ASCII)
@@ -128,13 +129,26 @@ def _check_section(config: ConfigDict, name: str) -> None:
         source = value_at(section, key)
         _check_source(source, f"{name}.{key}")
         if source.kind == OF_STAGE:
-            check.reference(name, f"{key}.path", source.path, ("pairs",))
+            _check_made(check, name, key, source)
     if rules.evaluates and section.result == "best":
         key = rules.evaluates
         if not to_steps(value_at(section, key), key=f"{name}.{key}", total=1):
             raise UserError(f"{name}.result='best': nothing is evaluated ({name}.{key}={value_at(section, key)!r})")
     for further in kind.checks:
         further(check, name)
+
+
+def _check_made(check: Checking, name: str, key: str, source: ConfigDict) -> None:
+    """Raises `UserError` for a source that an earlier stage makes, where it makes no such records."""
+    check.reference(name, f"{key}.path", source.path, ("pairs",))
+    what, output = check.kind(name).rules.sources[key], selection_in(check.config[source.path]).output
+    if what == "prompt":
+        raise UserError(f"{name}.{key}.kind={source.kind!r}: prompts come from a source of their own, not from pairs")
+    if what == "preference" and output != "pairs":
+        raise UserError(
+            f"{name}.{key}.path={source.path!r} makes {output} (select={check.config[source.path].select.kind!r}), and "
+            f"{name} learns from pairs; take another selection"
+        )
 
 
 def _check_source(source: ConfigDict, key: str) -> None:

@@ -65,11 +65,10 @@ def uses(config: ConfigDict) -> Iterator[Use]:
                 for model in known.behind(reads.model):
                     if not known.makes_model(model):
                         continue
-                    if (
-                        source.kind == OF_STAGE
-                    ):  # its prompts are those of the stage that makes it, whose policy answers
+                    if source.kind == OF_STAGE:  # the prompts of the stage that makes it, and its policies' responses
                         made = config[source.path]
-                        yield Use(source.path, "prompts", "prompt", model, made.policy)
+                        for policy in (made.policy, *made.others):
+                            yield Use(source.path, "prompts", "prompt", model, policy)
                     else:
                         yield Use(name, key, what, model, reads.policy)
 

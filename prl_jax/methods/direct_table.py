@@ -30,7 +30,7 @@ class DirectPreset(NamedTuple):
 
     Attributes:
       loss: its loss.
-      values: keys of the stage, beside the loss, that the method sets: `references` (stage -> weight, {} for none),
+      values: keys of the stage, beside the loss, that the method sets: `references` (() for none),
         `length` (how log-probs of tokens become one number, "sum" or "mean"), `label` (what is read of a record:
         "hard", "soft", "win_rate", "score" or "win_gap"), `sft_weight` and `sft_length` (likelihood of the better
         response), `value_weight` (of its implicit reward), `beta_scale` and `beta_scale_rate` (amount and rate of
@@ -52,8 +52,6 @@ class DirectPreset(NamedTuple):
 def _values(**values: Any) -> Mapping[str, Any]:
     return MappingProxyType(values)
 
-
-_NONE: Mapping[str, float] = MappingProxyType({})  # references
 
 DIRECT: Mapping[str, DirectPreset] = MappingProxyType(
     {
@@ -91,7 +89,7 @@ DIRECT: Mapping[str, DirectPreset] = MappingProxyType(
         ),
         "slic": DirectPreset(
             Hinge(beta=1.0),
-            _values(references=_NONE, sft_weight=0.1, sft_length="sum"),
+            _values(references=(), sft_weight=0.1, sft_length="sum"),
             "SLiC-HF",
             "arXiv 2305.10425",
             "reconstructed",
@@ -116,7 +114,7 @@ DIRECT: Mapping[str, DirectPreset] = MappingProxyType(
         ),
         "simpo": DirectPreset(
             Sigmoid(beta=2.0, margin=1.0),
-            _values(references=_NONE, length="mean"),
+            _values(references=(), length="mean"),
             "SimPO",
             "arXiv 2405.14734",
             "confirmed",
@@ -125,7 +123,7 @@ DIRECT: Mapping[str, DirectPreset] = MappingProxyType(
         ),
         "orpo": DirectPreset(
             ORPO(),
-            _values(references=_NONE, length="mean", sft_weight=1.0, sft_length="mean"),
+            _values(references=(), length="mean", sft_weight=1.0, sft_length="mean"),
             "ORPO",
             "arXiv 2403.07691",
             "confirmed",
@@ -133,7 +131,7 @@ DIRECT: Mapping[str, DirectPreset] = MappingProxyType(
         ),
         "cpo": DirectPreset(
             Sigmoid(),
-            _values(references=_NONE, sft_weight=1.0, sft_length="mean"),
+            _values(references=(), sft_weight=1.0, sft_length="mean"),
             "CPO",
             "arXiv 2401.08417",
             "confirmed",
@@ -206,7 +204,7 @@ DIRECT: Mapping[str, DirectPreset] = MappingProxyType(
         ),
         "rwr": DirectPreset(
             RWR(),
-            _values(references=_NONE, label="score"),
+            _values(references=(), label="score"),
             "RWR",
             "arXiv 2501.13918",
             "reconstructed",

@@ -17,8 +17,9 @@ from prl_jax.stages.direct_section import LABELS
 
 Section = dict[str, Any]
 JUDGES = ("gold", "bt", "genrm")  # who may rank a policy's samples
-_HELD_OUT = 64  # rows of a stage of pairs that do not train
+_MOST_HELD_OUT = 64  # rows of a stage of pairs that do not train
 _OWN_HELD_OUT = 100
+_FEW = 100  # prompts, where nobody has counted them
 _ADAPTERS = c.lora(rank=16, alpha=32.0)
 # Keys of a stage that trains a policy on the user's own pairs.
 _OWN: Section = dict(
@@ -54,7 +55,7 @@ def built_in_direct(method: str, judge: str, size: Size) -> ConfigDict:
     data: Section = {}
     if judge:
         stages |= dict(pairs=c.pairs(judge=judge, prompts=c.source(limit=size.prompts)))
-        data = _split(c.source(kind="stage", path="pairs"))
+        data = _split(c.source(kind="stage", path="pairs"), size.prompts)
     stages[method] = c.direct(method, **{**_training(size, made=bool(judge)), **data})
     return _with_evaluation(
         stages, {method: DIRECT[method].title}, judge, size, f"{DIRECT[method].title}: built-in tasks"
@@ -71,6 +72,8 @@ def built_in_rounds(name: str, judge: str, size: Size) -> ConfigDict:
     """
     method = _runnable(name)
     start, judges = "sft", {}
+    if judge and method.judge == "own":
+        raise ValueError(f"{name},{judge}: {method.title} ranks by its own policies; leave the judge out")
     word = judge or method.judge
     stages = dict(sft=demonstrated(size), **_judge_stages((word,), size))
     if word == "own":
@@ -79,7 +82,7 @@ def built_in_rounds(name: str, judge: str, size: Size) -> ConfigDict:
         judges = _own_judges(method, start)
     prompts = c.source(limit=size.prompts)
     pairs = lambda here: c.pairs(**_ranked(method, here, word), prompts=prompts)  # noqa: E731
-    train = lambda here: _trained(method, here, _training(size, made=True), fitted(size, 3e-4) | LENGTHS)  # noqa: E731
+    train = lambda here: _trained(method, here, size.prompts, _training(size, made=True), fitted(size, 3e-4) | LENGTHS)  # noqa: E731
     made = rounds(method.rounds, pairs, train, start=start, replay=method.replay)
     arms = {stage: f"{method.title}, round {stage.split('_')[1]}" for stage in made if stage.startswith("direct_")}
     return _with_evaluation({**stages, **made}, arms, word, size, f"{method.title}: built-in tasks", judges)
@@ -123,7 +126,7 @@ def own_rounds(arguments: str, name: str) -> ConfigDict:
     made = rounds(
         method.rounds,
         lambda here: c.pairs(**_ranked(method, here, method.judge), **values),
-        lambda here: _trained(method, here, direct, direct, held_out=parts.held_out),
+        lambda here: _trained(method, here, prompts["limit"] or _FEW, direct, direct, held_out=parts.held_out),
         start=start,
         replay=method.replay,
     )
@@ -194,13 +197,14 @@ def _own_judges(method: Iterative, start: str, weak: str = "sft") -> Mapping[str
 
 
 def _trained(
-    method: Iterative, here: Round, direct: Section, sft: Section, *, held_out: Section | None = None
+    method: Iterative, here: Round, prompts: int, direct: Section, sft: Section, *, held_out: Section | None = None
 ) -> Section:
     """The stage that trains on the pairs of a round, or on its demonstrations.
 
     Args:
       method: whose round it is.
       here: the round.
+      prompts: how many prompts it samples responses to.
       direct, sft: keys of a stage of either kind.
       held_out: the source of its validation, where labels are such that any pairs have them; None takes the first pairs
         of the round.
@@ -209,13 +213,14 @@ def _trained(
     if not row:
         return c.sft(init_from=here.policy, data=here.made, **{**sft, "duration": direct["duration"]})
     needs = LABELS[values.get("label", DIRECT[row].values.get("label", "hard"))].needs or values.get("certainty")
-    split = _split(here.made) if needs or held_out is None else dict(data=here.made, validation=held_out)
+    split = _split(here.made, prompts) if needs or held_out is None else dict(data=here.made, validation=held_out)
     return c.direct(row, init_from=here.policy, **{**direct, **split, **values})
 
 
-def _split(made: Section) -> Section:
-    """Sources of a stage that trains on pairs of another one, of which the first few are held out."""
-    return dict(data=made | dict(skip=_HELD_OUT), validation=made | dict(limit=_HELD_OUT))
+def _split(made: Section, prompts: int) -> Section:
+    """Sources of a stage that trains on pairs of another one, made of so many prompts; the first few are held out."""
+    few = max(min(_MOST_HELD_OUT, prompts // 16), 1)
+    return dict(data=made | dict(skip=few), validation=made | dict(limit=few))
 
 
 def _training(size: Size, *, made: bool = False) -> Section:

@@ -191,6 +191,8 @@ def _role(family: str, measured: Collection[str]) -> str:
         return family
     if rewarded:
         return REWARDED
+    if "chosen_ratio" in measured:  # of a policy that learns from pairs, which has a margin too
+        return SUPERVISED
     if "margin" in measured or "order_consistency" in measured:
         return JUDGE
     return SUPERVISED if "loss" in measured else ""

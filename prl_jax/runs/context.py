@@ -119,10 +119,12 @@ class StageContext:
         if records.fingerprint is not None and not made_here:
             name = f"{source.path}/{source.split}" if source.kind == "tfds" else source.path
             self.workdir.recognise(name.replace("{split}", source.split), records.fingerprint)
-        records = records[source.skip :]
-        if not records:
-            raise UserError(f"skip={source.skip} leaves no record of {source.path or source.kind}")
-        return records
+        kept = records[source.skip :]
+        if not kept:
+            raise UserError(
+                f"skip={source.skip} leaves no record of {source.path or source.kind}, which has {len(records)}"
+            )
+        return kept
 
     def progress(self, total: int, *, name: str = "", unit: str = "step") -> Progress:
         """A progress line on standard error, of the first process; `name` stands for that of the stage."""

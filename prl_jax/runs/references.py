@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from prl_jax.data.rows import stack_rows
 from prl_jax.errors import UserError, naming
 from prl_jax.file_names import REFERENCES_FILE
-from prl_jax.files import write_bytes
+from prl_jax.files import local_path, write_bytes
 from prl_jax.judges.base import in_batches
 from prl_jax.judges.likelihood import frozen_log_probs
 from prl_jax.measuring.files import identity
@@ -24,7 +24,7 @@ from prl_jax.processes import is_leader, shared, wait_for_all
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.pieces import Pieces, batches, check_finite, drop_pieces, pieces
-from prl_jax.text.tokenizer import Tokenizer
+from prl_jax.text.tokenizer import HFTokenizer, Tokenizer
 from prl_jax.types import SFTBatch
 
 Rows = Callable[[int], Sequence[SFTBatch]]
@@ -74,7 +74,7 @@ def reference_log_probs(
         return {source: np.zeros((0, one.count, 0), np.float32) for source, one in fixed.items()}
     own = context.directory / REFERENCES_FILE
     if precomputed:
-        return _read(Path(precomputed) / REFERENCES_FILE, len(names), fixed, _checksums(fixed))
+        return _read(local_path(precomputed) / REFERENCES_FILE, len(names), fixed, _checksums(fixed))
     if own.is_file():  # of the same config, and thus of the same rows
         return _read(own, len(names), fixed, None)
     found = _asked(context, models, names, fixed)
@@ -125,7 +125,9 @@ def _responses_of(
 
 
 def _check_tokenizer(stage: str, name: str, one: Tokenizer | None, other: Tokenizer) -> None:
-    if identity(one) != identity(other):
+    # Chat templates may differ: the rows are those of the policy that is trained.
+    both = isinstance(one, HFTokenizer) and isinstance(other, HFTokenizer)
+    if other.differing(one) if both else identity(one) != identity(other):
         raise UserError(
             f"{stage}.references: {name!r} has another tokenizer than the policy that is trained, so that its "
             "log-probabilities are of other tokens; take a model of the same family"
@@ -166,7 +168,7 @@ def _read(
         kept = int(arrays.pop("checksum"))
         found = {source: arrays[f"log_probs/{source}"] for source in fixed}
         known = {source: arrays[f"rows/{source}"] for source in fixed}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: holds no log-probabilities of references ({error}); remove it to ask anew") from error
     if kept != _checksum(arrays):
         raise UserError(f"{path}: is damaged (its checksum is another one); remove it to ask anew")

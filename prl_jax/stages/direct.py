@@ -17,8 +17,10 @@ from prl_jax.data.records import PreferenceRecord, missing_value
 from prl_jax.data.rows import encode_responses
 from prl_jax.data.sources import Records
 from prl_jax.errors import UserError
+from prl_jax.file_names import REFERENCES_FILE
+from prl_jax.files import local_path
 from prl_jax.processes import shared
-from prl_jax.runs.context import StageContext
+from prl_jax.runs.context import OF_STAGE, StageContext
 from prl_jax.runs.models import LoadedModels, origin_of
 from prl_jax.runs.references import Fixed, reference_log_probs
 from prl_jax.stages import supervised
@@ -44,12 +46,15 @@ def objective(section: ConfigDict, verdicts: tuple[int, int]) -> Any:
     return direct_objective(loss, **values, gap_of_label=loss.reads == "gap" and section.label in ("hard", "soft"))
 
 
+_NEXT = 9  # records, behind a record and with it, among which one with another prompt is looked for
+
+
 class Fitted(NamedTuple):
     """A pair, and what frozen models say of it.
 
     Attributes:
       record: the pair.
-      other: the chosen response of the next pair, which answers another prompt.
+      other: a response to another prompt, for losses that read one.
       reference: log-probabilities of the responses under the references, mixed; of `other` too where a loss reads it.
     """
 
@@ -73,8 +78,11 @@ class FittedRecords(Sequence[Fitted]):
 
 
 def other_response(records: Sequence[PreferenceRecord], i: int) -> str:
-    """The chosen response of the next record, from the last one that of the first."""
-    return records[(i + 1) % len(records)].chosen
+    """The chosen response of the next record that has another prompt, of the first ones behind the last; of the next
+    record where none of the next few has."""
+    prompt = records[i].prompt
+    following = [records[(i + k) % len(records)] for k in range(1, _NEXT)]
+    return next((one for one in following if one.prompt != prompt), following[0]).chosen
 
 
 def run(context: StageContext) -> dict[str, float]:
@@ -166,12 +174,26 @@ def check(check: Checking, name: str) -> None:
     for reference in section.references:
         check.reference(name, "references", reference, ("policy",))
     for key in ("data", "validation"):
-        lacking = [need for need in needs_of(section) if section[key].kind == "gold"]
-        if lacking:
+        source = section[key]
+        carried = {"gold": (), OF_STAGE: _made(check, source)}.get(source.kind, needs_of(section))
+        if lacking := [need for need in needs_of(section) if need not in carried]:
+            pairs = "the built-in pairs have" if source.kind == "gold" else f"the pairs of {source.path!r} have"
             raise UserError(
-                f"{name}.{key}.kind='gold': the built-in pairs have no {', '.join(lacking)}, which the section reads "
+                f"{name}.{key}.kind={source.kind!r}: {pairs} no {', '.join(lacking)}, which {name} reads "
                 f"(label={section.label!r}); take pairs that carry them"
             )
+    file = local_path(section.precomputed) / REFERENCES_FILE
+    if section.precomputed and not file.is_file():
+        raise UserError(f"{name}.precomputed={section.precomputed!r}: there is no {file}; leave it out to ask anew")
+
+
+def _made(check: Checking, source: ConfigDict) -> tuple[str, ...]:
+    """The values that pairs of an earlier stage carry, where the source names one."""
+    if source.kind != OF_STAGE or source.path not in check.config.stages:
+        return ()
+    made = check.config[source.path]
+    scored = ("scores",) if any(map(check.scores, filter(None, (made.judge, made.scorer)))) else ()
+    return ("wins", *scored, *(("meta.certainty",) if made.agrees_with else ()))
 
 
 def reads(name: str, section: ConfigDict, key: str) -> Iterator[Reads]:

@@ -94,8 +94,7 @@ def declare(method: str = "dpo", **values: Any) -> dict[str, Any]:
         beta_scale=0.0,  # beta grows by up to this share with the gap of the scores
         beta_scale_rate=0.5,  # how fast it does
     )
-    preset_values = {k: tuple(v) if k == "references" else v for k, v in preset.values.items()}
-    return filled({**supervised.shared_section(), **defaults, **preset_values}, values, "direct")
+    return filled({**supervised.shared_section(), **defaults, **preset.values}, values, "direct")
 
 
 def loss_in(section: ConfigDict) -> DirectLoss:

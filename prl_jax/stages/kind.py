@@ -91,7 +91,7 @@ class Kind:
 
     Attributes:
       name: `kind` of a section.
-      family: of its result: "policy", "judge", "anchors", "evaluation". It stands in `result.json`.
+      family: of its result: "policy", "judge", "pairs", "anchors", "evaluation". It stands in `result.json`.
       declare: makes a section: its keys with their defaults, some of them replaced.
       rules: what a section may say.
       run: trains or evaluates, and returns a few numbers about the result.
@@ -140,6 +140,15 @@ class Checking:
         if section is None or self.behind(name) != (name,) or not only_judges(families):
             return False
         return "judge" in families or ("scalar_judge" in families and JUDGES[section.kind].scores(section))
+
+    def scores(self, name: str) -> bool:
+        """Whether a judge scores single responses: by its model or its members, where it has any."""
+        section = self.config.judges.get(name, None)
+        if section is None:
+            return self.makes_model(name) and self.card(name).kind == "scalar_judge"
+        kind = JUDGES[section.kind]
+        named = names_at(section, kind.members) if kind.members else (kind.model(section),)
+        return all(map(self.scores, named)) if any(named) else kind.scores(section)
 
     def makes_model(self, name: str) -> bool:
         """Whether a model directory stands behind a name, now or when its stage has run."""
@@ -204,7 +213,7 @@ class Checking:
 def only_judges(families: Sequence[str]) -> bool:
     """Whether a judge is asked where these families are expected, so that the config's judges have names there; where
     a model is trained further or sampled from they have not."""
-    return set(families) <= {"judge", "scalar_judge"}
+    return set(families) - {NONE} <= {"judge", "scalar_judge"}
 
 
 def check_directory(config: ConfigDict, key: str, directory: str) -> ModelCard:

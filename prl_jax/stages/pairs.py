@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from prl_jax.config.rules import NONE, Rules
 from prl_jax.data.jsonl import JsonLines, write_jsonl
@@ -47,10 +47,11 @@ class Ranked(NamedTuple):
     scores: Float[np.ndarray, "K N"] | None
     cuts: int
 
-    @property
-    def standings(self) -> Float[np.ndarray, "K N"]:
-        """`[K, N]` the larger the better: scores, or mean wins over all responses, itself an even match."""
-        return self.wins.mean(axis=1) if self.scores is None else self.scores
+    def standings(self, members: Int[np.ndarray, "M"], n: int) -> Float[np.ndarray, "M"]:
+        """The larger the better, of some responses to the prompt `n`: scores, or mean wins over each other."""
+        if self.scores is not None:
+            return self.scores[members, n]
+        return self.wins[np.ix_(members, members, [n])][:, :, 0].mean(axis=1)
 
 
 def run(context: StageContext) -> dict[str, float]:
@@ -86,7 +87,7 @@ def run(context: StageContext) -> dict[str, float]:
         without += not found
         meta = {}
         if section.agrees_with and len(members) > 1:
-            both = [ranked[name].standings[members, n] for name in (section.judge, section.agrees_with)]
+            both = [ranked[name].standings(members, n) for name in (section.judge, section.agrees_with)]
             meta["certainty"] = certainty(AGREEMENTS[section.agreement](*both))
         for number, one in enumerate(found):
             said = _row(group, one, members, first.z_12[:, :, n], names, section.include_self)
@@ -181,7 +182,9 @@ def _replayed(context: StageContext, count: int) -> list[Row]:
     """Pairs of earlier stages, drawn without replacement, that are the section's share of all beside `count` new
     ones; all there are where these are fewer."""
     section = context.section
-    known = [row for name in section.replay for _, row in JsonLines(context.stage(name) / PAIRS_FILE)]
+    files = {name: JsonLines(context.stage(name) / PAIRS_FILE) for name in section.replay}
+    # Not what those have replayed themselves, which another one of them has.
+    known = [row for name, rows in files.items() for _, row in rows if row["source"] == name]
     wanted = min(round(count * section.replay_share / (1.0 - section.replay_share)), len(known))
     rng = np.random.default_rng(selection_seed(context.config.seed, context.name, -1 % 2**32))
     return [known[i] for i in sorted(rng.permutation(len(known))[:wanted].tolist())]

@@ -59,10 +59,10 @@ def responses_of(section: ConfigDict) -> int:
 
 def most_pairs(section: ConfigDict) -> int:
     """How many pairs, or demonstrations, a prompt may give."""
-    count, select = responses_of(section), selection_in(section)
-    limits = {"keep": section.select.get("keep", 1), "accepted": section.select.get("accepted", 2) - 1}
-    most = max(limits.values()) or count * (count - 1) // 2
-    return most if select.output == "pairs" else 1
+    count, keys = responses_of(section), section.select
+    if "accepted" in keys:
+        return keys.accepted - 1
+    return (keys.keep or count * (count - 1) // 2) if "keep" in keys else 1
 
 
 def judges_in(section: ConfigDict) -> tuple[str, ...]:
@@ -75,7 +75,8 @@ def reads(name: str, section: ConfigDict, key: str) -> Iterator[Reads]:
     for policy in (section.policy, *section.others):
         yield Reads(policy)
     for judge in judges_in(section):
-        yield Reads(judge, section.policy)
+        for policy in (section.policy, *section.others):
+            yield Reads(judge, policy)
     if section.include_reference:
         yield Reads("", answered=True)
 
@@ -91,6 +92,8 @@ def check(check: Checking, name: str) -> None:
     for key, families in (("others", ("policy",)), ("replay", ("pairs",))):
         for one in section[key]:
             check.reference(name, key, one, families)
+            if key == "replay" and selection_in(check.config[one]).output != "pairs":
+                raise UserError(f"{name}.replay={one!r} makes no pairs (select={check.config[one].select.kind!r})")
     for policy in (section.policy, *section.others):
         check_sampling(check, name, section, policy)
 
@@ -105,6 +108,8 @@ def _check_keys(section: ConfigDict, select: Selection) -> None:
     asked = "scores" in select.needs
     if asked and not section.scorer:
         raise UserError(f"scorer: empty; select={select.kind!r} asks a judge that scores besides; name one")
+    if section.scorer and section.scorer == section.judge:
+        raise UserError(f"scorer={section.scorer!r}: is the judge too, and would agree with itself; name another one")
     if section.scorer and not asked:
         raise UserError(f"scorer={section.scorer!r}: select={select.kind!r} asks no second judge; leave it out")
     if section.agreement != "kendall" and not section.agrees_with:

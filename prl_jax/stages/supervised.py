@@ -1,4 +1,4 @@
-"""The part that SFT and both reward models share: batches in, a trained model out."""
+"""The part that SFT, reward models and direct losses share: batches in, a trained model out."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_labels_become_preference_rows(pairs, labels, tmp_path):
     assert rows["turns"]["prompt"] == TURNS and rows["turns"]["chosen"] == "'=1"
     assert rows["turns"]["meta"] == {"before": {"tie": False, "exchanged": False, "p_chosen": 0.9}}
     assert rows["votes"]["meta"] == {
-        "z_12": 1.5, "before": {"votes": [1, 3, 0], "pos": 2, "tie": False, "exchanged": True, "p_chosen": 0.75},
+        "before": {"votes": [1, 3, 0], "pos": 2, "z_12": 1.5, "tie": False, "exchanged": True, "p_chosen": 0.75},
     }  # fmt: skip
     assert rows["tie"]["meta"] == {"before": {"comment": "old", "tie": True, "exchanged": False}, "comment": "=new"}
     assert rows["same"]["tie"] and rows["same"]["slot"] == 2 and not rows["same"]["meta"]["before"]["exchanged"]

@@ -131,7 +131,8 @@ RUNS = {
     ),
     "online:tournament,gold,smoke": Run("", "", (*_MODEL, *_few("sft"), *_policy("tournament"), *_JUDGED)),
     "direct:mm_dpo,smoke": Run(
-        "", "", (*_MODEL, "sft.batch_size=32", "pairs.prompts.limit=24", *_few("bt", "mm_dpo"), *_JUDGED)
+        "", "",
+        (*_MODEL, "sft.batch_size=32", "pairs.prompts.limit=24", "mm_dpo.data.skip=0", *_few("bt", "mm_dpo"), *_JUDGED),
     ),
     "direct:kto": Run(
         "mistral", "mistral", (*_REFEREE, *_learned("kto"), *_JUDGED, "evaluation.batch_size=4")

@@ -155,7 +155,7 @@ def test_a_preset_fits_its_loss(name):
     assert values.get("label", "hard") in LABELS[loss.reads]
     assert values.get("length", "sum") == (loss.length or values.get("length", "sum"))
     assert values.get("length", "sum") in ("sum", "mean") and values.get("sft_length", "sum") in ("sum", "mean")
-    assert values.get("references", None) == {} or not loss.reference_free
+    assert values.get("references", None) == () or not loss.reference_free
     assert ("sft_length" in values) == ("sft_weight" in values)
     assert ("beta_scale" in values) == ("beta_scale_rate" in values) <= loss.scales
     assert preset.evidence in ("confirmed", "reconstructed")
@@ -170,6 +170,6 @@ def test_what_presets_say_of_one_another():
     assert vpo.values["value_weight"] < 0
     assert 0.1 <= simpo.loss.margin / simpo.loss.beta <= 0.8
     assert DIRECT["sppo"].loss == SPPO(beta=0.001, even=0.5)
-    assert {name for name, preset in DIRECT.items() if preset.values.get("references") == {}} == {
+    assert {name for name, preset in DIRECT.items() if preset.values.get("references") == ()} == {
         "slic", "simpo", "orpo", "cpo", "rwr",
     }  # fmt: skip

@@ -241,8 +241,14 @@ def test_what_a_section_cannot_say_is_named_with_its_key(slot, section, message)
 
 
 # A name of a method that files of older runs have for a kind of stage, and one that a way to combine scores has too.
-# Words that are called as a method is, and other things: an old name of a metric, a combination, a ranking.
-EXCEPTIONS = {("reporting/inputs.py", "ppo"), ("judges/ensemble.py", "uwo"), ("methods/selection.py", "tournament")}
+# Words that are called as a method is, and other things: an old name of a metric, a combination, a ranking; and a stage
+# of a recipe.
+EXCEPTIONS = {
+    ("reporting/inputs.py", "ppo"),
+    ("judges/ensemble.py", "uwo"),
+    ("methods/selection.py", "tournament"),
+    ("recipes/direct.py", "dpo"),
+}
 
 
 def chosen(tree: ast.AST) -> set[ast.AST]:
@@ -262,7 +268,7 @@ def test_no_code_asks_for_the_name_of_a_method():
     found = set()
     for path in PACKAGE.rglob("*.py"):
         name, tree = path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text())
-        if name in ("methods/table.py", "methods/direct_table.py"):
+        if name in ("methods/table.py", "methods/direct_table.py", "recipes/rounds.py"):
             continue
         words = {
             node.value

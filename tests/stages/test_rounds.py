@@ -156,6 +156,8 @@ def test_files_of_references_that_cannot_be_used_are_refused(done, tmp_path):
 
     other = tmp_path / "other"
     other.mkdir()
+    assert says(refuse(f"{other}/"), "direct.precomputed=", "there is no", "references.npz", "to ask anew")
+    (other / "references.npz").write_bytes(b"")
     assert says(refuse(f"{other}/"), "references.npz: holds no log-probabilities of references", "ask anew")
     shutil.copy(done / "direct_2" / "references.npz", other)
     assert says(refuse(f"{other}/"), "references.npz: has 2 references of", "expected 1 of")
@@ -211,7 +213,14 @@ def test_a_whole_policy_that_trains_is_alone_on_the_devices():
         (("direct.data.path=pairs_2",), "direct.data.path='pairs_2' does not run before direct"),
         (("direct.data.path=sft",), "direct.data.path='sft' is a sft stage"),
         (("pairs.samples=1",), "pairs.samples=1: 1 responses to a prompt are ranked"),
-        (("pairs.scorer=bt",), "pairs.scorer='bt': select='best_worst' asks no second judge"),
+        (("pairs.scorer=bt",), "pairs.scorer='bt': is the judge too"),
+        (("pairs_2.scorer=bt",), "pairs_2.scorer='bt': select='all' asks no second judge"),
+        (
+            ("direct.label=soft", "direct.beta_scale=0.1", "direct.data.path=pairs", "pairs.judge=genrm"),
+            "direct.data.kind='stage': the pairs of 'pairs' have no scores",
+        ),
+        (("direct.certainty=certainty",), "the pairs of 'pairs' have no meta.certainty"),
+        (("pairs_2.prompts.kind=stage", "pairs_2.prompts.path=pairs"), "prompts come from a source of their own"),
         (("pairs.agreement=spearman",), "pairs.agreement='spearman': nothing reads it without agrees_with"),
         (("pairs_2.replay_share=1.0",), "pairs_2.replay_share=1.0 with replay=('pairs',): expected a share"),
         (("pairs_2.replay=('pairs_2',)",), "pairs_2.replay='pairs_2' does not run before pairs_2"),

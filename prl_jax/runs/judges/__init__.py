@@ -31,7 +31,7 @@ def behind(judges: ConfigDict, name: str) -> tuple[str, ...]:
         return (name,)
     kind = JUDGES[section.kind]
     if kind.policies:
-        return tuple(section[key] for key in kind.policies)
+        return tuple(section[key] for key in kind.policies if section[key])
     if not kind.members:
         return (kind.model(section) or name,)
     return tuple(one for member in names_at(section, kind.members) for one in behind(judges, member))

@@ -129,8 +129,14 @@ def test_violations_are_found():
         assert len(found) == 1 and expected in found[0], (expected, found)
 
 
+LONG = ("direct",)  # compiles many small loops
+each_run = pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=[pytest.mark.long] * (path.stem in LONG)) for path in NOTEBOOKS]
+)
+
+
 @pytest.mark.slow
-@each_notebook
+@each_run
 def test_it_runs_and_gives_what_it_stores(path, tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
     stored = nbformat.read(path, as_version=4)

@@ -122,7 +122,7 @@ def test_scores_are_asked_of_who_has_them(rules):
         ),
         ({"v": c.judge("verifier", answers=c.source(kind="csv"))}, "judges.v.answers.kind='csv', expected one of"),
         ({"r": c.judge("density_ratio")}, "judges.r.strong: empty, expected a stage that trains a policy"),
-        ({"r": c.judge("density_ratio", strong="sft")}, "judges.r.weak: empty, expected a stage"),
+        ({"r": c.judge("density_ratio", weak="sft")}, "judges.r.strong: empty, expected a stage"),
         (
             {"r": c.judge("density_ratio", strong="./a", weak="sft", length="max")},
             "judges.r.length='max', expected one of 'sum', 'mean'",

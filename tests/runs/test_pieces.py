@@ -19,7 +19,7 @@ from prl_jax.runs.context import StageContext
 from prl_jax.runs.pieces import batches, drop_pieces, pieces
 from prl_jax.runs.stopping import StopSignal
 from prl_jax.runs.workdir import Workdir
-from prl_jax.stages import anchors, win_rate
+from prl_jax.stages import anchors, candidates, win_rate
 from prl_jax.stages import config as c
 
 
@@ -158,7 +158,7 @@ def test_a_part_of_a_stage_draws_as_its_rows_of_the_whole(tmp_path, monkeypatch)
         )
 
     card, tokenizer = ModelCard("policy", {}, 5, 4), LetterTokenizer()
-    for stage in (anchors, win_rate):
+    for stage in (candidates, win_rate):
         monkeypatch.setattr(stage, "respond", respond)
     monkeypatch.setattr(models, "load_policy", lambda *_, **__: (card, None, tokenizer))
     monkeypatch.setattr(models, "load_judge", lambda *_, **__: UtilityJudge(lambda prompt, text: 0.0))
@@ -189,6 +189,6 @@ def test_scores_that_are_not_finite_end_the_ranking(tmp_path):
     stage, judge = Stage(tmp_path), UtilityJudge(lambda prompt, text: float("nan") if text == "b" else 0.0)
     prompts = [user("x"), user("y")]
     with pytest.raises(UserError, match="1 of 2 are not finite"), pieces(stage.context, 9) as piece:
-        candidates = anchors.Candidates([["a", "b"], ["c", "d"]], np.zeros((2, 2), bool))
-        anchors.rank_scores(judge, prompts, candidates, 2, piece)
+        both = candidates.Candidates([["a", "b"], ["c", "d"]], np.zeros((2, 2), bool))
+        anchors.rank_scores(judge, prompts, both, 2, piece)
     assert kept(tmp_path) == []

@@ -58,6 +58,7 @@ def test_processes_compute_what_one_does(one, folder, number, devices, sizes):
     check(load(folder, "processes"), one)
 
 
+@pytest.mark.long
 def test_what_is_compared_is_there_and_moves(one):
     kinds = {name.split(": ")[0] for name in one}
     for task in ("sft", "bradley_terry", "generative", "adapters"):

@@ -28,6 +28,7 @@ def get_config():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_rewards_of_verdicts_teach_a_judge_that_starts_at_chance(tmp_path):
     """Two verdicts, and prompts whose words say which of them is right; demonstrations that guess."""
     words = {"a b": "1", "b a": "2"}

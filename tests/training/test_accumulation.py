@@ -101,7 +101,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("make", CASES.values(), ids=CASES)
+LONG = ("direct, means and the batch's mean", "direct, weights of responses", "direct, gaps of labels")
+
+
+@pytest.mark.parametrize(
+    "make", [pytest.param(make, id=name, marks=[pytest.mark.long] * (name in LONG)) for name, make in CASES.items()]
+)
 def test_row_13_any_number_of_microbatches_gives_the_gradient_of_the_batch(make):
     objective, model, batch = make()
     batch = jax.tree.map(jnp.asarray, batch)

@@ -13,6 +13,7 @@ from prl_jax.training.direct import direct_objective
 from prl_jax.training.step import gradients, make_validation
 from prl_jax.types import DirectPairs
 
+pytestmark = pytest.mark.long
 TOKENIZER = LetterTokenizer()
 ROOM = dict(max_prompt=5, max_response=4)
 PAIRS = [("ab", "cd", "e"), ("c", "", "abc"), ("dd", "ef", "ghijk"), ("b", "a", "k")]

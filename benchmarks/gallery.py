@@ -1,0 +1,188 @@
+"""Every online, direct and iterative method on the built-in tasks: what each wins, and what it costs.
+
+    .venv/bin/python benchmarks/gallery.py --workdir runs/gallery --out benchmarks/results
+    .venv/bin/python benchmarks/gallery.py --seeds 0 --methods grpo dpo inpo --workdir runs/gallery --out /tmp/gallery
+
+Each method and seed is a run of its own, `prl run --config experiments/FAMILY.py:NAME` in a folder of its own, so that
+one that fails stands in the table and stops no other. What runs share, SFT and judges, is made once: a stage whose
+section, and those of the stages before it, another run of the seed has too is copied from there. What is finished is
+not done again by the same command. Writes `gallery.json` and `gallery.md` to --out after every run.
+
+The budget of an online method is 40 steps of 256 responses with two passes over them, 10,240 sampled and 20,480 trained
+on; a direct loss trains on 300 batches of 64 pairs, 38,400 responses, and samples none; a round samples what its
+selection needs and trains on 60 such batches. The table has what each has really taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import experiment, write_result
+from ml_collections import ConfigDict
+
+from prl_jax.methods import METHODS
+from prl_jax.methods.direct_table import DIRECT
+from prl_jax.recipes.rounds import ITERATIVE
+from prl_jax.reporting.means import t_interval
+from prl_jax.runs.workdir import Workdir
+from prl_jax.stages import KINDS
+from prl_jax.stages.kind import Checking
+from prl_jax.stages.online_costs import judged_rows
+from prl_jax.stages.online_section import judges_of, method_in, steps_of
+from prl_jax.stages.pairs_section import judges_in, responses_of
+
+FAMILIES: Mapping[str, Mapping[str, Any]] = {"online": METHODS, "direct": DIRECT, "iterative": ITERATIVE}
+COUNTS = ("sampled", "trained", "judged")  # responses, responses with their passes, rows that judges read
+NUMBERS = ("win_rate", "utility", "correctness", "kl", "length", "seconds")
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=[], help="NAME, or FAMILY:NAME; by default all")
+    parser.add_argument("--smoke", action="store_true", help="everything small and short, to see it work")
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    for seed in args.seeds:
+        for family, name in chosen(args.methods):
+            words = f"{name},smoke" if args.smoke else name
+            row = {"seed": seed, "family": family, "method": name}
+            rows.append(row | one_run(family, words, seed, args.workdir / f"seed{seed}"))
+            print(json.dumps(rows[-1]), flush=True)
+            found = table(rows)
+            write_result(args.out / "gallery.json", rows, methods=found)
+            (args.out / "gallery.md").write_text(page(found))
+
+
+def chosen(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The families and names of the methods that words name; of all that run, where there is no word."""
+    for family, methods in FAMILIES.items():
+        for name, method in methods.items():
+            if not getattr(method, "misses", "") and (not words or {name, f"{family}:{name}"} & set(words)):
+                yield family, name
+
+
+def one_run(family: str, words: str, seed: int, folder: Path) -> Row:
+    """Runs a method in `folder/FAMILY_NAME`, with what other runs of the folder have made, and reads its table."""
+    workdir = folder / f"{family}_{words.replace(',', '_')}"
+    config = experiment(family).get_config(words).unlock()
+    config.seed = config.gold.seed = seed
+    config.lock()
+    if not (workdir / "summary.json").is_file():
+        shared = borrow(config, workdir, folder / "shared")
+        flags = [f"--config.seed={seed}", f"--config.gold.seed={seed}"]
+        command = [sys.executable, "-m", "prl_jax", "run", "--config", f"experiments/{family}.py:{words}", *flags]
+        done = subprocess.run([*command, "--workdir", str(workdir)], stderr=subprocess.PIPE, text=True)
+        lend(workdir, shared)
+        if done.returncode:
+            return {"failed": done.stderr.strip().splitlines()[-1][:300]}
+    return told(config, workdir)
+
+
+def borrow(config: ConfigDict, workdir: Path, shared: Path) -> dict[str, Path]:
+    """Copies the finished stages that another run has made, and says where this run's stages would be kept."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / "config.json").is_file():
+        Workdir(workdir, config).create()
+    places, digest = {}, hashlib.sha256(json.dumps([config.gold.to_dict(), config.model.to_dict()]).encode())
+    for name in config.stages:
+        section = config[name]
+        digest.update(json.dumps([name, section.to_dict()], sort_keys=True).encode())
+        if KINDS[section.kind].family not in ("policy", "judge", "anchors") or section.kind in ("online", "direct"):
+            break  # what comes behind a method is its own
+        places[name] = shared / f"{name}_{digest.hexdigest()[:16]}"
+        if places[name].is_dir() and not (workdir / name).exists():
+            shutil.copytree(places[name], workdir / name)
+    return places
+
+
+def lend(workdir: Path, places: Mapping[str, Path]) -> None:
+    """Keeps the finished stages for other runs."""
+    for name, place in places.items():
+        if (workdir / name / "result.json").is_file() and not place.exists():
+            shutil.copytree(workdir / name, place.with_suffix(".part"))
+            place.with_suffix(".part").rename(place)
+
+
+def told(config: ConfigDict, workdir: Path) -> Row:
+    """The last arm of the final table, and what the method took beside what all have."""
+    arm = json.loads((workdir / "summary.json").read_text())["arms"][-1]
+    found = {"win_rate": arm["win_rate"], "utility": arm["utility"], "kl": arm["kl"], "length": arm["response_length"]}
+    found["correctness"] = arm["attributes"]["correctness"]
+    counts, seconds = dict.fromkeys(COUNTS, 0), 0.0
+    for name in config.stages:
+        taken = taken_by(config, name, workdir)
+        if taken is None:
+            continue
+        counts = {key: counts[key] + taken.get(key, 0) for key in COUNTS}
+        seconds += json.loads((workdir / name / "result.json").read_text())["seconds"]
+    return {**found, **counts, "seconds": round(seconds, 1)}
+
+
+def taken_by(config: ConfigDict, name: str, workdir: Path) -> dict[str, int] | None:
+    """What a stage of a method has sampled, trained on and judged; None for a stage that methods share."""
+    section = config[name]
+    if section.kind == "online":
+        steps, method = steps_of(section, name, 0), method_in(section)
+        rows = section.prompts_per_step * section.group_size
+        judges = len(judges_of(section))
+        judged = steps * judges * judged_rows(config, section, method)
+        return {"sampled": steps * rows, "trained": steps * rows * section.epochs, "judged": judged}
+    if section.kind == "pairs":
+        prompts = int(json.loads((workdir / name / "result.json").read_text())["metrics"]["prompts"])
+        number, scores = responses_of(section), Checking(config, KINDS).scores
+        each = sum(number if scores(judge) else number * (number - 1) for judge in judges_in(section))
+        return {"sampled": prompts * (number - section.include_reference), "judged": prompts * each}
+    if section.kind == "direct" or (section.kind == "sft" and name.startswith("direct_")):
+        steps = int(section.duration.split()[0])
+        return {"trained": steps * section.batch_size * (2 if section.kind == "direct" else 1)}
+    return None
+
+
+def table(rows: Sequence[Row]) -> list[Row]:
+    """Means over the seeds of each method, with intervals of Student's t, and how many of its runs failed."""
+    found = []
+    for family, name in dict.fromkeys((row["family"], row["method"]) for row in rows):
+        own = [row for row in rows if (row["family"], row["method"]) == (family, name)]
+        whole = [row for row in own if "failed" not in row]
+        line: Row = {"family": family, "method": name, "seeds": len(whole), "failed": len(own) - len(whole)}
+        for key in (*NUMBERS, *COUNTS) if whole else ():
+            mean, low, high = t_interval([row[key] for row in whole])
+            line |= {key: mean, f"{key}_low": low, f"{key}_high": high}
+        found.append(line)
+    return sorted(found, key=lambda line: -line.get("win_rate", -1.0))
+
+
+def page(found: Sequence[Row]) -> str:
+    """The table as Markdown, the best method first."""
+    head = ["method", "family", "seeds", "wins against SFT", "utility", "correctness", "KL", *COUNTS, "seconds"]
+    lines = [head, ["---"] * len(head)]
+    for line in found:
+        if not line["seeds"]:
+            lines.append([f"`{line['method']}`", line["family"], f"0 ({line['failed']} failed)", *[""] * 8])
+            continue
+        low, high = line["win_rate_low"], line["win_rate_high"]
+        interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+        seeds = f"{line['seeds']}" + (f" ({line['failed']} failed)" if line["failed"] else "")
+        numbers = [f"{line[key]:.3f}" for key in ("utility", "correctness")] + [f"{line['kl']:.2f}"]
+        counts = [f"{line[key]:,.0f}" for key in (*COUNTS, "seconds")]
+        wins = f"{line['win_rate']:.3f}{interval}"
+        lines.append([f"`{line['method']}`", line["family"], seeds, wins, *numbers, *counts])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,7 @@ from prl_jax.losses.preference import judgement
 from prl_jax.masked import check_floats, keep_rows, per_row
 from prl_jax.types import LossOutput
 
+_ROUNDING = 1e-6  # of a sum of log-probs that is computed twice, in batches of other shapes
 _LEAST_SCALE = 0.01  # of `margin_scale`: a gap that contradicts the label leaves beta above 0
 
 
@@ -94,8 +95,8 @@ def label_loss(
 
     Returns:
       LossOutput whose denominator is the sum of weights. aux: 'accuracy' (does `u_1 - u_2` name the better response?
-      0.5 where it is 0) and 'margin' (lead of the better response), both over rows whose label is no tie, and
-      'chosen_ratio', 'rejected_ratio' (mean log-ratios of responses 1 and 2).
+      0.5 where it is 0 but for rounding) and 'margin' (lead of the better response), both over rows whose label is no
+      tie, and 'chosen_ratio', 'rejected_ratio' (mean log-ratios of responses 1 and 2).
 
     Source: cDPO (ericmitchell.ai/cdpo.pdf); CREAM (arXiv 2410.12735).
     """
@@ -267,7 +268,10 @@ def _output(
 ) -> LossOutput:
     """The sum of a loss of guarded pairs, and the aux that all of them have."""
     weight, total = pairs.weight, jnp.sum(pairs.weight)
-    correct, lead, decided = judgement(gap, label, weight)
+    # A policy that is its reference tells no two responses apart, whatever the rounding of its log-probs says.
+    rounding = _ROUNDING * (jnp.abs(pairs.logp_1) + jnp.abs(pairs.logp_2))
+    even = jnp.abs(pairs.ratio_1 - pairs.ratio_2) <= rounding
+    correct, lead, decided = judgement(jnp.where(even, 0.0, gap), label, weight)
     aux = {
         "accuracy": (correct, decided),
         "margin": (lead, decided),

@@ -668,3 +668,11 @@ def test_wrong_shapes_and_dtypes_say_what_was_expected():
             guarded(some_terms(**{field: jnp.ones(PAIRS, jnp.int32)}))
     with pytest.raises(ValueError, match="statistic: expected 0 axes"):
         guarded(some_terms(statistic=jnp.ones(PAIRS)))
+
+
+def test_rounding_does_not_tell_responses_apart():
+    """A policy that is its reference is right about half of all pairs, and not about those that rounding chooses."""
+    logp, noise = jnp.full(4, -300.0), jnp.array([1e-4, -1e-4, 0.0, 2e-2])
+    terms = direct_terms(noise, jnp.zeros(4), logp_1=logp, logp_2=logp)
+    correct, decided = Sigmoid()(terms).aux["accuracy"]
+    assert (correct, decided) == (0.5 * 3 + 1, 4)

@@ -22,7 +22,7 @@ ALONE = (sys.executable, "-m", "prl_jax", "run", "--config", CONFIG, "--workdir"
 HEARTBEAT = 8
 
 
-def readme_commands(workdir: Path, *more: str) -> list[list[str]]:
+def readme_commands(workdir: Path, *more: str, config: str = CONFIG) -> list[list[str]]:
     """The two commands that the README starts side by side, for a small config, another folder and a free port."""
     text, port = (ROOT / "README.md").read_text(), free_port()
     lines = [line.rstrip(" &") for line in text.splitlines() if "--coordinator localhost:" in line]
@@ -31,7 +31,7 @@ def readme_commands(workdir: Path, *more: str) -> list[list[str]]:
     for line in lines:
         words = shlex.split(line)
         assert words[:2] == ["prl", "run"]
-        words[words.index("--config") + 1] = CONFIG
+        words[words.index("--config") + 1] = config
         words[words.index("--workdir") + 1] = str(workdir)
         words[words.index("--coordinator") + 1] = f"localhost:{port}"
         commands.append([sys.executable, "-m", "prl_jax", *words[1:], *more])
@@ -81,10 +81,10 @@ def parts_of(row: dict) -> tuple[list[float], list]:
 LOOSE = {"explained_variance": 2e-3, "kl": 3e-4, "value_clip": 0.025, "grad_norm": 5e-4}
 
 
-def check_same(one: Path, other: Path) -> None:
+def check_same(one: Path, other: Path, made: str = "anchors.jsonl") -> None:
     """Texts are equal, numbers equal but for the rounding that several updates have made of 1e-6."""
     names = sorted(path.relative_to(one) for path in one.rglob("*.jsonl") if path.name != "timings.jsonl")
-    assert {name.name for name in names} == {"metrics.jsonl", "samples.jsonl", "anchors.jsonl", "wins.jsonl"}
+    assert {name.name for name in names} == {"metrics.jsonl", "samples.jsonl", made, "wins.jsonl"}
     for name in names:
         expected, found = rows_of(one / name), rows_of(other / name)
         assert len(expected) == len(found) and [row.keys() for row in expected] == [row.keys() for row in found], name
@@ -104,6 +104,21 @@ def test_the_readmes_command_does_in_two_processes_what_it_does_in_one(alone, tw
     # The first process speaks for all; the second says nothing but what gloo itself prints.
     assert f"Report: {workdir / 'report.html'}" in printed[0] and "pairwise_ppo" in printed[0]
     assert [line for line in printed[1].splitlines() if "[Gloo]" not in line] == []
+
+
+@pytest.mark.long
+def test_rounds_in_two_processes_make_the_pairs_that_one_makes(folder, environment):
+    """And the same policies of them: `pairs.jsonl`, the references, every metric."""
+    rounds = "tests/configs/rounds.py"
+    one, both = folder / "rounds", folder / "rounds_of_two"
+    together([[*ALONE[:-2], rounds, "--workdir", str(one)]], environment)
+    together(readme_commands(both, config=rounds), environment)
+    check_same(one, both, "pairs.jsonl")
+    for stage in ("direct", "direct_2"):
+        files = [dict(np.load(path / stage / "references.npz")) for path in (one, both)]
+        assert files[0].keys() == files[1].keys()
+        for name in files[0].keys() - {"checksum"}:
+            np.testing.assert_allclose(files[1][name], files[0][name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_processes_compute_what_one_does(one, folder, number, devices, sizes):
 @pytest.mark.long
 def test_what_is_compared_is_there_and_moves(one):
     kinds = {name.split(": ")[0] for name in one}
-    for task in ("sft", "bradley_terry", "generative", "adapters"):
+    for task in ("sft", "direct", "bradley_terry", "generative", "adapters"):
         assert {f"{task}/gradient", f"{task}/parameter", f"{task}/metric"} <= kinds
     assert {"score/policy", "anchors/policy", "peer/policy", "score/critic", "greedy", "sampled", "reward"} <= kinds
     assert "peer/critic" not in kinds and one["peer/frozen: truncated"] > 0

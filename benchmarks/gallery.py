@@ -133,7 +133,7 @@ def told(config: ConfigDict, workdir: Path) -> Row:
 
 
 def taken_by(config: ConfigDict, name: str, workdir: Path) -> dict[str, int] | None:
-    """What a stage of a method has sampled, trained on and judged; None for a stage that methods share."""
+    """Counts what a stage of a method has sampled, trained on and judged; None for a stage that methods share."""
     section = config[name]
     if section.kind == "online":
         steps, method = steps_of(section, name, 0), method_in(section)

@@ -121,7 +121,8 @@ def page() -> str:
         rows.append([f"`{name}`", one.title, _link(one.source), f"`{one.judge}`", runs, one.evidence, one.remark])
     parts.append(table_of(["method", "title", "source", "judge", "rounds", "evidence", "remark"], rows))
     parts.append(
-        "A judge `own` is the log-ratio of the method's own policy to SFT (`density_ratio`); others may be named.\n"
+        "A judge `own` is the log-ratio of the method's own policy to SFT (`density_ratio`); other methods may be "
+        "given another judge.\n"
     )
     parts.append("## The losses\n\nEach is the section `loss` of a stage, with its `kind` and the keys below.\n")
     parts += [_kind(cls, parse(Sigmoid)[1] | parse(DirectLoss)[1]) for cls in DIRECT_LOSSES.values()]

@@ -13,7 +13,7 @@ read win rates or scores (SPPO; RWR, MM-DPO) always do. `smoke` makes everything
 With MODEL, an instruction-tuned Hugging Face checkpoint directory, and PAIRS.jsonl, `prompt`, `chosen` and `rejected`
 in each row (and what else the loss reads), it trains adapters on your own pairs; a third word names the method, DPO
 without one. The first 100 rows are kept for the evaluation, and of 400 others and more a quarter trains a judge, the
-referee, which tells the win rates.
+referee, which tells the win rates; with fewer it learns from the same pairs as the policy.
 
 SFT, what the method needs, the method with the loss of its row, and an evaluation by the exact judge of the tasks. To
 change the loss: `--config.dpo.loss.beta=0.3`; a pair's references: `--config.dpo.references="('sft',)"`.
@@ -30,12 +30,9 @@ rate of 3e-4 came to .138 at 25 nats, and three at a tenth of it to .584. Other 
 from ml_collections import ConfigDict
 
 from prl_jax.methods.direct_table import DIRECT
-from prl_jax.recipes.built_in import FULL, SMOKE
+from prl_jax.recipes.built_in import words_of
 from prl_jax.recipes.direct import JUDGES, built_in_direct, judge_of, own_direct
 from prl_jax.recipes.own import split_method
-
-# Of 20 steps nothing would be learnt that ends.
-SHORT = SMOKE._replace(sft=150)
 
 
 def get_config(arguments: str = "") -> ConfigDict:
@@ -43,11 +40,5 @@ def get_config(arguments: str = "") -> ConfigDict:
     if "/" in arguments or "." in arguments:  # a model directory, or the end of a file's name
         pairs, name = split_method(arguments, DIRECT)
         return own_direct(pairs, name or "dpo")
-    words = arguments.split(",")
-    name, *judges = [word for word in words if word != "smoke"] or [""]
-    if name not in DIRECT or judges[1:] or not set(judges) <= set(JUDGES):
-        raise ValueError(
-            f"{arguments!r}: expected NAME[,JUDGE][,smoke], a judge of {', '.join(JUDGES)}, and a method of "
-            f"{', '.join(DIRECT)}"
-        )
-    return built_in_direct(name, judges[0] if judges else judge_of(name), SHORT if "smoke" in words else FULL)
+    name, judge, size = words_of(arguments, DIRECT, JUDGES)
+    return built_in_direct(name, judge or judge_of(name), size)

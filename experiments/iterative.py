@@ -8,8 +8,8 @@ them, and so on.
 
 The first word is a method: sppo, dno, dno_prct, inpo, mnpo, irepo, cream, rso, vpo, curated, raft or self_rewarding. A
 second one is its judge: `gold` (the exact judge of the tasks), `bt` or `genrm` (a Bradley-Terry or a generative judge);
-without it a method has the judge that it needs, CREAM and self-rewarding the log-ratios of their own policies, after
-one stage of DPO on the built-in pairs. `smoke` makes everything small and short, to see it work.
+without it a method has the judge that it needs. CREAM and self-rewarding take none: log-ratios of their own policies
+rank, after one stage of DPO on the built-in pairs. `smoke` makes everything small and short, to see it work.
 
 With MODEL, an instruction-tuned Hugging Face checkpoint directory, and PAIRS.jsonl, `prompt`, `chosen` and `rejected`
 in each row, it trains adapters on your own prompts: of 500 rows and more, the first 100 are kept for the evaluation, a
@@ -29,13 +29,10 @@ other judges, have not been measured.
 
 from ml_collections import ConfigDict
 
-from prl_jax.recipes.built_in import FULL, SMOKE
+from prl_jax.recipes.built_in import words_of
 from prl_jax.recipes.direct import JUDGES, built_in_rounds, own_rounds
 from prl_jax.recipes.own import split_method
 from prl_jax.recipes.rounds import ITERATIVE
-
-# Of 20 steps nothing would be learnt that ends.
-SHORT = SMOKE._replace(sft=150)
 
 
 def get_config(arguments: str = "") -> ConfigDict:
@@ -43,11 +40,5 @@ def get_config(arguments: str = "") -> ConfigDict:
     if "/" in arguments or "." in arguments:  # a model directory, or the end of a file's name
         pairs, name = split_method(arguments, ITERATIVE)
         return own_rounds(pairs, name or "inpo")
-    words = arguments.split(",")
-    name, *judges = [word for word in words if word != "smoke"] or [""]
-    if name not in ITERATIVE or judges[1:] or not set(judges) <= set(JUDGES):
-        raise ValueError(
-            f"{arguments!r}: expected NAME[,JUDGE][,smoke], a judge of {', '.join(JUDGES)}, and a method of "
-            f"{', '.join(ITERATIVE)}"
-        )
-    return built_in_rounds(name, judges[0] if judges else "", SHORT if "smoke" in words else FULL)
+    name, judge, size = words_of(arguments, ITERATIVE, JUDGES)
+    return built_in_rounds(name, judge, size)

@@ -1,9 +1,19 @@
 """Pages of documentation as data: their sections, and the code in them."""
 
+import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
+
+
+def script(name: str) -> ModuleType:
+    """`docs/NAME.py` as a module."""
+    spec = importlib.util.spec_from_file_location(f"{name}_page", ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def sections(page: str) -> dict[str, str]:

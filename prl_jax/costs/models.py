@@ -16,10 +16,9 @@ from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import ModelCard, trained_length
 from prl_jax.artifacts.models import abstract_model
-from prl_jax.config.rules import names_at
 from prl_jax.models import LOGICAL_AXES, Decoder, DecoderConfig, ScalarModel, combine, split
 from prl_jax.runs.context import is_directory, lora_config, root_of, start_of
-from prl_jax.runs.judges import JUDGES, behind
+from prl_jax.runs.judges import behind, scores
 from prl_jax.runs.models import Policy
 from prl_jax.sampling import SamplingConfig
 from prl_jax.sharding import batch_sharding, replicated, tree_shardings
@@ -182,12 +181,7 @@ class AbstractModels:
 
     def scores(self, name: str) -> bool:
         """Whether a judge scores single responses."""
-        section = self.config.judges.get(name, None)
-        if section is None:
-            return self.card(name).kind == "scalar_judge"
-        kind = JUDGES[section.kind]
-        named = names_at(section, kind.members) if kind.members else (kind.model(section),)
-        return all(map(self.scores, named)) if any(named) else kind.scores(section)
+        return scores(self.config.judges, name, lambda one: self.card(one).kind == "scalar_judge")
 
     def copy(self, model: Decoder) -> Decoder:
         """As of `Models`."""

@@ -26,6 +26,11 @@ RANKINGS = ("first_round", "tournament")
 _DIGITS = 12  # of win rates: those that differ by less are equal but for rounding
 
 
+def wins_of(scores: Float[np.ndarray, "K *rest"]) -> Float[np.ndarray, "K K *rest"]:
+    """Probabilities that the row's response beats the column's, by scores: the sigmoid of the gap."""
+    return 0.5 * (1.0 + np.tanh(0.5 * (scores[:, None] - scores[None])))
+
+
 class JudgedGroup(NamedTuple):
     """`K` responses to one prompt, and what judges say of them.
 
@@ -42,8 +47,7 @@ class JudgedGroup(NamedTuple):
     @classmethod
     def scored(cls, responses: Sequence[str], scores: Float[np.ndarray, "K"]) -> JudgedGroup:
         """The group of a judge that only scores: a response wins with the sigmoid of the gap of two scores."""
-        gaps = scores[:, None] - scores[None, :]
-        return cls(tuple(responses), 0.5 * (1.0 + np.tanh(0.5 * gaps)), scores)
+        return cls(tuple(responses), wins_of(scores), scores)
 
     @property
     def different(self) -> Bool[np.ndarray, "K K"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -54,6 +54,23 @@ class Arm(NamedTuple):
     asked: Asked
     title: str
     values: Mapping[str, Any] = {}
+
+
+def words_of(arguments: str, methods: Collection[str], judges: Collection[str]) -> tuple[str, str, Size]:
+    """`NAME[,JUDGE][,smoke]` -> a method, a judge, "" where none is named, and the size; in a short run SFT is long
+    enough that samples end.
+
+    Raises:
+      ValueError: these are none.
+    """
+    words = arguments.split(",")
+    name, *named = [word for word in words if word != "smoke"] or [""]
+    if name not in methods or named[1:] or not set(named) <= set(judges):
+        raise ValueError(
+            f"{arguments!r}: expected NAME[,JUDGE][,smoke], a judge of {', '.join(judges)}, and a method of "
+            f"{', '.join(methods)}"
+        )
+    return name, "".join(named), SMOKE._replace(sft=150) if "smoke" in words else FULL
 
 
 def built_in_tasks(

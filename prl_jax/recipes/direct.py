@@ -96,7 +96,7 @@ def own_direct(arguments: str, method: str) -> ConfigDict:
       method: a row of `DIRECT`; the file has to hold what its loss reads.
     """
     parts = divided(arguments, _OWN_HELD_OUT, Limits())
-    stages = {"referee": _own_judge("genrm", parts, parts.referee if parts.referee["limit"] else parts.train)}
+    stages = {"referee": _own_judge("genrm", parts, parts.for_referee)}
     stages[method] = c.direct(method, init_from=parts.model, data=parts.train, validation=parts.held_out, **_OWN)
     return _with_referee(stages, {method: DIRECT[method].title}, parts, f"{DIRECT[method].title}: your own pairs")
 
@@ -112,7 +112,7 @@ def own_rounds(arguments: str, name: str) -> ConfigDict:
     """
     method = _runnable(name)
     parts = divided(arguments, _OWN_HELD_OUT, Limits())
-    stages = {"referee": _own_judge("genrm", parts, parts.referee if parts.referee["limit"] else parts.train)}
+    stages = {"referee": _own_judge("genrm", parts, parts.for_referee)}
     start, judges = parts.model, {}
     if method.judge == "own":
         start = "dpo"

@@ -160,6 +160,11 @@ class Divided(NamedTuple):
     judge: dict[str, Any]
     prompts: dict[str, Any]
 
+    @property
+    def for_referee(self) -> dict[str, Any]:
+        """The pairs that a referee learns from: its own or, where they are too few to be divided, all of them."""
+        return self.referee if self.referee["limit"] else self.train
+
 
 def divided(arguments: str, holdout: int, limits: Limits) -> Divided:
     """The parts of `MODEL,PAIRS`. Errors: `ValueError` for other arguments."""

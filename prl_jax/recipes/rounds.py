@@ -100,16 +100,18 @@ class Iterative(NamedTuple):
     misses: str = ""
 
 
-def _nothing(_: Round) -> Section:
-    return {}
-
-
-def _best_worst(**values: Any) -> Callable[[Round], Section]:
-    return lambda _: dict(values)
+def _keys(**values: Any) -> Callable[[Round], Section]:
+    """The same keys in each round."""
+    return lambda here: dict(values)
 
 
 def _against_previous(method: str, **values: Any) -> Callable[[Round], tuple[str, Section]]:
     return lambda here: (method, dict(references=(here.policy,), **values))
+
+
+def _supervised(here: Round) -> tuple[str, Section]:
+    """Supervised training."""
+    return "", {}
 
 
 def _inpo(here: Round) -> tuple[str, Section]:
@@ -133,7 +135,7 @@ def _mnpo(here: Round) -> tuple[str, Section]:
 ITERATIVE: Mapping[str, Iterative] = MappingProxyType(
     {
         "sppo": Iterative(
-            _best_worst(samples=5),
+            _keys(samples=5),
             _against_previous("sppo", loss=dict(beta=0.1)),
             "genrm",
             "SPPO",
@@ -143,7 +145,7 @@ ITERATIVE: Mapping[str, Iterative] = MappingProxyType(
             "responses of hundreds of tokens.",
         ),
         "gpo": Iterative(
-            _best_worst(samples=5),
+            _keys(samples=5),
             _against_previous("sppo", label="score", loss=dict(even=0.0)),
             "genrm",
             "GPO",
@@ -153,7 +155,7 @@ ITERATIVE: Mapping[str, Iterative] = MappingProxyType(
             misses="skew scores of a preference embedding (GPM), which no kind of judge gives yet",
         ),
         "dno": Iterative(
-            lambda _: dict(samples=4, select=dict(kind="all")),
+            _keys(samples=4, select=dict(kind="all")),
             _against_previous("dpo", label="win_gap"),
             "genrm",
             "DNO",
@@ -162,7 +164,7 @@ ITERATIVE: Mapping[str, Iterative] = MappingProxyType(
             "Every pair, with the sigmoid of the difference of win rates as its label.",
         ),
         "dno_prct": Iterative(
-            lambda _: dict(samples=5, include_reference=True, select=dict(kind="best_worst", min_gap=0.1)),
+            _keys(samples=5, include_reference=True, select=dict(kind="best_worst", min_gap=0.1)),
             _against_previous("dpo"),
             "genrm",
             "DNO-Prct",
@@ -172,7 +174,7 @@ ITERATIVE: Mapping[str, Iterative] = MappingProxyType(
             replay=0.3,
         ),
         "inpo": Iterative(
-            _best_worst(samples=4),
+            _keys(samples=4),
             _inpo,
             "genrm",
             "INPO",
@@ -181,7 +183,7 @@ ITERATIVE: Mapping[str, Iterative] = MappingProxyType(
             "Squared loss against a mixture of the reference and the policy that sampled; tau is a third of eta here.",
         ),
         "mnpo": Iterative(
-            _best_worst(samples=4),
+            _keys(samples=4),
             _mnpo,
             "genrm",
             "MNPO",
@@ -191,7 +193,7 @@ ITERATIVE: Mapping[str, Iterative] = MappingProxyType(
             rounds=3,
         ),
         "irepo": Iterative(
-            _best_worst(samples=4),
+            _keys(samples=4),
             _against_previous("dpo", label="soft", loss=dict(kind="squared", beta=0.1)),
             "genrm",
             "iREPO",
@@ -200,7 +202,7 @@ ITERATIVE: Mapping[str, Iterative] = MappingProxyType(
             "The gap of log-ratios fitted to the logit of the judge's probability; a judge stands for the annotators.",
         ),
         "cream": Iterative(
-            _nothing,
+            _keys(),
             _against_previous("dpo", certainty="certainty"),
             "own",
             "CREAM",
@@ -210,7 +212,7 @@ ITERATIVE: Mapping[str, Iterative] = MappingProxyType(
             agrees=True,
         ),
         "upo": Iterative(
-            lambda _: dict(samples=4, select=dict(kind="halves")),
+            _keys(samples=4, select=dict(kind="halves")),
             _against_previous("dpo"),
             "bt",
             "UPO",
@@ -220,7 +222,7 @@ ITERATIVE: Mapping[str, Iterative] = MappingProxyType(
             misses="an estimator with dropout, whose disagreement says how certain a label is; none is there yet",
         ),
         "rso": Iterative(
-            lambda _: dict(samples=16, select=dict(kind="rejection", beta=0.5, accepted=8)),
+            _keys(samples=16, select=dict(kind="rejection", beta=0.5, accepted=8)),
             lambda here: ("rso", dict(references=(here.start,))),
             "bt",
             "RSO",
@@ -230,7 +232,7 @@ ITERATIVE: Mapping[str, Iterative] = MappingProxyType(
             rounds=1,
         ),
         "vpo": Iterative(
-            _best_worst(samples=2),
+            _keys(samples=2),
             lambda here: ("dpo", dict(references=(here.start,), value_weight=0.005)),
             "genrm",
             "VPO, online",
@@ -239,8 +241,8 @@ ITERATIVE: Mapping[str, Iterative] = MappingProxyType(
             "DPO on fresh pairs with an optimistic value term. The paper's alpha was not found.",
         ),
         "curated": Iterative(
-            lambda _: dict(samples=4, select=dict(kind="softmax")),
-            lambda here: ("", {}),
+            _keys(samples=4, select=dict(kind="softmax")),
+            _supervised,
             "bt",
             "Self-consuming with curation",
             "arXiv 2407.09499",
@@ -248,8 +250,8 @@ ITERATIVE: Mapping[str, Iterative] = MappingProxyType(
             "Supervised training on one of four samples, drawn with the softmax of their scores.",
         ),
         "raft": Iterative(
-            lambda _: dict(samples=4, select=dict(kind="softmax", temperature=0.0)),
-            lambda here: ("", {}),
+            _keys(samples=4, select=dict(kind="softmax", temperature=0.0)),
+            _supervised,
             "bt",
             "RAFT",
             "arXiv 2304.06767",
@@ -257,7 +259,7 @@ ITERATIVE: Mapping[str, Iterative] = MappingProxyType(
             "Supervised training on the best of four samples.",
         ),
         "self_rewarding": Iterative(
-            _nothing,
+            _keys(),
             _against_previous("dpo"),
             "own",
             "Self-rewarding",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -72,14 +73,14 @@ def reference_log_probs(
     """
     if not names:
         return {source: np.zeros((0, one.count, 0), np.float32) for source, one in fixed.items()}
-    own = context.directory / REFERENCES_FILE
+    kept = context.directory / REFERENCES_FILE
     if precomputed:
         return _read(local_path(precomputed) / REFERENCES_FILE, len(names), fixed, _checksums(fixed))
-    if own.is_file():  # of the same config, and thus of the same rows
-        return _read(own, len(names), fixed, None)
+    if kept.is_file():  # of the same config, and thus of the same rows
+        return _read(kept, len(names), fixed, None)
     found = _asked(context, models, names, fixed)
     if is_leader():
-        _write(own, found, _checksums(fixed))
+        _write(kept, found, _checksums(fixed))
         drop_pieces(context.directory)
     else:
         _checksums(fixed)
@@ -108,11 +109,13 @@ def _responses_of(
 ) -> list[list[float]]:
     """A list of `R` numbers for each record."""
 
+    rows_of = functools.lru_cache(maxsize=1)(fixed.rows)  # the responses of a record stand next to each other
+
     def ask(first: int, part: Sequence[int]) -> list[list[float]]:
-        width = len(fixed.rows(part[0]))
+        width = len(rows_of(part[0]))
 
         def encode(index: Int[np.ndarray, "n"]) -> tuple[SFTBatch, Bool[np.ndarray, "n 1"]]:
-            rows = [fixed.rows(part[i // width])[i % width] for i in index.tolist()]
+            rows = [rows_of(part[i // width])[i % width] for i in index.tolist()]
             return stack_rows(rows), np.zeros((len(rows), 1), bool)
 
         forward: Any = functools.partial(frozen_log_probs, model)
@@ -148,8 +151,6 @@ def _checksums(fixed: Mapping[str, Fixed]) -> dict[str, Int[np.ndarray, "N"]]:
 
 def _write(path: Path, found: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray]) -> None:
     """One file, whole or not at all."""
-    import io
-
     arrays = {f"log_probs/{source}": values for source, values in found.items()}
     arrays |= {f"rows/{source}": values.astype(np.int32) for source, values in rows.items()}
     buffer = io.BytesIO()

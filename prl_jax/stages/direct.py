@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from prl_jax.artifacts.cards import ModelCard
 from prl_jax.artifacts.models import SAMPLES_SHOWN
 from prl_jax.config.rules import RESULTS, Rules
 from prl_jax.data.records import PreferenceRecord, missing_value
@@ -19,6 +19,7 @@ from prl_jax.data.sources import Records
 from prl_jax.errors import UserError
 from prl_jax.file_names import REFERENCES_FILE
 from prl_jax.files import local_path
+from prl_jax.losses import mixed_reference
 from prl_jax.processes import shared
 from prl_jax.runs.context import OF_STAGE, StageContext
 from prl_jax.runs.models import LoadedModels, origin_of
@@ -33,11 +34,6 @@ from prl_jax.training.direct import LENGTHS, direct_objective
 from prl_jax.types import DirectPairs, SFTBatch
 
 
-def planned_card(section: ConfigDict) -> ModelCard:
-    """Returns the card that the stage's model will have, as far as a config tells."""
-    return ModelCard("policy", {}, section.max_prompt, section.max_response)
-
-
 def objective(section: ConfigDict, verdicts: tuple[int, int]) -> Any:
     """Returns the objective that the section asks for; a policy has no verdicts."""
     keys = ("length", "sft_weight", "sft_length", "value_weight", "beta_scale", "beta_scale_rate")
@@ -46,98 +42,122 @@ def objective(section: ConfigDict, verdicts: tuple[int, int]) -> Any:
     return direct_objective(loss, **values, gap_of_label=loss.reads == "gap" and section.label in ("hard", "soft"))
 
 
-_NEXT = 9  # records, behind a record and with it, among which one with another prompt is looked for
+_NEXT = 8  # records behind a record, among which one with another prompt is looked for
 
 
-class Fitted(NamedTuple):
+class ReferencedPair(NamedTuple):
     """A pair, and what frozen models say of it.
 
     Attributes:
       record: the pair.
-      other: a response to another prompt, for losses that read one.
-      reference: log-probabilities of the responses under the references, mixed; of `other` too where a loss reads it.
+      reference: log-probabilities of the responses (`responses`) under the references, mixed.
+      other: a response to another prompt, for losses that read one; else None.
     """
 
     record: PreferenceRecord
-    other: str
     reference: Float[np.ndarray, "R"]
+    other: str | None
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """The chosen response, the rejected one and, where a loss reads it, that to another prompt."""
+        pair = (self.record.chosen, self.record.rejected)
+        return pair if self.other is None else (*pair, self.other)
 
 
-class FittedRecords(Sequence[Fitted]):
-    """The pairs of a source, each with what frozen models say of it."""
+class ReferencedPairs(Sequence[ReferencedPair]):
+    """The pairs of a source, each with what frozen models say of it.
 
-    def __init__(self, records: Sequence[PreferenceRecord], reference: Float[np.ndarray, "N R"]):
-        self._records, self._reference = records, reference
+    Args:
+      records: the pairs.
+      reference: their numbers.
+      mismatched: whether each has a response to another prompt.
+    """
+
+    def __init__(
+        self, records: Sequence[PreferenceRecord], reference: Float[np.ndarray, "N R"], *, mismatched: bool = False
+    ):
+        self._records, self._reference, self._mismatched = records, reference, mismatched
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: Any) -> Any:
         i = int(index)
-        return Fitted(self._records[i], other_response(self._records, i), self._reference[i])
+        other = other_response(self._records, i) if self._mismatched else None
+        return ReferencedPair(self._records[i], self._reference[i], other)
 
 
 def other_response(records: Sequence[PreferenceRecord], i: int) -> str:
-    """The chosen response of the next record that has another prompt, of the first ones behind the last; of the next
-    record where none of the next few has."""
-    prompt = records[i].prompt
-    following = [records[(i + k) % len(records)] for k in range(1, _NEXT)]
-    return next((one for one in following if one.prompt != prompt), following[0]).chosen
+    """The chosen response of the next record that has another prompt, of the first ones behind the last; of the last
+    that is looked at where none of the next few has."""
+    found = records[i]
+    for k in range(1, _NEXT + 1):
+        found = records[(i + k) % len(records)]
+        if found.prompt != records[i].prompt:
+            break
+    return found.chosen
 
 
 def run(context: StageContext) -> dict[str, float]:
     """Trains a policy and returns the metrics of what it has come to."""
-    section = context.section
-    models, loss = LoadedModels(context), loss_in(section)
-    mismatched = loss.statistic == "mismatched"
-    card = dataclasses.replace(planned_card(section), **origin_of(context))
+    section, models = context.section, LoadedModels(context)
+    card = dataclasses.replace(supervised.policy_card(section), **origin_of(context))
     records, skipped, ties = different(context.records(section.data, "preference"))
     validation, _, _ = different(context.records(section.validation, "preference"))
-    for key, source in (("data", records), ("validation", validation)):
+    sources = {"data": records, "validation": validation}
+    for key, source in sources.items():
         check_values(f"{context.name}.{key}", source, needs_of(section))
 
-    def rows(record: PreferenceRecord, other: str) -> tuple[list[SFTBatch], bool]:
-        """The responses behind their prompt, and behind it the response to another one, where the loss reads it."""
+    def encode(pair: ReferencedPair) -> tuple[DirectPairs, bool]:
         room = dict(max_prompt=section.max_prompt, max_response=section.max_response)
-        texts = (record.chosen, record.rejected, *([other] if mismatched else []))
-        return encode_responses(models.tokenizer, record.prompt, texts, **room)
+        found, truncated = encode_responses(models.tokenizer, pair.record.prompt, pair.responses, **room)
+        row = DirectPairs(found[0], found[1], pair.reference[:2], **numbers(section, pair.record))
+        if pair.other is not None:
+            row = row._replace(mismatched=found[2], reference_mismatched=pair.reference[2])
+        return row, truncated
 
-    def fixed(records: Records) -> Fixed:
-        return Fixed(lambda i: rows(records[i], other_response(records, i))[0], len(records), records.place)
-
-    asked = reference_log_probs(
-        context,
-        models,
-        tuple(section.references),
-        {"data": fixed(records), "validation": fixed(validation)},
-        precomputed=section.precomputed,
-    )
-    width = 3 if mismatched else 2
-    weights = np.array(weights_in(section), np.float64)
-
-    def mixed(source: str, count: int) -> Float[np.ndarray, "N R"]:
-        found = np.tensordot(weights, asked[source].astype(np.float64), 1) if len(weights) else np.zeros((count, width))
-        return found.astype(np.float32)
-
-    def encode(fitted: Fitted) -> tuple[DirectPairs, bool]:
-        found, truncated = rows(fitted.record, fitted.other)
-        pair = DirectPairs(found[0], found[1], fitted.reference[:2], **numbers(section, fitted.record))
-        if mismatched:
-            pair = pair._replace(mismatched=found[2], reference_mismatched=fitted.reference[2])
-        return pair, truncated
-
+    pairs = referenced(context, models, sources)
     task = supervised.Supervised(
         card=card,
         models=models,
         fit=FIT,
         objective=objective(section, (0, 0)),
-        records=FittedRecords(records, mixed("data", len(records))),
-        validation=FittedRecords(validation, mixed("validation", len(validation))),
+        records=pairs["data"],
+        validation=pairs["validation"],
         encode=encode,
         sample=shown_samples(context, card, models.tokenizer, [r.prompt for r in validation[:SAMPLES_SHOWN]]),
         counters={"identical_pairs_skipped": skipped, "ties": ties},
     )
     return supervised.train(context, task)
+
+
+def referenced(
+    context: StageContext, models: LoadedModels, sources: Mapping[str, Records]
+) -> dict[str, ReferencedPairs]:
+    """The pairs of each source with what the references say of them, which they are asked first."""
+    section, weights = context.section, weights_in(context.section)
+    mismatched = loss_in(section).statistic == "mismatched"
+    room = dict(max_prompt=section.max_prompt, max_response=section.max_response)
+    width = 3 if mismatched else 2
+
+    def fixed(records: Records) -> Fixed:
+        bare = ReferencedPairs(records, np.zeros((len(records), width), np.float32), mismatched=mismatched)
+
+        def rows(i: int) -> Sequence[SFTBatch]:
+            pair = bare[i]
+            return encode_responses(models.tokenizer, pair.record.prompt, pair.responses, **room)[0]
+
+        return Fixed(rows, len(records), records.place)
+
+    names, every = tuple(section.references), {key: fixed(records) for key, records in sources.items()}
+    asked = reference_log_probs(context, models, names, every, precomputed=section.precomputed)
+    found = {}
+    for key, records in sources.items():
+        each = jnp.asarray(asked[key].reshape(len(names), -1)) if names else jnp.zeros((0, len(records) * width))
+        mixed = np.asarray(mixed_reference(each, jnp.asarray(weights, jnp.float32))).reshape(len(records), width)
+        found[key] = ReferencedPairs(records, mixed, mismatched=mismatched)
+    return found
 
 
 def numbers(section: ConfigDict, record: PreferenceRecord) -> dict[str, Any]:
@@ -223,5 +243,5 @@ KIND = Kind(
     reads=reads,
     costs=direct_costs(FIT),
     writes="policy",
-    card=planned_card,
+    card=supervised.policy_card,
 )

@@ -26,7 +26,7 @@ from prl_jax.runs.context import (
     sampling_of,
     start_of,
 )
-from prl_jax.runs.judges import JUDGES, behind
+from prl_jax.runs.judges import JUDGES, behind, scores
 from prl_jax.sampling import SamplingConfig, check_ids
 from prl_jax.text.tokenizer import Tokenizer
 
@@ -143,12 +143,9 @@ class Checking:
 
     def scores(self, name: str) -> bool:
         """Whether a judge scores single responses: by its model or its members, where it has any."""
-        section = self.config.judges.get(name, None)
-        if section is None:
-            return self.makes_model(name) and self.card(name).kind == "scalar_judge"
-        kind = JUDGES[section.kind]
-        named = names_at(section, kind.members) if kind.members else (kind.model(section),)
-        return all(map(self.scores, named)) if any(named) else kind.scores(section)
+        return scores(
+            self.config.judges, name, lambda one: self.makes_model(one) and self.card(one).kind == "scalar_judge"
+        )
 
     def makes_model(self, name: str) -> bool:
         """Whether a model directory stands behind a name, now or when its stage has run."""

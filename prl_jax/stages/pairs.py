@@ -16,7 +16,7 @@ from prl_jax.errors import UserError
 from prl_jax.file_names import PAIRS_FILE
 from prl_jax.judges import Judge, ScoringJudge
 from prl_jax.methods.agreement import AGREEMENTS, certainty
-from prl_jax.methods.selection import JudgedGroup, Selected
+from prl_jax.methods.selection import JudgedGroup, Selected, wins_of
 from prl_jax.processes import is_leader
 from prl_jax.runs.context import StageContext
 from prl_jax.runs.models import LoadedModels
@@ -90,10 +90,10 @@ def run(context: StageContext) -> dict[str, float]:
             both = [ranked[name].standings(members, n) for name in (section.judge, section.agrees_with)]
             meta["certainty"] = certainty(AGREEMENTS[section.agreement](*both))
         for number, one in enumerate(found):
-            said = _row(group, one, members, first.z_12[:, :, n], names, section.include_self)
-            said["meta"] |= meta
+            fields = _row(group, one, members, first.z_12[:, :, n], names, section.include_self)
+            fields["meta"] |= meta
             turns = [turn._asdict() for turn in record.prompt]
-            rows.append({"id": f"{record.id}/{number}", "prompt": turns, "source": context.name, **said})
+            rows.append({"id": f"{record.id}/{number}", "prompt": turns, "source": context.name, **fields})
     if not rows:
         raise UserError(
             f"{context.name}: no pair could be made of {len(records)} prompts: responses are the same, empty, cut, or "
@@ -136,8 +136,7 @@ def ranking(
     size = context.section.batch_size
     if isinstance(judge, ScoringJudge):
         scores, cuts = scored(judge, prompts, candidates, size, piece, prefix)
-        gaps = scores[:, None] - scores[None]
-        return Ranked(0.5 * (1.0 + np.tanh(0.5 * gaps)), gaps, scores, cuts)
+        return Ranked(wins_of(scores), scores[:, None] - scores[None], scores, cuts)
     met = compared(judge, prompts, candidates, size, piece, prefix)
     diagonal = 0.5 * np.eye(len(met.wins))[:, :, None]
     return Ranked(met.wins + diagonal, met.z_12, None, met.cuts)

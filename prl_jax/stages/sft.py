@@ -7,9 +7,7 @@ import functools
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from prl_jax.artifacts.cards import ModelCard
 from prl_jax.artifacts.models import SAMPLES_SHOWN
 from prl_jax.config.declare import filled
 from prl_jax.config.rules import RESULTS, Rules
@@ -36,17 +34,12 @@ def declare(**values: Any) -> dict[str, Any]:
     return filled({**supervised.shared_section(), **defaults}, values, "sft")
 
 
-def planned_card(section: ConfigDict) -> ModelCard:
-    """Returns the card that the stage's model will have, as far as a config tells."""
-    return ModelCard("policy", {}, section.max_prompt, section.max_response)
-
-
 def run(context: StageContext) -> dict[str, float]:
     """Trains and returns the metrics of what it has come to."""
     section = context.section
     models = LoadedModels(context)
     tokenizer = models.tokenizer
-    card = dataclasses.replace(planned_card(section), **origin_of(context))
+    card = dataclasses.replace(supervised.policy_card(section), **origin_of(context))
     validation, _ = _to_imitate(context.records(section.validation, "sft"))
     records, skipped = _to_imitate(context.records(section.data, "sft"))
     visible = [record.prompt for record in validation[:SAMPLES_SHOWN]]
@@ -93,5 +86,5 @@ KIND = Kind(
     reads=lambda name, section, key: iter([Reads(name, train_on=section.train_on)]),
     costs=fitting_costs(FIT, demonstrations, every_token=True),
     writes="policy",
-    card=planned_card,
+    card=supervised.policy_card,
 )

@@ -119,6 +119,11 @@ class Fitted(NamedTuple):
     optimizer: optax.GradientTransformation
 
 
+def policy_card(section: ConfigDict) -> ModelCard:
+    """Returns the card that a stage's policy will have, as far as a config tells."""
+    return ModelCard("policy", {}, section.max_prompt, section.max_response)
+
+
 def updates(section: ConfigDict, name: str, examples: int) -> int:
     """Updates of a stage with so many records."""
     return to_steps(section.duration, key=f"{name}.duration", batch_size=section.batch_size, examples=examples)

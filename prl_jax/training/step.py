@@ -95,8 +95,7 @@ def _known(objective: Objective, model: Any, batch: Any, accumulate: int = 1) ->
     if objective.statistic is None:
         return ()
     cut = jax.tree.map(lambda x: microbatches(x, accumulate, objective.unit), batch)
-    parts = jax.lax.map(functools.partial(objective.statistic, model), cut)
-    total, count = jax.tree.map(jnp.sum, parts)
+    total, count = jax.tree.map(jnp.sum, jax.lax.map(functools.partial(objective.statistic, model), cut))
     return (jax.lax.stop_gradient(total / jnp.maximum(count, _TINY)),)
 
 

@@ -10,7 +10,7 @@ from prl_jax.data.rows import encode_responses, stack_rows
 from prl_jax.judges.likelihood import frozen_log_probs
 from prl_jax.losses.direct import DirectTerms
 from prl_jax.methods.direct import Sigmoid
-from prl_jax.stages.direct import FittedRecords
+from prl_jax.stages.direct import ReferencedPairs, other_response
 from prl_jax.training.direct import direct_objective
 from prl_jax.types import DirectPairs
 
@@ -53,8 +53,17 @@ def test_row_43_what_is_known_of_a_pair_has_no_gradient():
 
 
 def test_row_43_each_pair_has_the_references_of_its_own_responses():
-    records = [PreferenceRecord(str(i), user("ab"), f"c{i}", f"r{i}") for i in range(4)]
+    records = [PreferenceRecord(str(i), user(f"p{i}"), f"c{i}", f"r{i}") for i in range(4)]
     reference = np.arange(8, dtype=np.float32).reshape(4, 2)
-    for i, fitted in enumerate(FittedRecords(records, reference)[i] for i in range(4)):
-        assert fitted.record.id == str(i) and fitted.other == f"c{(i + 1) % 4}"
-        assert fitted.reference.tolist() == [2 * i, 2 * i + 1]
+    plain, mismatched = (ReferencedPairs(records, reference, mismatched=other) for other in (False, True))
+    for i in range(4):
+        for pair in (plain[i], mismatched[i]):
+            assert pair.record.id == str(i) and pair.reference.tolist() == [2 * i, 2 * i + 1]
+            assert pair.responses[:2] == (f"c{i}", f"r{i}")
+        assert plain[i].other is None and mismatched[i].responses[2] == f"c{(i + 1) % 4}"
+
+
+def test_row_43_a_mismatched_response_answers_another_prompt():
+    prompts = [user(text) for text in ("a", "a", "b", "c")]
+    records = [PreferenceRecord(str(i), prompt, f"c{i}", "r") for i, prompt in enumerate(prompts)]
+    assert [other_response(records, i) for i in range(4)] == ["c2", "c2", "c3", "c0"]

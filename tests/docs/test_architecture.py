@@ -1,6 +1,5 @@
 """The picture and the page of the architecture say what the package is."""
 
-import importlib.util
 import re
 
 import pages
@@ -14,10 +13,7 @@ LARGEST = 0.13  # of the lines of the package in one room
 @pytest.fixture(scope="module")
 def script():
     """`docs/architecture.py` as a module."""
-    spec = importlib.util.spec_from_file_location("architecture", ROOT / "docs" / "architecture.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return pages.script("architecture")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The page of the methods is what its script makes of the table, and what it says of a config is true."""
 
 import dataclasses
-import importlib.util
 
 import pages
 import pytest
@@ -14,10 +13,7 @@ PAGE = "docs/methods.md"
 @pytest.fixture(scope="module")
 def script():
     """`docs/methods.py` as a module."""
-    spec = importlib.util.spec_from_file_location("methods_page", pages.ROOT / "docs" / "methods.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return pages.script("methods")
 
 
 def test_the_page_is_what_the_table_and_the_pieces_say(script):

@@ -1,7 +1,5 @@
 """The page about learning from pairs is what its script makes of the tables, and its examples run."""
 
-import importlib.util
-
 import pages
 import pytest
 
@@ -16,10 +14,7 @@ PAGE = "docs/pairs.md"
 @pytest.fixture(scope="module")
 def script():
     """`docs/pairs.py` as a module."""
-    spec = importlib.util.spec_from_file_location("pairs_page", pages.ROOT / "docs" / "pairs.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return pages.script("pairs")
 
 
 def test_the_page_is_what_the_tables_and_the_pieces_say(script):

@@ -1,6 +1,5 @@
 """Pairs of a policy's own samples, and policies that learn from pairs: the stages, from files to files."""
 
-import dataclasses
 import json
 import shutil
 
@@ -17,6 +16,7 @@ from prl_jax.costs.models import AbstractModels, held_bytes
 from prl_jax.data.jsonl import JsonLines
 from prl_jax.data.parsers import parse_preference
 from prl_jax.data.rows import encode_responses
+from prl_jax.errors import UserError
 from prl_jax.inputs.checks import check_config
 from prl_jax.judges.likelihood import frozen_log_probs
 from prl_jax.plan.functions import abstract_steps
@@ -72,8 +72,9 @@ def test_pairs_are_records_with_what_the_judge_said(done):
             assert record.chosen != record.rejected and record.wins is not None and not record.tie
             sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
             both = (sigmoid(row["meta"]["z_12"]) + 1 - sigmoid(row["meta"]["z_21"])) / 2
+            # The generative judge was trained on the mean of the logits.
             logit = sigmoid((row["meta"]["z_12"] - row["meta"]["z_21"]) / 2)
-            assert record.p_chosen == pytest.approx(both, abs=1e-6) or record.p_chosen == pytest.approx(logit, abs=1e-6)
+            assert record.p_chosen == pytest.approx(both if row["source"] == "pairs" else logit, abs=1e-6)
     rows = pairs_of(done / "pairs_2")
     new = [row for row, _ in rows if row["source"] == "pairs_2"]
     assert 0 < len(rows) - len(new) <= 0.3 * len(rows) + 1
@@ -161,11 +162,9 @@ def test_files_of_references_that_cannot_be_used_are_refused(done, tmp_path):
     assert says(refuse(f"{other}/"), "references.npz: holds no log-probabilities of references", "ask anew")
     shutil.copy(done / "direct_2" / "references.npz", other)
     assert says(refuse(f"{other}/"), "references.npz: has 2 references of", "expected 1 of")
-    data = bytearray((done / "direct" / "references.npz").read_bytes())
     arrays = dict(np.load(done / "direct" / "references.npz"))
     np.savez(other / "references.npz", **{**arrays, "log_probs/data": arrays["log_probs/data"] + 1})
     assert says(refuse(f"{other}/"), "references.npz: is damaged", "ask anew")
-    assert len(data) > 100
 
 
 def test_a_whole_policy_that_trains_is_alone_on_the_devices():
@@ -225,12 +224,12 @@ def test_a_whole_policy_that_trains_is_alone_on_the_devices():
         (("pairs_2.replay_share=1.0",), "pairs_2.replay_share=1.0 with replay=('pairs',): expected a share"),
         (("pairs_2.replay=('pairs_2',)",), "pairs_2.replay='pairs_2' does not run before pairs_2"),
         (("pairs_2.select.keep=-1",), "pairs_2.select.keep=-1"),
-        (("pairs.select.temperature=1.0",), "Did you mean|no such key|temperature"),
+        (("pairs.select.kind=softmax",), "pairs.select.min_gap: 'softmax' has no such key; known: temperature"),
     ],
 )
 def test_sections_that_do_not_hold_together_are_refused(tmp_path, overrides, message):
     line = refused(*RUN, "--workdir", tmp_path / "run", *(f"--config.{one}" for one in overrides))
-    assert any(part in line for part in message.split("|")), line
+    assert message in line, line
 
 
 @pytest.mark.parametrize(
@@ -254,10 +253,7 @@ def test_records_without_what_a_loss_needs_are_refused_by_file_and_line(tmp_path
     )
     config = c.build(stages)
     check_config(config)
-    from prl_jax.errors import UserError
-
     with pytest.raises(UserError) as error:
         run_stages(config, tmp_path / "run")
     assert message.replace('pair "2"', "pair '2'") in str(error.value)
-    assert not (tmp_path / "run").exists() or not (tmp_path / "run" / "sft").exists()
-    assert dataclasses.is_dataclass(KINDS["direct"])
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,6 @@
 """Kinds of judges that a config can name in its section `judges`. `JUDGES` is the one table of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
@@ -35,3 +35,19 @@ def behind(judges: ConfigDict, name: str) -> tuple[str, ...]:
     if not kind.members:
         return (kind.model(section) or name,)
     return tuple(one for member in names_at(section, kind.members) for one in behind(judges, member))
+
+
+def scores(judges: ConfigDict, name: str, model_scores: Callable[[str], bool]) -> bool:
+    """Whether a judge scores single responses: by the model or the members behind it, where it has any.
+
+    Args:
+      judges: the config's section.
+      name: of the judge.
+      model_scores: whether the model of a stage, or of a directory, does.
+    """
+    section = judges.get(name, None)
+    if section is None:
+        return model_scores(name)
+    kind = JUDGES[section.kind]
+    named = names_at(section, kind.members) if kind.members else (kind.model(section),)
+    return all(scores(judges, one, model_scores) for one in named) if any(named) else kind.scores(section)

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from prl_jax.files import replacing  # noqa: E402
-from prl_jax.reporting.inputs import JUDGE, REWARDED, SUPERVISED, RunFiles, StageFiles, number  # noqa: E402
+from prl_jax.reporting.inputs import JUDGE, PAIRED, REWARDED, SUPERVISED, RunFiles, StageFiles, number  # noqa: E402
 from prl_jax.reporting.names import arm_name, opponent_of, start_of  # noqa: E402
 from prl_jax.reporting.tables import DASH, arms_of, decimal, interval, is_trained, judges_of  # noqa: E402
 from prl_jax.reporting.watching import TRUTH_PANELS  # noqa: E402
@@ -64,6 +64,16 @@ _PANELS: Mapping[str, Sequence[Panel]] = {
             {"order_consistency": "train", "validation_order_consistency": "validation"},
         ),
         ("Margin", "chosen over rejected", {"margin": "train", "validation_margin": "validation"}),
+    ),
+    PAIRED: (
+        ("Loss", "mean per pair", {"loss": "train", "validation_loss": "validation"}),
+        ("Accuracy", "share of pairs", {"accuracy": "train", "validation_accuracy": "validation"}),
+        ("Margin", "chosen over rejected", {"margin": "train", "validation_margin": "validation"}),
+        (
+            "Log-ratio to the references",
+            "nats, as the loss reads it",
+            {"chosen_ratio": "chosen", "rejected_ratio": "rejected"},
+        ),
     ),
     REWARDED: (
         ("Reward", "mean per response", {"reward": "reward"}),

@@ -14,8 +14,9 @@ from prl_jax.files import local_path, parse_json
 from prl_jax.metrics import read_metrics, read_result
 
 # What a report has to say of a stage follows from the family of its result and from what it measured, in the order of a
-# pipeline: a policy is trained on demonstrations or on rewards.
-SUPERVISED, JUDGE, ANCHORS, REWARDED, EVALUATION = ROLES = ("supervised", "judge", "anchors", "rewarded", "evaluation")
+# pipeline: a policy is trained on demonstrations, on pairs or on rewards.
+ROLES = ("supervised", "judge", "anchors", "paired", "rewarded", "evaluation")
+SUPERVISED, JUDGE, ANCHORS, PAIRED, REWARDED, EVALUATION = ROLES
 # Kinds of stages of workdirs from before `result.json` said the family.
 _FAMILIES = {"bradley_terry": JUDGE, "generative": JUDGE, "reward_model": JUDGE, "sft": "policy", "ppo": "policy"}
 # Controls except newline and tab; what turns or hides text around it; halves of surrogate pairs.
@@ -93,7 +94,7 @@ def read_run(path: Path, *, label: str) -> RunFiles:
     for stage in stages:
         if not stage.result:
             missing.append(f"{stage.name}/{RESULT_FILE} is missing: the stage is not finished")
-        if stage.role in (SUPERVISED, JUDGE, REWARDED) and not stage.metrics:
+        if stage.role in (SUPERVISED, JUDGE, PAIRED, REWARDED) and not stage.metrics:
             missing.append(f"{stage.name}/{METRICS_FILE} is missing or empty")
         if stage.role == EVALUATION and stage.result and summary.get("arms"):
             missing += _faults_of_wins(path / stage.name / WINS_FILE, summary)
@@ -184,14 +185,13 @@ def _read_stage(folder: Path) -> StageFiles:
 
 def _role(family: str, measured: Collection[str]) -> str:
     """The role of a stage. One that has not finished has no family: what it measures tells."""
-    rewarded = "clip_fraction" in measured or "reward" in measured
-    if family == "policy":
-        return REWARDED if rewarded else SUPERVISED
-    if family:
+    if family not in ("", "policy"):
         return family
-    if rewarded:
+    if "clip_fraction" in measured or "reward" in measured:
         return REWARDED
-    if "chosen_ratio" in measured:  # of a policy that learns from pairs, which has a margin too
+    if "chosen_ratio" in measured:
+        return PAIRED
+    if family:
         return SUPERVISED
     if "margin" in measured or "order_consistency" in measured:
         return JUDGE

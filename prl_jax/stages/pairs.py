@@ -95,9 +95,12 @@ def run(context: StageContext) -> dict[str, float]:
             turns = [turn._asdict() for turn in record.prompt]
             rows.append({"id": f"{record.id}/{number}", "prompt": turns, "source": context.name, **fields})
     if not rows:
+        several = int((usable.sum(axis=0) > 1).sum())
         raise UserError(
-            f"{context.name}: no pair could be made of {len(records)} prompts: responses are the same, empty, cut, or "
-            "even to the judge; sample more or warmer, allow longer responses, or lower select.min_gap"
+            f"{context.name}: no pair could be made of {len(records)} prompts. Of {usable.size} responses "
+            f"{int(candidates.empty.sum())} are empty, {int(candidates.truncated.sum())} truncated and "
+            f"{int(candidates.repeated.sum())} repeated, which leaves two or more to {several} prompts; the judge or "
+            "select.min_gap took none of these. Sample more or warmer, allow longer responses, or ask another judge"
         )
     replayed = _replayed(context, len(rows))
     if is_leader():

@@ -1,6 +1,5 @@
 """The page of rewards is what its script makes of the table and the pieces, and so are its figures."""
 
-import importlib.util
 import re
 
 import numpy as np
@@ -13,17 +12,9 @@ PAGE, FIGURES = "docs/rewards.md", pages.ROOT / "docs" / "rewards"
 NUMBER = r"-?\d+(?:\.\d+)?"
 
 
-def script(name):
-    """A script of `docs` as a module."""
-    spec = importlib.util.spec_from_file_location(name, pages.ROOT / "docs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_page_is_what_the_table_and_the_pieces_say():
     text = (pages.ROOT / PAGE).read_text()
-    assert text == script("rewards").page(), "run: python docs/rewards.py"
+    assert text == pages.script("rewards").page(), "run: python docs/rewards.py"
     sections = pages.sections(PAGE)
     for part in ("Which method is which row", "What each costs"):
         assert all(f"`{name}`" in sections[part] for name in METHODS)
@@ -50,7 +41,7 @@ def test_every_piece_is_in_its_figure():
 
 @pytest.mark.long
 def test_the_figures_are_what_the_pieces_return():
-    for figure, draw in script("rewards_figures").FIGURES.items():
+    for figure, draw in pages.script("rewards_figures").FIGURES.items():
         old, new = (FIGURES / f"{figure}.svg").read_text(), draw()
         assert re.sub(NUMBER, "#", old) == re.sub(NUMBER, "#", new), f"{figure}: run python docs/rewards_figures.py"
         numbers = [np.array(re.findall(NUMBER, text), float) for text in (old, new)]

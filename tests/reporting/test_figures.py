@@ -51,6 +51,14 @@ def test_panels_are_those_with_data():
     assert [axes.get_title() for axes in figure.axes] == ["KL to the reference", "Entropy"]
 
 
+def test_a_policy_that_learns_from_pairs_is_measured_on_pairs():
+    row = {"loss": 0.6, "validation_loss": 0.7, "accuracy": 0.8, "margin": 0.3, "chosen_ratio": -0.1}
+    panels = figures.learning_figure([stage("dpo", "paired", [row | {"rejected_ratio": -2.0}])]).axes
+    assert [axes.get_title() for axes in panels] == ["Loss", "Accuracy", "Margin", "Log-ratio to the references"]
+    assert [axes.get_ylabel() for axes in panels[:2]] == ["mean per pair", "share of pairs"]
+    assert [line.get_label() for line in panels[3].lines] == ["chosen", "rejected"]
+
+
 def test_steps_are_whole_numbers():
     axes = figures.learning_figure([stage("sft", "supervised", [{"loss": 2.0}, {"loss": 1.0}])]).axes[0]
     assert all(tick == round(tick) for tick in axes.get_xticks())

@@ -48,10 +48,12 @@ def test_without_a_config_stages_come_in_the_order_of_a_pipeline_and_roles_are_g
     stage(tmp_path, "b", row={"margin": 1.0})
     stage(tmp_path, "c", row={"loss": 1.0})
     stage(tmp_path, "d", row={"other": 1.0})
+    stage(tmp_path, "e", row={"margin": 1.0, "chosen_ratio": 1.0})
     run = inputs.read_run(tmp_path, label="x")
     assert [(item.name, item.role) for item in run.stages] == [
         ("c", "supervised"),
         ("b", "judge"),
+        ("e", "paired"),
         ("a", "rewarded"),
         ("d", ""),
     ]
@@ -71,6 +73,7 @@ def test_both_kinds_of_reward_model_are_reward_models(tmp_path):
         ("ppo", None, {"reward": 1.0}, "rewarded"),
         ("sft", "policy", {"loss": 1.0}, "supervised"),
         ("new", "policy", {"reward": 1.0}, "rewarded"),
+        ("direct", "policy", {"loss": 1.0, "margin": 0.1, "chosen_ratio": 0.2}, "paired"),
         ("new", "judge", {"loss": 1.0}, "judge"),
         ("new", "pairs", {"loss": 1.0}, "pairs"),
     ],

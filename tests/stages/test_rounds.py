@@ -86,6 +86,23 @@ def test_pairs_are_records_with_what_the_judge_said(done):
 
 @pytest.mark.slow
 @pytest.mark.long
+def test_a_stage_that_makes_no_pair_says_why(done, tmp_path):
+    """After its samples and judgements, which are kept: another gap than the judge's continues with them."""
+    run = tmp_path / "run"
+    for name in ("sft", "bt", "genrm"):
+        shutil.copytree(done / name, run / name)
+    config = json.loads((done / "config.json").read_text())
+    config["config"]["pairs"]["select"]["min_gap"] = 100.0
+    (run / "config.json").write_text(json.dumps(config))
+    line = refused(*RUN, "--workdir", run, "--config.pairs.select.min_gap=100.0")
+    assert says(line, "pairs: no pair could be made of 24 prompts. Of 72 responses ", " prompts; the judge or select.m")
+    counts = json.loads((done / "pairs" / "result.json").read_text())["metrics"]
+    assert f" {counts['empty_candidates']:.0f} are empty, {counts['truncated_candidates']:.0f} truncated" in line
+    assert len(list((run / "pairs" / "pieces").glob("*.json"))) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.long
 def test_references_are_what_the_models_say_and_are_asked_once(done, monkeypatch):
     config = rounds.get_config()
     context = StageContext("direct_2", config, Workdir(done, config), make_mesh())

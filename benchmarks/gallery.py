@@ -5,17 +5,19 @@
 
 Each method and seed is a run of its own, `prl run --config experiments/FAMILY.py:NAME` in a folder of its own, so that
 one that fails stands in the table and stops no other. What runs share, SFT and judges, is made once: a stage whose
-section, and those of the stages before it, another run of the seed has too is copied from there. What is finished is
-not done again by the same command. Writes `gallery.json` and `gallery.md` to --out after every run.
+section, and those of the stages before it, another run of the seed has too is copied from there. Writes `gallery.json`,
+`gallery.md` and `gallery.svg` to --out after every run, and runs nothing that `gallery.json` there has already, so that
+several days or machines can share the work; without that file the same command reads finished runs from --workdir.
 
 The budget of an online method is 40 steps of 256 responses with two passes over them, 10,240 sampled and 20,480 trained
 on; a direct loss trains on 300 batches of 64 pairs, 38,400 responses, and samples none; a round samples what its
-selection needs and trains on 60 such batches. The table has what each has really taken.
+selection needs and trains on 60 such batches. The table has what each has really taken, in tokens of responses.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import hashlib
 import json
 import shutil
@@ -23,16 +25,21 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from common import experiment, write_result
+from gallery_figure import draw
 from ml_collections import ConfigDict
 
+from prl_jax.file_names import METRICS_FILE, PAIRS_FILE
 from prl_jax.methods import METHODS
 from prl_jax.methods.direct_table import DIRECT
 from prl_jax.recipes.rounds import ITERATIVE
 from prl_jax.reporting.means import t_interval
+from prl_jax.runs.context import StageContext
 from prl_jax.runs.workdir import Workdir
+from prl_jax.sharding import make_mesh
 from prl_jax.stages import KINDS
 from prl_jax.stages.kind import Checking
 from prl_jax.stages.online_costs import judged_rows
@@ -40,7 +47,7 @@ from prl_jax.stages.online_section import judges_of, method_in, steps_of
 from prl_jax.stages.pairs_section import judges_in, responses_of
 
 FAMILIES: Mapping[str, Mapping[str, Any]] = {"online": METHODS, "direct": DIRECT, "iterative": ITERATIVE}
-COUNTS = ("sampled", "trained", "judged")  # responses, responses with their passes, rows that judges read
+COUNTS = ("sampled", "trained", "judged")  # tokens of responses, those with their passes, and rows that judges read
 NUMBERS = ("win_rate", "utility", "correctness", "kl", "length", "seconds")
 
 Row = dict[str, Any]
@@ -55,16 +62,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
+    rows = known_rows(args.out / "gallery.json")
     for seed in args.seeds:
         for family, name in chosen(args.methods):
             words = f"{name},smoke" if args.smoke else name
             row = {"seed": seed, "family": family, "method": name}
+            if any(row.items() <= known.items() for known in rows):
+                continue
+            row |= {"date": datetime.date.today().isoformat()}
             rows.append(row | one_run(family, words, seed, args.workdir / f"seed{seed}"))
             print(json.dumps(rows[-1]), flush=True)
             found = table(rows)
             write_result(args.out / "gallery.json", rows, methods=found)
             (args.out / "gallery.md").write_text(page(found))
+            draw(found, args.out / "gallery.svg")
+
+
+def known_rows(path: Path) -> list[Row]:
+    """The rows of an earlier result, without runs that failed, which are tried again."""
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    return [row for row in rows if "failed" not in row]
 
 
 def chosen(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -133,23 +150,39 @@ def told(config: ConfigDict, workdir: Path) -> Row:
 
 
 def taken_by(config: ConfigDict, name: str, workdir: Path) -> dict[str, int] | None:
-    """Counts what a stage of a method has sampled, trained on and judged; None for a stage that methods share."""
-    section = config[name]
+    """Counts what a stage of a method has sampled, trained on and judged; None for a stage that methods share. A
+    response is as many tokens as it has bytes, and one that ends it; of those that were sampled for pairs the ones that
+    were taken stand for all."""
+    section, folder = config[name], workdir / name
     if section.kind == "online":
         steps, method = steps_of(section, name, 0), method_in(section)
-        rows = section.prompts_per_step * section.group_size
-        judges = len(judges_of(section))
-        judged = steps * judges * judged_rows(config, section, method)
-        return {"sampled": steps * rows, "trained": steps * rows * section.epochs, "judged": judged}
+        rows = steps * section.prompts_per_step * section.group_size
+        tokens = rows * fmean(row["response_length"] for row in read_rows(folder / METRICS_FILE, "response_length"))
+        judged = steps * len(judges_of(section)) * judged_rows(config, section, method)
+        return {"sampled": round(tokens), "trained": round(tokens * section.epochs), "judged": judged}
     if section.kind == "pairs":
-        prompts = int(json.loads((workdir / name / "result.json").read_text())["metrics"]["prompts"])
+        prompts = int(json.loads((folder / "result.json").read_text())["metrics"]["prompts"])
         number, scores = responses_of(section), Checking(config, KINDS).scores
         each = sum(number if scores(judge) else number * (number - 1) for judge in judges_in(section))
-        return {"sampled": prompts * (number - section.include_reference), "judged": prompts * each}
+        tokens = mean_tokens(read_rows(folder / PAIRS_FILE))
+        return {"sampled": round(prompts * (number - section.include_reference) * tokens), "judged": prompts * each}
     if section.kind == "direct" or (section.kind == "sft" and name.startswith("direct_")):
-        steps = int(section.duration.split()[0])
-        return {"trained": steps * section.batch_size * (2 if section.kind == "direct" else 1)}
+        context = StageContext(name, config, Workdir(workdir, config), make_mesh())
+        rows = [vars(one) for one in context.records(section.data, KINDS[section.kind].rules.sources["data"])]
+        responses = int(section.duration.split()[0]) * section.batch_size * (2 if section.kind == "direct" else 1)
+        return {"trained": round(responses * mean_tokens(rows))}
     return None
+
+
+def read_rows(path: Path, key: str = "") -> list[Row]:
+    """The rows of a JSONL file; with a key, those that have it."""
+    return [row for row in map(json.loads, path.read_text().splitlines()) if key in row or not key]
+
+
+def mean_tokens(rows: Sequence[Row]) -> float:
+    """The mean number of tokens of the responses in rows of preferences or demonstrations."""
+    texts = [row[key] for row in rows for key in ("chosen", "rejected", "response") if key in row]
+    return fmean(len(text.encode()) + 1 for text in texts)
 
 
 def table(rows: Sequence[Row]) -> list[Row]:

@@ -89,6 +89,15 @@ noisy annotator of the built-in tasks (`annotator`) or people ([README](../READM
 share of earlier stages' pairs again; `agrees_with` has a second judge rank the same samples and writes how far both
 agree as `meta.certainty`.
 
+Several sources are **mixed** with weights, here a quarter of the records from the user's file. An epoch has every
+record at least once; those of the source that is scarcest for its weight come more often.
+
+```python
+parts = dict(made=c.part(3.0, kind="stage", path="pairs"), own=c.part(1.0, kind="jsonl", path="pairs.jsonl"))
+dpo = c.direct("dpo", data=c.source(kind="mix", mix=parts))
+assert dpo["data"]["mix"]["own"]["weight"] == 1.0
+```
+
 ## Rounds
 
 ```python

@@ -82,9 +82,18 @@ def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
 
 
 def source(**values: Any) -> dict[str, Any]:
-    """Where records come from: kind "gold" (built-in tasks), "jsonl" (files), "tfds" (a prepared builder) or "stage"
-    (the pairs of an earlier stage of the run, which `path` names)."""
-    return filled(dict(kind="gold", path="", split="train", limit=0, skip=0), values, "source")
+    """Where records come from: kind "gold" (built-in tasks), "jsonl" (files), "tfds" (a prepared builder), "stage" (the
+    pairs of an earlier stage of the run, which `path` names) or "mix" (several sources: `mix` names them, and each is a
+    `part`)."""
+    return filled(dict(kind="gold", path="", split="train", limit=0, skip=0, mix={}), values, "source")
+
+
+def part(weight: float = 1.0, **values: Any) -> dict[str, Any]:
+    """A source of a mixture. Weights say how often its records come, relative to those of the other parts: an epoch has
+    each record at least once, and those of the part that is scarcest for its weight more often."""
+    found = source(**values)
+    del found["mix"]
+    return {"weight": float(weight), **found}
 
 
 def lora(**values: Any) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 RESULTS = ("last", "best")  # which parameters of a stage are its result
 NONE = "none"  # beside families of stages: the empty name
+MIX = "mix"  # the kind of a source that has parts, and the key of these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,26 @@ def value_at(section: ConfigDict, key: str) -> Any:
     for part in key.split("."):
         section = section[part]
     return section
+
+
+def sources_in(section: ConfigDict, rules: Rules) -> Iterator[tuple[str, str]]:
+    """The keys of the sources that a section reads, each with its kind of record; of a mixture, those of its parts
+    (`data.mix.own`). Without keys that the section does not look at."""
+    unused = rules.unused(section)
+    for key, what in rules.sources.items():
+        if key not in unused:
+            yield from ((one, what) for one in parts_of(section, key))
+
+
+def parts_of(section: ConfigDict, key: str) -> Sequence[str]:
+    """The keys of the parts of a source, where it is a mixture; else its own key."""
+    source = value_at(section, key)
+    return [f"{key}.{MIX}.{name}" for name in source[MIX]] if source.kind == MIX else [key]
+
+
+def whole_of(key: str) -> str:
+    """`data.mix.own -> data`: the key of the source that this is a part of, or is."""
+    return key.partition(f".{MIX}.")[0]
 
 
 def names_at(section: ConfigDict, key: str) -> tuple[str, ...]:

@@ -113,6 +113,40 @@ class Records(Sequence):
         return self._place(int(self._rows[index]))
 
 
+def mixed(parts: Sequence[Records], weights: Sequence[float]) -> Records:
+    """Records of several sources, in shares as their weights.
+
+    Every record of every part is there at least once: the part that is scarcest for its weight decides on the length,
+    and the others start again from their first record. The parts are spread evenly over the whole.
+
+    Args:
+      parts: with at least one record each.
+      weights: above 0, one a part.
+    """
+    sizes = [len(part) for part in parts]
+    counts = mixed_rows(sizes, weights)
+    which = np.repeat(np.arange(len(parts)), counts)
+    within = np.concatenate([np.arange(count) for count in counts])
+    order = np.argsort((within + 0.5) / counts[which], kind="stable")
+    which, within = which[order], within[order]
+
+    def read(row: int) -> Record:
+        part = which[row]
+        return parts[part][int(within[row]) % sizes[part]]
+
+    def place(row: int) -> str:
+        again, index = divmod(int(within[row]), sizes[which[row]])
+        return parts[which[row]].place(index) + (f" (time {again + 1})" if again else "")
+
+    return Records(read, range(len(order)), place)
+
+
+def mixed_rows(sizes: Sequence[int], weights: Sequence[float]) -> np.ndarray:
+    """How often each part of a mixture gives a record; `sizes` says how many it has."""
+    shares = np.asarray(weights, np.float64) / np.sum(weights)
+    return np.maximum(np.rint(np.max(np.asarray(sizes) / shares) * shares).astype(np.int64), sizes)
+
+
 def load_records(spec: SourceSpec, what: str, *, data_dir: Path) -> Records:
     """The records of a source.
 

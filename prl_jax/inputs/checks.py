@@ -4,13 +4,14 @@ first ones. Checks of the files that a run reads are in checks_of_data.py."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
 from prl_jax.config.conform import conform
-from prl_jax.config.declare import build
+from prl_jax.config.declare import build, part
 from prl_jax.config.durations import to_steps
-from prl_jax.config.rules import names_at, value_at
+from prl_jax.config.rules import MIX, names_at, parts_of, value_at, whole_of
 from prl_jax.data.gold import make_arguments
 from prl_jax.data.gold.arguments import SPLITS
 from prl_jax.data.sources import KINDS as SOURCE_KINDS
@@ -85,7 +86,7 @@ def _check_judges(config: ConfigDict) -> None:
         if (behind := kind.model(section)) in config.judges:
             raise UserError(f"{key}.model={behind!r}: is one of judges, expected a stage or a model directory")
         for source in kind.sources:
-            _check_source(section[source], f"{key}.{source}")
+            _check_source(section[source], f"{key}.{source}", SOURCE_KINDS)
     for name in config.judges:
         _check_members(config, (name,))
 
@@ -126,10 +127,16 @@ def _check_section(config: ConfigDict, name: str) -> None:
         with naming(f"{name}.{key}"):
             make_optimizer(**values, total_steps=1)
     for key in rules.sources:
-        source = value_at(section, key)
-        _check_source(source, f"{name}.{key}")
-        if source.kind == OF_STAGE:
-            _check_made(check, name, key, source)
+        _check_source(value_at(section, key), f"{name}.{key}", (*SOURCE_KINDS, OF_STAGE, MIX))
+        for one in parts_of(section, key):
+            source = value_at(section, one)
+            if one != key:
+                conform(dict(source.items()), part(), f"{name}.{one}.")
+                _check_source(source, f"{name}.{one}", (*SOURCE_KINDS, OF_STAGE))
+                if source.weight <= 0:
+                    raise UserError(f"{name}.{one}.weight={source.weight}, expected a number above 0")
+            if source.kind == OF_STAGE:
+                _check_made(check, name, one, source)
     if rules.evaluates and section.result == "best":
         key = rules.evaluates
         if not to_steps(value_at(section, key), key=f"{name}.{key}", total=1):
@@ -141,7 +148,7 @@ def _check_section(config: ConfigDict, name: str) -> None:
 def _check_made(check: Checking, name: str, key: str, source: ConfigDict) -> None:
     """Raises `UserError` for a source that an earlier stage makes, where it makes no such records."""
     check.reference(name, f"{key}.path", source.path, ("pairs",))
-    what, output = check.kind(name).rules.sources[key], selection_in(check.config[source.path]).output
+    what, output = check.kind(name).rules.sources[whole_of(key)], selection_in(check.config[source.path]).output
     if what == "prompt":
         raise UserError(f"{name}.{key}.kind={source.kind!r}: prompts come from a source of their own, not from pairs")
     if what == "preference" and output != "pairs":
@@ -151,10 +158,10 @@ def _check_made(check: Checking, name: str, key: str, source: ConfigDict) -> Non
         )
 
 
-def _check_source(source: ConfigDict, key: str) -> None:
+def _check_source(source: ConfigDict, key: str, kinds: Sequence[str]) -> None:
     """Raises `UserError` for the section of a source, at a dotted key, that names no records."""
-    if source.kind not in (*SOURCE_KINDS, OF_STAGE):
-        raise UserError(f"{key}.kind={source.kind!r}, expected one of {', '.join((*SOURCE_KINDS, OF_STAGE))}")
+    if source.kind not in kinds:
+        raise UserError(f"{key}.kind={source.kind!r}, expected one of {', '.join(kinds)}")
     if source.limit < 0 or source.skip < 0:
         raise UserError(f"{key}: limit={source.limit}, skip={source.skip}, expected at least 0")
     if source.kind == "gold" and source.split not in SPLITS:
@@ -164,3 +171,15 @@ def _check_source(source: ConfigDict, key: str) -> None:
             f"{key}.path={source.path!r} is not read, since kind is 'gold', the built-in tasks; set {key}.kind to "
             "'jsonl' or 'tfds' as well"
         )
+    parts = source.get(MIX, {})
+    if (source.kind == MIX) != bool(parts):
+        raise UserError(
+            f"{key}: kind={source.kind!r} with {len(parts)} parts in {key}.mix; a mix has some, another kind none"
+        )
+    unread = {k: v for k, v in source.items() if k not in ("kind", MIX) and v != part()[k]}
+    if source.kind == MIX and unread:
+        written = ", ".join(f"{k}={v!r}" for k, v in unread.items())
+        raise UserError(f"{key}: {written}: nothing reads that of a mix; each part has its own")
+    for name in parts:
+        if not isinstance(parts[name], ConfigDict):
+            raise UserError(f"{key}.mix.{name}={parts[name]!r}: expected a section; make it with c.part(weight, ...)")

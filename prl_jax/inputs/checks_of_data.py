@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from prl_jax.artifacts.fingerprints import looks, model_files
 from prl_jax.artifacts.models import has_tokenizer
-from prl_jax.config.rules import value_at
+from prl_jax.config.rules import sources_in, value_at, whole_of
 from prl_jax.data.sources import file_path
 from prl_jax.errors import UserError, naming
 from prl_jax.inputs.layout import check_layout
@@ -65,10 +65,8 @@ def check_inputs(
         section, said = context.section, []
         check_layout(context.config, context.name, context.mesh)
         found = left_out[context.name] = {}
-        for key, what in KINDS[section.kind].rules.sources.items():
+        for key, what in sources_in(section, KINDS[section.kind].rules):
             source = value_at(section, key)
-            if key in KINDS[section.kind].rules.unused(section):
-                continue
             if source.kind == "gold" or _to_come(context, source):  # made when the run does; nothing is wrong with them
                 said += [f"{key}: {line}" for line in _room_for_any(context, key, measurements, absent)]
                 if not absent and source.kind == "gold":
@@ -93,9 +91,9 @@ def check_inputs(
 def check_finished(contexts: Sequence[StageContext]) -> None:
     """Raises `UserError` where a file that a finished stage has read is another one now. One that is gone is not."""
     for context in contexts:
-        for key, what in KINDS[context.section.kind].rules.sources.items():
+        for key, what in sources_in(context.section, KINDS[context.section.kind].rules):
             source = value_at(context.section, key)
-            if key not in KINDS[context.section.kind].rules.unused(context.section) and _exists(source):
+            if _exists(source):
                 with naming(f"{context.name}.{key}"):
                     context.all_records(source, what)
 
@@ -195,7 +193,7 @@ def _check_source(
 def _check_judges(context: StageContext, key: str, what: str) -> None:
     """Raises `UserError` where a judge would be asked about a prompt of a source that it cannot judge."""
     section, judges = context.section, context.config.judges
-    asked = [reads.model for reads in KINDS[section.kind].reads(context.name, section, key)]
+    asked = [reads.model for reads in KINDS[section.kind].reads(context.name, section, whole_of(key))]
     for name in dict.fromkeys(one for judge in asked for one in behind(judges, judge) if one in judges):
         check = JUDGES[judges[name].kind].check_prompts
         if check is not None:

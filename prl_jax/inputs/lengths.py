@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import read_card
-from prl_jax.config.rules import value_at
+from prl_jax.config.rules import sources_in, value_at, whole_of
 from prl_jax.errors import UserError, naming
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.inputs.readings import Reader
@@ -58,10 +58,9 @@ def uses(config: ConfigDict) -> Iterator[Use]:
     known = Checking(config, KINDS)
     for name in config.stages:
         section, kind = config[name], known.kind(name)
-        unused = kind.rules.unused(section)
-        for key, what in kind.rules.sources.items():
+        for key, what in sources_in(section, kind.rules):
             source = value_at(section, key)
-            for reads in kind.reads(name, section, key) if key not in unused else ():
+            for reads in kind.reads(name, section, whole_of(key)):
                 for model in known.behind(reads.model):
                     if not known.makes_model(model):
                         continue

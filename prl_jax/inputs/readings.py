@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from prl_jax.artifacts.cards import trained_length
+from prl_jax.config.rules import whole_of
 from prl_jax.measuring.records import Measured
 from prl_jax.runs.context import StageContext, root_of
 from prl_jax.runs.judges import JUDGES
@@ -80,7 +81,7 @@ def prompt_room(context: StageContext, key: str) -> int:
 def _readings(context: StageContext, key: str) -> Iterator[Reading]:
     kind = KINDS[context.section.kind]
     known = Checking(context.config, KINDS)
-    for reads in kind.reads(context.name, context.section, key):
+    for reads in kind.reads(context.name, context.section, whole_of(key)):
         for name in known.behind(reads.model):
             judges = reads.model in context.config.judges
             yield from _reading(context, key, reads._replace(model=name), judges=judges)

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from prl_jax.config.rules import value_at
+from prl_jax.config.rules import MIX, parts_of, value_at, whole_of
 from prl_jax.data.gold import make_arguments
+from prl_jax.data.sources import mixed_rows
 from prl_jax.errors import UserError
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.plan.knobs import helpful_keys
@@ -157,13 +158,16 @@ def _counter(contexts: Sequence[StageContext], measurements: Measurements) -> Ca
     @functools.cache
     def count(stage: str, key: str) -> int:
         section = first.config[stage]
-        source, what = value_at(section, key), KINDS[section.kind].rules.sources[key]
+        source, what = value_at(section, key), KINDS[section.kind].rules.sources[whole_of(key)]
+        if source.kind == MIX:
+            sizes = [count(stage, part) for part in parts_of(section, key)]
+            return int(mixed_rows(sizes, [part.weight for part in source[MIX].values()]).sum())
         if source.kind == OF_STAGE and not first.pairs_file(source).is_file():
-            most = count(source.path, "prompts") * most_pairs(first.config[source.path])
-            return max((min(most, source.limit + source.skip) if source.limit else most) - source.skip, 1)
-        if source.kind != "gold":
+            rows = count(source.path, "prompts") * most_pairs(first.config[source.path])
+        elif source.kind == "gold":
+            rows = make_arguments(gold_arguments(first.config)).rows(what, source.split)
+        else:
             return len(measurements.records(named[stage], key, what)) if stage in named else 1
-        rows = make_arguments(gold_arguments(first.config)).rows(what, source.split)
         rows = min(rows, source.limit + source.skip) if source.limit else rows
         return max(rows - source.skip, 1)
 

@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 
 from prl_jax.artifacts.cards import Defaults
 from prl_jax.artifacts.models import model_tokenizer
+from prl_jax.config.rules import MIX
 from prl_jax.data.lines import Limits
-from prl_jax.data.sources import Records, SourceSpec, load_records
+from prl_jax.data.sources import Records, SourceSpec, load_records, mixed
 from prl_jax.errors import UserError, naming
 from prl_jax.file_names import DATA_DIR, PAIRS_FILE, TOKENIZER_DIR
 from prl_jax.measuring.records import valid_records
@@ -100,13 +101,17 @@ class StageContext:
 
     def records(self, source: ConfigDict, what: str) -> Records:
         """Records of a source section, without those that cannot be read."""
+        if source.kind == MIX:
+            parts = source[MIX].values()
+            return mixed([self.records(part, what) for part in parts], [part.weight for part in parts])
         with naming(self.name):
             records = self.all_records(source, what)
         left_out = self.left_out.get(source_key(source, what), ())
         return records.take(np.delete(np.arange(len(records)), left_out)) if len(left_out) else records
 
     def all_records(self, source: ConfigDict, what: str) -> Records:
-        """Records of a source section. A file that has changed since the run began is a `UserError`."""
+        """Records of the section of a source that is no mixture. A file that has changed since the run began is a
+        `UserError`."""
         spec = dataclasses.replace(
             source_spec(source),
             builder_args=gold_arguments(self.config) if source.kind == "gold" else {},
@@ -140,7 +145,7 @@ def source_spec(source: ConfigDict) -> SourceSpec:
 
 def source_key(source: ConfigDict, what: str) -> tuple[Any, ...]:
     """Tells apart what sections of sources and kinds of records name."""
-    return (*sorted(source.items()), what)
+    return (source.kind, source.path, source.split, source.limit, source.skip, what)
 
 
 def is_directory(name: str) -> bool:

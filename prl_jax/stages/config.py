@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from prl_jax.config.declare import build, lora, optimizer, sampling, source
+from prl_jax.config.declare import build, lora, optimizer, part, sampling, source
 from prl_jax.errors import UserError
 from prl_jax.runs.judges import JUDGES
 from prl_jax.stages.anchors import declare as anchors
@@ -26,6 +26,7 @@ __all__ = [
     "online",
     "optimizer",
     "pairs",
+    "part",
     "sampling",
     "sft",
     "source",

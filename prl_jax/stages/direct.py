@@ -12,7 +12,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from prl_jax.artifacts.models import SAMPLES_SHOWN
-from prl_jax.config.rules import RESULTS, Rules
+from prl_jax.config.rules import RESULTS, Rules, parts_of, value_at
 from prl_jax.data.records import PreferenceRecord, missing_value
 from prl_jax.data.rows import encode_responses
 from prl_jax.data.sources import Records
@@ -193,8 +193,8 @@ def check(check: Checking, name: str) -> None:
         raise UserError(f"{name}.{error}") from error
     for reference in section.references:
         check.reference(name, "references", reference, ("policy",))
-    for key in ("data", "validation"):
-        source = section[key]
+    for key in (part for source in SOURCES for part in parts_of(section, source)):
+        source = value_at(section, key)
         carried = {"gold": (), OF_STAGE: _made(check, source)}.get(source.kind, needs_of(section))
         if lacking := [need for need in needs_of(section) if need not in carried]:
             pairs = "the built-in pairs have" if source.kind == "gold" else f"the pairs of {source.path!r} have"

@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     # Nearly random texts never end of themselves: a quarter of all tokens ends them.
     made = dict(prompts=c.source(limit=24), batch_size=16, sampling=dict(stop_token_ids=tuple(range(0, 256, 4))))
     pairs = lambda name, **values: c.source(kind="stage", path=name, **values)  # noqa: E731
+    made_in = lambda name, weight: c.part(weight, kind="stage", path=name)  # noqa: E731
     stages = dict(
         sft=c.sft(duration="3 steps", validation=held_out, **lengths, **few),
         bt=c.bradley_terry(init_from="sft", duration="2 steps", validation=held_out, **lengths, **few),
@@ -43,7 +44,7 @@ def get_config() -> ConfigDict:
             init_from="direct",
             references=("direct", "sft"),
             reference_weights=(0.75, 0.25),
-            data=pairs("pairs_2"),
+            data=c.source(kind="mix", mix=dict(new=made_in("pairs_2", 3.0), old=made_in("pairs", 1.0))),
             validation=pairs("pairs_2", limit=4),
             duration="3 steps",
             **lengths,

@@ -13,7 +13,7 @@ import pytest
 
 from prl_jax.data.jsonl import write_jsonl
 from prl_jax.data.records import PreferenceRecord, PromptRecord, SFTRecord
-from prl_jax.data.sources import Fingerprint, SourceSpec, load_records
+from prl_jax.data.sources import Fingerprint, SourceSpec, load_records, mixed, mixed_rows
 from prl_jax.errors import UserError
 from prl_jax.text.chat import Turn
 
@@ -64,6 +64,28 @@ def test_repeated_ids_give_way_to_places(tmp_path: Path) -> None:
     assert records.fingerprint is not None and records.place(6) == f"{path}:7"
     with pytest.raises(UserError, match=r"a\.jsonl:7: "):
         records[6]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "counts"),
+    [((6, 3), (2.0, 1.0), (6, 3)), ((6, 2), (1.0, 1.0), (6, 6)), ((5, 1), (3.0, 1.0), (5, 2)), ((2,), (7.0,), (2,))],
+)
+def test_a_mixture_has_every_record_in_shares_as_the_weights(tmp_path: Path, sizes, weights, counts) -> None:
+    parts = []
+    for number, size in enumerate(sizes):
+        write_jsonl(tmp_path / f"{number}.jsonl", [{**PAIRS[0], "id": f"{number}-{i}"} for i in range(size)])
+        parts.append(load_records(SourceSpec("jsonl", str(tmp_path / f"{number}.jsonl")), "prompt", data_dir=tmp_path))
+    records = mixed(parts, weights)
+    ids = [record.id for record in records]
+    assert tuple(mixed_rows(sizes, weights)) == counts and len(records) == sum(counts)
+    for number, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+        assert [name for name in ids if name.startswith(f"{number}-")] == [f"{number}-{i % size}" for i in range(count)]
+        # Evenly spread: no stretch has more than one record more or less than its share.
+        shown = np.cumsum([name.startswith(f"{number}-") for name in ids])
+        assert np.abs(shown - np.arange(1, len(ids) + 1) * count / len(ids)).max() <= 1
+    places = [records.place(i) for i in range(len(records))]
+    assert len(set(places)) == len(places) and places[0].startswith(str(tmp_path))
+    assert len({record.id for record in records.with_unique_ids()}) == len(records)
 
 
 def test_empty_data_set(tmp_path: Path) -> None:

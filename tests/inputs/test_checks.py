@@ -57,6 +57,7 @@ def stages(*names: str) -> str:
         (["evaluation.anchors=gold"], ["evaluation.anchors='gold'", "'reference'"]),
         (["evaluation.pairs.kind=csv"], ["evaluation.pairs.kind='csv'", "jsonl"]),
         (["sft.data.path=rows.jsonl"], ["sft.data.path='rows.jsonl' is not read", "sft.data.kind"]),
+        (["sft.data.kind=mix"], ["sft.data: kind='mix' with 0 parts in sft.data.mix; a mix has some"]),
         (["evaluation.pairs.split=dev"], ["evaluation.pairs.split='dev'", "validation"]),
         (["tokenizer.kind=word"], ["tokenizer.kind='word'", "'bpe'"]),
         (["model.dtype=float16"], ["dtype='float16'", "bfloat16"]),
@@ -113,6 +114,37 @@ def stages(*names: str) -> str:
 )  # fmt: skip
 def test_configs_that_cannot_run_are_refused_by_key(tmp_path, overrides, words):
     assert says(run(tmp_path, *overrides), *words)
+
+
+MIXED = """
+from prl_jax.stages import config as c
+
+def get_config():
+    parts = dict(built_in=c.part(2.0, limit=8), own=c.part(1.0, kind="jsonl", path="PATH"))
+    data = c.source(kind="mix", mix=parts)
+    few = dict(duration="1 steps", batch_size=4, max_prompt=12, max_response=6, validation=c.source(limit=4))
+    return c.build(dict(sft=c.sft(data=data, **few)), model=dict(width=16, layers=1, heads=2, kv_heads=1, head_dim=8))
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("mix.own.weight=0", ["sft.data.mix.own.weight=0", "above 0"]),
+        ("mix.own.kind=mix", ["sft.data.mix.own.kind='mix', expected one of gold, jsonl, tfds, stage"]),
+        ("mix.own.kind=stage", ["sft.data.mix.own.path", "rows.jsonl: no such directory"]),
+        ("mix.own.path=rows", ["sft.data.mix.own", "no such file"]),
+        ("mix.built_in.split=dev", ["sft.data.mix.built_in.split='dev'"]),
+        ("split=test", ["sft.data: split='test': nothing reads that of a mix; each part"]),
+        ("kind=gold", ["sft.data: kind='gold' with 2 parts in sft.data.mix"]),
+        ("skip=2", ["sft.data: skip=2: nothing reads that of a mix"]),
+        ("mix.own.limit=2", ["sft.data.mix.own", "rows.jsonl:2", '"response" is missing']),
+    ],
+)  # fmt: skip
+def test_parts_of_a_mixture_are_sources_by_their_keys(tmp_path, change, words):
+    write_rows(tmp_path / "rows.jsonl", [PAIR, {"prompt": "a"}])
+    (tmp_path / "mixed.py").write_text(MIXED.replace("PATH", str(tmp_path / "rows.jsonl")))
+    assert says(run(tmp_path, f"sft.data.{change}", config=tmp_path / "mixed.py"), *words)
 
 
 def test_data_of_a_later_stage_is_read_before_the_first_one(tmp_path):

@@ -16,6 +16,7 @@ from prl_jax.costs.models import AbstractModels, held_bytes
 from prl_jax.data.jsonl import JsonLines
 from prl_jax.data.parsers import parse_preference
 from prl_jax.data.rows import encode_responses
+from prl_jax.data.sources import mixed_rows
 from prl_jax.errors import UserError
 from prl_jax.inputs.checks import check_config
 from prl_jax.judges.likelihood import frozen_log_probs
@@ -110,7 +111,9 @@ def test_references_are_what_the_models_say_and_are_asked_once(done, monkeypatch
     section = config.direct_2
     with np.load(done / "direct_2" / "references.npz") as file:
         found = file["log_probs/data"]
-    records = [record for _, record in pairs_of(done / "pairs_2")]
+    records = context.records(section.data, "preference")
+    parts = [len(pairs_of(done / name)) for name in ("pairs_2", "pairs")]
+    assert len(records) == sum(mixed_rows(parts, (3.0, 1.0))) > sum(parts)
     assert found.shape == (2, len(records), 2) and found.dtype == np.float32
     for number, name in enumerate(section.references):
         model = models.policy(name).model

@@ -98,7 +98,7 @@ class Defaults:
     Attributes:
       max_prompt, max_response: tokens to use it with; 0 for what its context leaves.
       dtype: of its activations; "" for that of its parameters.
-      remat: see `DecoderConfig`.
+      remat, attention: see `DecoderConfig`.
       stop_tokens: tokens that end a response beside those that it names; for stages that descend from one too.
       template_args: what chat templates are given beside the conversation, in place of what a card says; empty leaves
         that.
@@ -108,6 +108,7 @@ class Defaults:
     max_response: int = 0
     dtype: str = ""
     remat: bool = False
+    attention: str = "auto"
     stop_tokens: tuple[str, ...] = ()
     template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -250,7 +251,8 @@ def _huggingface_card(directory: Path, defaults: Defaults) -> ModelCard:
     config, context = decoder_config(values, where), context_length(values, where)
     stored = values.get("torch_dtype", values.get("dtype"))
     stored = stored if stored in DTYPES else "float32"
-    config = dataclasses.replace(config, param_dtype=stored, dtype=defaults.dtype or stored, remat=defaults.remat)
+    settings = dict(dtype=defaults.dtype or stored, remat=defaults.remat, attention=defaults.attention)
+    config = dataclasses.replace(config, param_dtype=stored, **settings)
     generation = read_generation(directory)
     said: dict[str, Any] = {"kind": "scalar_judge" if is_reward_model(values, where) else "policy"}
     ours = directory / EXPORT_FILE

@@ -69,8 +69,8 @@ def load_model(
     if is_huggingface(directory):
         config = dataclasses.replace(card.config, unused=unused_ids(tokenizer, card.config.vocab_size))
         card = dataclasses.replace(card, decoder=dataclasses.asdict(config))
-        options = dict(compute_dtype=config.dtype, remat=config.remat, unused=config.unused, mesh=mesh)
-        model = from_hf(directory, dtype=config.param_dtype, **options)
+        settings = dict(compute_dtype=config.dtype, remat=config.remat, attention=config.attention)
+        model = from_hf(directory, dtype=config.param_dtype, **settings, unused=config.unused, mesh=mesh)
         return card, model, tokenizer
     like = abstract_model(functools.partial(_make, card), mesh)
     if card.base is not None:

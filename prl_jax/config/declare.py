@@ -44,11 +44,13 @@ def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
                 "tied_embeddings": True,
                 "dtype": "float32",
                 "remat": False,
+                "attention": "auto",  # auto, einsum, chunked, cudnn (NVIDIA GPUs) or splash (TPUs)
             },
             # Tokens that Hugging Face models are used with, whose directories do not say (0: as many as the data need),
             # and what their chat templates are given beside the conversation, such as dict(enable_thinking=False);
-            # their activations have the `dtype` of `model`, and its `remat`. `stop_tokens` end a response beside those
-            # that config.json, generation_config.json and the chat template name, such as ("<|eom_id|>",).
+            # their activations have the `dtype` of `model`, its `remat` and its `attention`. `stop_tokens` end a
+            # response beside those that config.json, generation_config.json and the chat template name, such as
+            # ("<|eom_id|>",).
             huggingface=dict(max_prompt=1024, max_response=1024, template_args={}, stop_tokens=()),
             # Whom stages may ask beside the judges that they train, by name: sections of `judge`.
             judges=judges,

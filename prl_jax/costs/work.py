@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from prl_jax.costs.models import AbstractJudge, AbstractModels
 from prl_jax.losses.logprobs import ACCELERATOR_LOGITS, ACCELERATOR_TOKENS, CPU_LOGITS, CPU_TOKENS
 from prl_jax.models import DecoderConfig
+from prl_jax.models.attention import queries_at_once
 from prl_jax.models.decoder import MOST_UNROLLED
 
 
@@ -90,7 +91,12 @@ class Estimate(NamedTuple):
     @property
     def cpu(self) -> bool:
         """Whether the devices are CPUs."""
-        return self.mesh.devices.flat[0].platform == "cpu"
+        return self.platform == "cpu"
+
+    @property
+    def platform(self) -> str:
+        """The platform of the devices."""
+        return self.mesh.devices.flat[0].platform
 
     def shard(self, rows: int, parts: int = 1) -> int:
         """Rows of a microbatch that one device has."""
@@ -122,10 +128,11 @@ class Estimate(NamedTuple):
         """Bytes of what one layer computes."""
         heads = (decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim
         token = 4 * decoder.width + (2 * heads + 3 * decoder.mlp_width) / self.mesh.shape["tensor"]
-        # Attention's scores and weights, [heads, length, length] of each row. A CPU has three such arrays, and all in
+        # Attention's scores and weights, [heads, queries, length] of each row. A CPU has three such arrays, and all in
         # float32, whatever the dtype of the model.
         number, score = (4, 3 * 4) if self.cpu else (width(decoder), 4 + width(decoder))
-        scores = length * decoder.heads / self.mesh.shape["tensor"] * score
+        case = decoder.attending(length)._replace(platform=self.platform, sequence=self.mesh.shape["sequence"])
+        scores = queries_at_once(decoder.attention, case) * decoder.heads / self.mesh.shape["tensor"] * score
         return rows * length / self.mesh.shape["sequence"] * (token * number + scores)
 
     def moved(self, decoder: DecoderConfig, rows: int, length: int) -> float:

@@ -8,6 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from prl_jax.errors import UserError
+from prl_jax.models.attention import BACKENDS, Attending
+from prl_jax.sharding import parts, platform
 
 DTYPES = ("float32", "bfloat16")
 # Several times what the largest models have. A number that is more than this is a mistake, found before memory is asked
@@ -98,6 +100,7 @@ class DecoderConfig:
       norm_eps: added to the mean square before the root.
       tied_embeddings: the output embedding is the transposed input embedding.
       dtype: "float32" or "bfloat16", of activations and matrix products.
+      attention: backend of attention within whole rows, of `BACKENDS`; "auto" follows platform and shape.
       remat: recompute each block in the backward pass instead of keeping its activations.
       param_dtype: of the parameters.
       activation: of the gate, "silu" or "gelu_tanh".
@@ -131,6 +134,7 @@ class DecoderConfig:
     norm_eps: float = 1e-5
     tied_embeddings: bool = True
     dtype: str = "float32"
+    attention: str = "auto"
     remat: bool = False
     param_dtype: str = "float32"
     activation: str = "silu"
@@ -162,7 +166,8 @@ class DecoderConfig:
             raise UserError(f"model: heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
         if self.head_dim % 2:
             raise UserError(f"model: head_dim={self.head_dim} must be even, RoPE rotates pairs")
-        for name, options in (("dtype", DTYPES), ("param_dtype", DTYPES), ("activation", ACTIVATIONS)):
+        choices = {"dtype": DTYPES, "param_dtype": DTYPES, "activation": ACTIVATIONS, "attention": BACKENDS}
+        for name, options in choices.items():
             if getattr(self, name) not in options:
                 raise UserError(f"model: {name}={getattr(self, name)!r}, expected {' or '.join(map(repr, options))}")
         if self.windowed and (len(self.windowed) != self.layers or not self.window):
@@ -172,6 +177,10 @@ class DecoderConfig:
     def local_layers(self) -> tuple[bool, ...]:
         """For each layer whether it has the window."""
         return self.windowed or (self.window > 0,) * self.layers
+
+    def attending(self, length: int) -> Attending:
+        """The attention of a model like this over rows of so many tokens, on the mesh in use."""
+        return Attending(platform(), length, self.head_dim, self.dtype, self.attention_softcap, parts("length"))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> DecoderConfig:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prl_jax.masked import without_ids
+from prl_jax.models.attention import attend, choose, softcapped
 from prl_jax.models.cache import CACHE_AXES, Cache, Prefilled, build_cache
 from prl_jax.models.config import DecoderConfig
-from prl_jax.models.layers import Block, attention_mask, norm, softcap
+from prl_jax.models.layers import Block, norm
 from prl_jax.models.rope import Rotation, rotation
 from prl_jax.sharding import DECODING, RULES, SPREAD, Rules, axes_of, constrain, constrain_tree, platform
 
@@ -65,17 +68,20 @@ class Decoder(nnx.Module):
     def _forward(self, tokens, positions, segments, *, with_cache: bool):
         near, far = self._angles(positions)
         local = self.config.local_layers
-        everywhere = (far, attention_mask(segments))
-        windowed = (near, attention_mask(segments, self.config.window)) if any(local) else everywhere
+        mixed, of_all = any(local) and not all(local), near if all(local) else far
+        sees = functools.partial(
+            attend,
+            segments=segments,
+            backend=choose(self.config.attention, self.config.attending(tokens.shape[1]))[0],
+            softcap=self.config.attention_softcap,
+            window=self.config.window if any(local) else 0,
+        )
 
         def layer(x, block_and_local):
             # The gradient of a layer is cut like its parameters as soon as it is there.
             block, is_local = constrain_tree(block_and_local[0], LOGICAL_AXES), block_and_local[1]
-            if all(local) or not any(local):
-                angles, mask = windowed
-            else:
-                angles, mask = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), windowed, everywhere)
-            x, cached = block(x, angles, mask)
+            angles = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), near, far) if mixed else of_all
+            x, cached = block(x, angles, functools.partial(sees, local=is_local if mixed else True))
             return constrain(x, *_STREAM), (cached if with_cache else None)
 
         layer = jax.checkpoint(layer) if self.config.remat else layer
@@ -105,7 +111,7 @@ class Decoder(nnx.Module):
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Float32 logits of hidden states."""
         logits = jnp.matmul(hidden, self.output_embedding(), preferred_element_type=jnp.float32)
-        return without_ids(softcap(logits, self.config.logit_softcap), self.config.unused)
+        return without_ids(softcapped(logits, self.config.logit_softcap), self.config.unused)
 
     def prefill(self, tokens: Int[Array, "B P"], mask: Bool[Array, "B P"], room: int) -> Prefilled:
         """Reads left-padded prompts; the cache has `room` free slots."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
+from prl_jax.models.attention import attention_weights
 from prl_jax.models.config import DecoderConfig, LoraConfig
 from prl_jax.models.rope import Rotation, rotate
 from prl_jax.sharding import DECODING, constrain, parts
@@ -17,8 +19,10 @@ from prl_jax.sharding import DECODING, constrain, parts
 # Modules go through jax.jit, jax.grad and jax.lax.scan as ordinary pytrees.
 nnx.set_graph_mode(False)
 
-# Not -inf: a row whose keys are all masked (padding) must give finite numbers and finite gradients.
-_MASKED = -1e30
+# Queries, keys and values of whole rows -> what they mix (`attention.attend`, with all but these given).
+Attend = Callable[
+    [Float[Array, "B T K G H"], Float[Array, "B T K H"], Float[Array, "B T K H"]], Float[Array, "B T K G H"]
+]
 
 
 class Lora(nnx.Module):
@@ -103,18 +107,6 @@ def norm(config: DecoderConfig, width: int | None = None) -> RMSNorm:
     return RMSNorm(width or config.width, config.norm_eps, offset=config.norm_offset, dtype=config.param_dtype)
 
 
-def softcap(x: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
-    """`cap tanh(x / cap)`; `x` itself for a cap of 0."""
-    return cap * jnp.tanh(x / cap) if cap else x
-
-
-def attention_mask(segments: Int[Array, "B T"], window: int = 0) -> Bool[Array, "B T T"]:
-    """Causal attention within a segment, at most `window` tokens back; padding (segment 0) is never a key."""
-    same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
-    causal = jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))
-    return same & (causal & ~jnp.tril(causal, -window) if window else causal)[None]
-
-
 class Attention(nnx.Module):
     """Grouped-query attention (arXiv 2305.13245) with rotary positions."""
 
@@ -141,18 +133,12 @@ class Attention(nnx.Module):
         q, k = rotate(q, angles) * self.scale, rotate(k, angles)
         return q.reshape(*q.shape[:-2], self.kv_heads, -1, self.head_dim), k, v
 
-    def weights(self, scores: Float[Array, "... S"], mask: Bool[Array, "... S"]) -> Float[Array, "... S"]:
-        """Float32 attention weights of float32 scores."""
-        return jax.nn.softmax(jnp.where(mask, softcap(scores, self.cap), _MASKED), axis=-1)
-
-    def __call__(self, x: Float[Array, "B T D"], angles: Rotation, mask: Bool[Array, "B T T"]):
+    def __call__(self, x: Float[Array, "B T D"], angles: Rotation, attend: Attend):
         """Returns the output `[B, T, D]` and the keys and values `[B, T, K, H]` for a cache."""
         q, k, v = self.project(x, angles)
         # A query sees keys of the whole row.
         k, v = (constrain(part, "batch", None, "kv", None) for part in (k, v))
-        scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
-        weights = self.weights(scores, mask[:, None, None]).astype(x.dtype)
-        mixed = jnp.einsum("bkgts,bskh->btkgh", weights, v)
+        mixed = attend(q, k, v)
         return self.o(mixed.reshape(*x.shape[:-1], -1)), (k, v)
 
     def step(
@@ -169,7 +155,7 @@ class Attention(nnx.Module):
         keys = jax.lax.dynamic_update_slice(keys, k[..., None].astype(keys.dtype), (0, 0, 0, slot))
         values = jax.lax.dynamic_update_slice(values, v[:, :, None].astype(values.dtype), (0, 0, slot, 0))
         scores = jnp.einsum("bkgh,bkhs->bkgs", q, keys, preferred_element_type=jnp.float32)
-        weights = self.weights(scores, mask[:, None, None]).astype(x.dtype)
+        weights = attention_weights(scores, mask[:, None, None], self.cap).astype(x.dtype)
         mixed = jnp.einsum("bkgs,bksh->bkgh", weights, values)
         mixed = constrain(mixed.reshape(x.shape[0], -1), "rows", "heads")
         return self.o(constrain(mixed, "batch", "heads", rules=DECODING)), keys, values
@@ -210,8 +196,8 @@ class Block(nnx.Module):
         self.mlp = MLP(config, key=mlp_key)
         self.mlp_post_norm = norm(config) if config.post_norms else None
 
-    def __call__(self, x: Float[Array, "B T D"], angles: Rotation, mask: Bool[Array, "B T T"]):
-        mixed, cached = self.attention(self.attention_norm(x), angles, mask)
+    def __call__(self, x: Float[Array, "B T D"], angles: Rotation, attend: Attend):
+        mixed, cached = self.attention(self.attention_norm(x), angles, attend)
         return self._rest(x, mixed), cached
 
     def step(self, x, angles, keys, values, mask, slot):

@@ -15,15 +15,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from prl_jax.config.rules import MIX, parts_of, value_at, whole_of
+from prl_jax.costs.models import AbstractModels
 from prl_jax.data.gold import make_arguments
 from prl_jax.data.sources import mixed_rows
 from prl_jax.errors import UserError
 from prl_jax.inputs.measurements import Measurements
+from prl_jax.models.attention import choose
 from prl_jax.plan.knobs import helpful_keys
 from prl_jax.plan.work import Work, expected_work
 from prl_jax.processes import is_leader, least
 from prl_jax.runs.context import OF_STAGE, StageContext, gold_arguments
 from prl_jax.stages import KINDS
+from prl_jax.stages.kind import Checking
 from prl_jax.stages.pairs_section import most_pairs
 
 # Share of the rate of a large matrix product that whole steps reach, at best and at worst; measured on the CPU, where
@@ -66,6 +69,8 @@ def announce(contexts: Sequence[StageContext], measurements: Measurements, tell:
     if not (work and is_leader()):
         return
     rates, total = measured_rates(config.model.dtype), np.zeros(2)
+    for line in _other_backends(config, mesh):
+        tell(line)
     tell(_header(mesh, room))
     for one in work:
         seconds = np.array(expected_seconds(one, rates, mesh))
@@ -148,6 +153,15 @@ def available_memory() -> float:
     except (OSError, ValueError):
         pass
     return float(max(found, 0))
+
+
+def _other_backends(config: ConfigDict, mesh: Mesh) -> list[str]:
+    """Why attention of long rows is not computed as the config wants it, each reason once."""
+    models, here = AbstractModels(config, mesh, Checking(config, KINDS).card), mesh.devices.flat[0].platform
+    trained = [models.trained_config(name) for name in config.stages if "lora" in config[name]]
+    cases = [decoder.attending(2**20)._replace(platform=here, sequence=mesh.shape["sequence"]) for decoder in trained]
+    reasons = (choose(decoder.attention, case)[1] for decoder, case in zip(trained, cases, strict=True))
+    return list(dict.fromkeys(f"model.attention: {reason}" for reason in reasons if reason))
 
 
 def _counter(contexts: Sequence[StageContext], measurements: Measurements) -> Callable[[str, str], int]:

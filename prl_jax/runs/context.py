@@ -157,7 +157,8 @@ def model_defaults(config: ConfigDict) -> Defaults:
     """Returns what a config says of models where their Hugging Face directories do not."""
     values = config.huggingface.to_dict()
     values["stop_tokens"] = tuple(values["stop_tokens"])  # a list in a config that was read from JSON
-    return Defaults(**values, dtype=config.model.dtype, remat=config.model.remat)
+    model = config.model
+    return Defaults(**values, dtype=model.dtype, remat=model.remat, attention=model.attention)
 
 
 def start_of(section: ConfigDict) -> str:

@@ -25,7 +25,7 @@ from prl_jax.stages.online_section import (
 from prl_jax.training.schedule import check_together
 
 # Fields of a decoder that two models of one architecture may differ in.
-_FREE = ("dtype", "remat", "param_dtype", "lora", "unused", "unsampled")
+_FREE = ("dtype", "remat", "attention", "param_dtype", "lora", "unused", "unsampled")
 _LEAD = 8  # tokens that introduce the opponent to a critic, at most
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from fakes import make_decoder
 
-from prl_jax.models.layers import RMSNorm, attention_mask
+from prl_jax.models.attention import attention_mask
+from prl_jax.models.layers import RMSNorm
 from prl_jax.models.rope import rotate, rotation
 
 
@@ -41,7 +42,7 @@ def test_row_16_products_of_rotated_heads_depend_on_the_distance_alone():
 
 def test_row_16_attention_mask_is_causal_within_segments_and_off_padding():
     segments = np.array([[0, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
-    mask = np.asarray(attention_mask(jnp.asarray(segments)))
+    mask = np.asarray(attention_mask(jnp.asarray(segments), 6))
     for b, t, s in np.ndindex(mask.shape):
         assert mask[b, t, s] == (s <= t and segments[b, s] > 0 and segments[b, t] == segments[b, s])
 

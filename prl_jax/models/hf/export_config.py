@@ -12,7 +12,7 @@ from prl_jax.models.hf.config import decoder_config, family_of
 from prl_jax.models.hf.families import ACTIVATIONS, FAMILIES, FIELDS, FULL, SLIDING, Family
 from prl_jax.models.hf.rope import write_rope
 
-_NOT_OF_THE_MODEL = ("dtype", "param_dtype", "remat", "lora", "unused", "unsampled")
+_NOT_OF_THE_MODEL = ("dtype", "param_dtype", "remat", "attention", "lora", "unused", "unsampled")
 
 
 def export_config(

@@ -39,6 +39,7 @@ def from_hf(
     dtype: str | None = None,
     compute_dtype: str | None = None,
     remat: bool = False,
+    attention: str = "auto",
     unused: tuple[tuple[int, int], ...] = (),
     mesh: Mesh | None = None,
 ) -> Decoder | ScalarModel:
@@ -52,7 +53,7 @@ def from_hf(
       dtype: "float32" or "bfloat16", of the parameters; by default the checkpoint's, float32 for one in float16 or in
         several dtypes. (The head of a reward model is float32 always.)
       compute_dtype: of activations and matrix products; by default that of the parameters.
-      remat: see `DecoderConfig`.
+      remat, attention: see `DecoderConfig`.
       unused: see `DecoderConfig`; what the tokenizer tells (`text.tokenizer.unused_ids`).
       mesh: where the parameters go, with the shardings of `tree_shardings`; by default one device.
 
@@ -75,10 +76,8 @@ def from_hf(
         _check(directory, tensors, places.values(), tied=config.tied_embeddings and not reward_model)
         stored = {tensors.index[name].dtype for place in places.values() for name in place.names if name != SCORE}
         dtype = dtype or ("bfloat16" if stored == {"BF16"} else "float32")
-        like = _shapes(
-            dataclasses.replace(config, param_dtype=dtype, dtype=compute_dtype or dtype, remat=remat, unused=unused),
-            reward_model,
-        )
+        settings = dict(param_dtype=dtype, dtype=compute_dtype or dtype, remat=remat, attention=attention)
+        like = _shapes(dataclasses.replace(config, **settings, unused=unused), reward_model)
         shardings, broken = flatten(tree_shardings(like, mesh, LOGICAL_AXES)), {}
         arrays = {
             name: _load(tensors, places[name], leaf, shardings[name], broken) for name, leaf in flatten(like).items()

@@ -58,6 +58,11 @@ def least(here: float) -> float:
     return float(np.min(multihost_utils.process_allgather(np.array(here, np.float32))))
 
 
+def greatest(here: int) -> int:
+    """The largest of the counts that the processes have, at most 2^24; all of them must ask."""
+    return -int(least(float(-here)))
+
+
 def as_leader(here: bool) -> bool:
     """Returns what the first process says; all of them must ask."""
     if jax.process_count() == 1:

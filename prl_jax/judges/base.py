@@ -10,10 +10,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, Shaped
 
-from prl_jax.processes import batch_rows, fetch, put_batch, whole_batch
+from prl_jax.processes import batch_rows, fetch, greatest, put_batch, whole_batch
 from prl_jax.text.chat import Prompt
+from prl_jax.text.padding import static_length
+from prl_jax.types import SFTBatch, TokenRows
 
-Rows = TypeVar("Rows")
+Rows = TypeVar("Rows", TokenRows, SFTBatch)
 _TINY = 1e-12  # how near to 0 and 1 a probability is believed
 
 
@@ -149,29 +151,53 @@ def in_batches(
     count: int,
     batch_size: int,
     mesh: Mesh | None,
+    sizes: Sequence[int] | None = None,
 ) -> tuple[Float[np.ndarray, "N *rest"], Shaped[np.ndarray, "N K"]]:
-    """Runs a jitted function over rows in batches of one shape; the last one is filled up with the last row.
+    """Runs a jitted function over rows in batches of few shapes; the last one is filled up with the last row.
 
-    Fewer rows than a batch are filled up to a power of two, so that another number of rows seldom compiles anew.
+    Rows of about the same length share a batch, which is no longer than they need (`static_length`). Fewer rows than a
+    batch are filled up to a power of two, so that another number of rows seldom compiles anew. The host makes a batch
+    while the devices read the one before.
 
     Args:
       forward: rows of a batch -> a number or more for each.
-      encode: which rows, of `count` -> these rows, numpy, and what else is to be known of each.
+      encode: which rows, of `count` -> these rows, numpy, right-padded, and what else is to be known of each.
       batch_size: rows of a batch, at most; a little more where the mesh has more shards.
       mesh: cuts the rows over its devices and processes; None computes where the parameters of `forward` are.
+      sizes: of `count` rows about how long each is, in any unit; in the order given where nothing tells.
 
     Returns:
       `[N, ...]` and `[N, K]`, the same in every process. Each process encodes only rows that its own devices read.
     """
     size = min(batch_size, 1 << (count - 1).bit_length())
     size = size if mesh is None else whole_batch(size, mesh)
-    parts, known = [], []
+    order = np.arange(count) if sizes is None else np.argsort(sizes, kind="stable")
+    found, running = [], []
     for index in batch_rows(count, size, mesh):
-        rows, flags = encode(index) if mesh is None else put_batch(encode(index), mesh)
-        values, flags = fetch((forward(rows), flags), mesh)
-        parts.append(values)
-        known.append(flags)
-    return np.concatenate(parts)[:count], np.concatenate(known)[:count]
+        rows, flags = encode(order[index])
+        rows = trimmed(rows, alone=mesh is None)
+        rows, flags = (rows, flags) if mesh is None else put_batch((rows, flags), mesh)
+        running.append((forward(rows), flags))
+        found += [fetch(one, mesh) for one in running[:-1]]
+        running = running[-1:]
+    found += [fetch(one, mesh) for one in running]
+    back = np.argsort(order, kind="stable")
+    values, known = (np.concatenate(parts)[:count][back] for parts in zip(*found, strict=True))
+    return values, known
+
+
+def trimmed(rows: Rows, *, alone: bool) -> Rows:
+    """Right-padded rows without the columns that none of a batch needs, in no process unless this one is `alone`."""
+    segments = (rows if isinstance(rows, TokenRows) else rows.rows).segments
+    longest = int((segments > 0).sum(axis=1).max())
+    length = static_length(longest if alone else greatest(longest), segments.shape[1])
+    return jax.tree.map(lambda x: x[:, :length], rows)
+
+
+def text_sizes(prompts: Sequence[Prompt], *columns: Sequence[str]) -> list[int]:
+    """About how long a row of each prompt and its texts is, in characters."""
+    asked = (sum(len(turn.content) for turn in prompt) for prompt in prompts)
+    return [question + sum(map(len, texts)) for question, *texts in zip(asked, *columns, strict=True)]
 
 
 def logits(p: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from prl_jax.errors import UserError
-from prl_jax.judges.base import Judged, Scored, check_lengths, in_batches
+from prl_jax.judges.base import Judged, Scored, check_lengths, in_batches, text_sizes
 from prl_jax.judges.likelihood import frozen_log_probs
 from prl_jax.models import Decoder
 from prl_jax.text.chat import Prompt, Turn, encode_prompt, encode_response, fit_turns
@@ -100,7 +100,8 @@ class PolicyReader:
             return self._batch(rows), np.array([[row.cut, len(row.ids) - row.start] for row in rows], np.int32)
 
         forward = functools.partial(frozen_log_probs, self.model)
-        sums, known = in_batches(forward, encode, len(prompts), self.batch_size, self.mesh)
+        sizes = text_sizes(prompts, responses)
+        sums, known = in_batches(forward, encode, len(prompts), self.batch_size, self.mesh, sizes)
         return LogProbs(sums, known[:, 1].astype(np.float32), known[:, 0].astype(bool))
 
     def row(self, prompt: Prompt, response: str) -> _Row:

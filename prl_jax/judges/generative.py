@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from prl_jax.errors import UserError
-from prl_jax.judges.base import Judged, check_lengths, in_batches
+from prl_jax.judges.base import Judged, check_lengths, in_batches, text_sizes
 from prl_jax.losses.preference import SPACES
 from prl_jax.models import Decoder, verdict_log_probs
 from prl_jax.text.chat import Prompt
@@ -100,7 +100,8 @@ class GenerativeJudge:
             return rows, np.array([(row.truncated, row.even) for row in encoded], bool)
 
         forward = functools.partial(judge_rows, self.model, verdicts=self.verdicts)
-        return in_batches(forward, encode, len(prompts), self.batch_size, self.mesh)
+        sizes = text_sizes(prompts, first, second)
+        return in_batches(forward, encode, len(prompts), self.batch_size, self.mesh, sizes)
 
 
 def _logits(

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from prl_jax.errors import UserError
-from prl_jax.judges.base import Judged, Scored, check_lengths, in_batches
+from prl_jax.judges.base import Judged, Scored, check_lengths, in_batches, text_sizes
 from prl_jax.models import ScalarModel
 from prl_jax.text.chat import Prompt, encode_prompt, encode_response, fit_prompt
 from prl_jax.text.padding import pad_rows
@@ -69,7 +69,8 @@ class ScalarJudge:
             return pad_rows([ids for ids, _ in rows], self.max_length, pad_id=self.tokenizer.pad_id), cut
 
         forward = functools.partial(score_rows, self.model)
-        scores, cut = in_batches(forward, encode, len(prompts), self.batch_size, self.mesh)
+        sizes = text_sizes(prompts, responses)
+        scores, cut = in_batches(forward, encode, len(prompts), self.batch_size, self.mesh, sizes)
         return Scored(scores, cut[:, 0])
 
     def _row(self, prompt: Prompt, response: str) -> tuple[list[int], bool]:

@@ -20,7 +20,12 @@ from prl_jax.types import Rollout
 
 def row_keys(key: PRNGKeyArray, first_row: int | Int[Array, ""], rows: int) -> Key[Array, "N"]:
     """A key for each global row: the same rows draw the same noise however they are spread over devices."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(first_row + jnp.arange(rows))
+    return keys_of_rows(key, first_row + jnp.arange(rows))
+
+
+def keys_of_rows(key: PRNGKeyArray, rows: Int[Array, "N"]) -> Key[Array, "N"]:
+    """The keys of global rows of these numbers."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(rows)
 
 
 class Sampled(NamedTuple):

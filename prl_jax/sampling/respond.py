@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Int, PRNGKeyArray
@@ -13,10 +14,10 @@ from prl_jax.errors import UserError
 from prl_jax.models import Decoder, MixedDecoder
 from prl_jax.processes import batch_rows, fetch, put_batch
 from prl_jax.sampling.config import SamplingConfig
-from prl_jax.sampling.decode import generate, row_keys
+from prl_jax.sampling.decode import generate, keys_of_rows
 from prl_jax.sampling.endings import read_responses
 from prl_jax.text.chat import Prompt, encode_prompt, fit_prompt
-from prl_jax.text.padding import pad_rows
+from prl_jax.text.padding import pad_rows, static_length
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.types import Rollout
 
@@ -66,16 +67,30 @@ def respond(
 ) -> tuple[list[str], Rollout]:
     """A response to every prompt, in batches of one static shape.
 
-    Row i draws from `fold_in(key, first_row + i)`, so that it does not matter how prompts are cut into batches.
+    Row i draws from `fold_in(key, first_row + i)`, so that it does not matter how prompts are cut into batches. Prompts
+    of about the same length share one, which is no longer than they need.
 
     Returns:
       The texts, and the rollout of all `N` rows as numpy arrays, the same in every process.
     """
     encoded = encode_prompts(tokenizer, prompts, length=max_prompt, on_long=on_long)
-    count, parts = len(prompts), []
+    order, count, parts = np.argsort(encoded.mask.sum(1), kind="stable"), len(prompts), []
     for batch, index in enumerate(batch_rows(count, batch_size, mesh)):
-        tokens, mask = put_batch((encoded.tokens[index], encoded.mask[index]), mesh)
-        keys = row_keys(key, first_row + batch * batch_size, batch_size)
-        parts.append(fetch(generate(model, tokens, mask, keys, config=config), mesh))
-    rollout = Rollout(*(np.concatenate(columns)[:count] for columns in zip(*parts, strict=True)))
+        rows = order[np.minimum(batch * batch_size + np.arange(batch_size), count - 1)]
+        part = shortened(encoded, int(encoded.mask[rows].sum(1).max()))
+        tokens, mask = put_batch((part.tokens[order[index]], part.mask[order[index]]), mesh)
+        found = fetch(
+            generate(model, tokens, mask, keys_of_rows(key, jnp.asarray(first_row + rows)), config=config), mesh
+        )
+        left = [(0, 0), (max_prompt - tokens.shape[1], 0)]
+        padded = dict(prompt=np.pad(found.prompt, left, constant_values=tokenizer.pad_id))
+        parts.append(found._replace(**padded, prompt_mask=np.pad(found.prompt_mask, left)))
+    back = np.argsort(order, kind="stable")
+    rollout = Rollout(*(np.concatenate(columns)[:count][back] for columns in zip(*parts, strict=True)))
     return read_responses(tokenizer, rollout, config)
+
+
+def shortened(encoded: EncodedPrompts, longest: int) -> EncodedPrompts:
+    """Prompts without the padding that a longest one of so many tokens leaves in all (`static_length`)."""
+    length = static_length(longest, encoded.tokens.shape[1])
+    return encoded._replace(tokens=encoded.tokens[:, -length:], mask=encoded.mask[:, -length:])

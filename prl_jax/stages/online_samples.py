@@ -18,7 +18,7 @@ from prl_jax.judges import Judge
 from prl_jax.methods import Judgements, Method, opponents
 from prl_jax.methods.rewards import Moments
 from prl_jax.models import Decoder, MixedDecoder
-from prl_jax.processes import fetch, local_rows, put_batch, whole_batch
+from prl_jax.processes import fetch, greatest, local_rows, put_batch, whole_batch
 from prl_jax.runs.context import StageContext
 from prl_jax.sampling import (
     SamplingConfig,
@@ -27,6 +27,7 @@ from prl_jax.sampling import (
     read_responses,
     respond,
     row_keys,
+    shortened,
     stop_reasons,
 )
 from prl_jax.stages.online_anchors import KeptAnchors
@@ -151,7 +152,8 @@ def _draw(
     prompts = [prompt for prompt in asked for _ in range(size)]
     anchors = [texts for texts in beside.anchors for _ in range(size)]
     local_prompts = [prompts[i] for i in local_rows(context.mesh, len(prompts))]
-    encoded = put_batch(encode_prompts(setup.tokenizer, local_prompts, length=setup.card.max_prompt), context.mesh)
+    encoded = encode_prompts(setup.tokenizer, local_prompts, length=setup.card.max_prompt)
+    encoded = put_batch(shortened(encoded, greatest(int(encoded.mask.sum(1).max()))), context.mesh)
     sampling, drawing = (stream_key(context.key, stream, n) for stream in (Stream.RESPONSES, Stream.OPPONENTS))
     if attempt:
         again = stream_key(context.key, Stream.REDRAWS, n)

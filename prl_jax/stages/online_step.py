@@ -13,7 +13,7 @@ import numpy as np
 from prl_jax.losses import pairwise_rl_reward
 from prl_jax.methods import Critic, Judgements, Opponents, Reward
 from prl_jax.methods.regularisers import Mixture
-from prl_jax.processes import fetch, local_rows, put_batch
+from prl_jax.processes import fetch, greatest, local_rows, put_batch
 from prl_jax.runs.pieces import check_finite
 from prl_jax.sampling import StopReason, reason_shares
 from prl_jax.stages.judging import imitations, judge_counters
@@ -21,7 +21,7 @@ from prl_jax.stages.online_anchors import KeptAnchors
 from prl_jax.stages.online_samples import Setup, Step, roll_out
 from prl_jax.streams import Stream, stream_key
 from prl_jax.text.chat import fit_prompt, prompt_text
-from prl_jax.text.padding import pad_rows
+from prl_jax.text.padding import pad_rows, static_length
 from prl_jax.training.policy import Updates, prepare, run_updates
 from prl_jax.training.redraws import flat_groups
 from prl_jax.training.rollout import CriticContext, Experience
@@ -115,7 +115,8 @@ def critic_context(setup: Setup, done: Step) -> CriticContext | None:
         question, _ = fit_prompt(tokenizer, done.prompts[i], card.max_prompt)
         opponent = done.anchors[i][int(met[i].argmax())]
         rows.append([*lead, *tokenizer.encode(opponent)[: card.max_response], *question])
-    length = len(lead) + card.max_response + card.max_prompt
+    longest = greatest(max(map(len, rows)))
+    length = static_length(longest, len(lead) + card.max_response + card.max_prompt)
     padded = pad_rows(rows, length, pad_id=tokenizer.pad_id, side="left")
     return CriticContext(*put_batch((padded.tokens, padded.segments > 0), mesh))
 

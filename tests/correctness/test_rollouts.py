@@ -1,6 +1,7 @@
 """Rows 3, 4, 5, 6, 7, 8 and 10 of the correctness list: what is sampled, and what is said of it."""
 
 import dataclasses
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from prl_jax.sampling import (
 )
 from prl_jax.stages import config as c
 from prl_jax.stages import online
+from prl_jax.text import padding
 from prl_jax.types import Rollout
 
 pytestmark = pytest.mark.slow
@@ -177,6 +179,25 @@ def test_row_08_noise_goes_with_the_row_and_not_with_its_batch(models):
     # Rows that are a part of the whole draw what they draw in it.
     _, part = respond(models.policy, TOKENIZER, prompts[3:], batch_size=1, first_row=3, **arguments)
     np.testing.assert_array_equal(part.response, five.response[3:])
+
+
+def test_row_08_prompts_of_one_length_share_a_batch_and_sample_what_they_would_alone(models, monkeypatch):
+    prompts = [user(text) for text in ("abcdefg", "a", "cde", "ab", "ghijk", "f")]
+    arguments = dict(config=SamplingConfig(6, (EOS,), EOS), key=jax.random.key(0), max_prompt=16, mesh=one_device())
+    texts, whole = respond(models.policy, TOKENIZER, prompts, batch_size=6, **arguments)
+    monkeypatch.setattr(padding, "_SHORTEST", 4)
+    module, shapes = importlib.import_module("prl_jax.sampling.respond"), []
+    plain = module.generate
+
+    def generate(model, tokens, *arguments, **options):
+        shapes.append(tokens.shape)
+        return plain(model, tokens, *arguments, **options)
+
+    monkeypatch.setattr(module, "generate", generate)
+    others, parts = respond(models.policy, TOKENIZER, prompts, batch_size=2, **arguments)
+    assert others == texts and shapes == [(2, 4), (2, 8), (2, 16)]
+    for one, two in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
 
 
 def test_row_10_the_samplers_log_probs_are_the_trainers(models, sampled, freeze):

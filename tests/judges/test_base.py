@@ -3,10 +3,13 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import UtilityJudge, one_device, token_rows, user
+from fakes import LetterTokenizer, UtilityJudge, make_decoder, make_scalar_model, one_device, token_rows, user
 
-from prl_jax.judges import GoldJudge, Judge, Judged, judge_pairs
+from prl_jax.judges import GenerativeJudge, GoldJudge, Judge, Judged, ScalarJudge, judge_pairs
 from prl_jax.judges.base import check_lengths, in_batches
+from prl_jax.judges.density_ratio import DensityRatioJudge, PolicyReader
+from prl_jax.text import padding
+from prl_jax.text.judging import JudgeTemplate
 from prl_jax.types import TokenRows
 
 PROMPTS = [user(text) for text in ("p", "q", "p", "r")]
@@ -72,6 +75,48 @@ def test_batches_change_nothing_and_have_one_shape(batch_size):
         np.testing.assert_array_equal(odd, [[False], [True], [False], [True], [False]])
         np.testing.assert_array_equal(judged, [[2 * i + 1, 2] for i in range(5)])
     assert shapes == {(batch_size, 3)}
+
+
+def test_rows_of_about_one_length_share_a_batch_and_come_back_in_their_order(monkeypatch):
+    """Sizes decide about mates alone: without them, or with wrong ones, batches are longer, and that is all."""
+    monkeypatch.setattr(padding, "_SHORTEST", 2)
+    ids = [[n] * (1 + n % 5) for n in range(11)]
+    rows, shapes = token_rows(ids, 16), []
+
+    def forward(batch):
+        shapes.append(batch.tokens.shape)
+        return batch.tokens.sum(1).astype(jnp.float32)
+
+    encode = lambda index: (TokenRows(*(x[index] for x in rows)), index[:, None])  # noqa: E731
+    expected = [n * (1 + n % 5) for n in range(11)]
+    for sizes, lengths in ((list(map(len, ids)), [2, 4, 4, 8]), (None, [4, 8, 4, 8]), ([1] * 11, [4, 8, 4, 8])):
+        for mesh in (None, one_device()):
+            found, known = in_batches(forward, encode, 11, 3, mesh, sizes)
+            np.testing.assert_array_equal(found, expected)
+            np.testing.assert_array_equal(known[:, 0], range(11))
+            assert shapes == [(3, length) for length in lengths]
+            shapes.clear()
+
+
+@pytest.mark.parametrize("kind", ["generative", "scalar", "density_ratio"])
+def test_a_judge_says_the_same_whatever_its_rows_are_padded_to(kind, monkeypatch):
+    tokenizer, lengths = LetterTokenizer(), dict(max_prompt=16, max_response=16)
+    make = {
+        "generative": lambda: GenerativeJudge(
+            make_decoder(layers=1), tokenizer, JudgeTemplate(), max_length=32, batch_size=3
+        ),
+        "scalar": lambda: ScalarJudge(make_scalar_model(layers=1), tokenizer, max_length=32, batch_size=3),
+        "density_ratio": lambda: DensityRatioJudge(
+            PolicyReader(make_decoder(layers=1), tokenizer, batch_size=3, **lengths), None
+        ),
+    }
+    texts = ["a", "bcdefghij", "", "k", "lmnop"]
+    prompts = [user(text) for text in ("ab", "cdefghijk", "defg", "h", "ab")]
+    expected = make[kind]()(prompts, texts, texts[::-1])
+    monkeypatch.setattr(padding, "_SHORTEST", 4)
+    found = make[kind]()(prompts, texts, texts[::-1])
+    np.testing.assert_allclose(found.p_first, expected.p_first, atol=1e-5)
+    assert np.std(found.z_12) > 0.01
 
 
 def test_columns_of_unequal_length_are_refused():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prl_jax.text.padding import pad_rows
+from prl_jax.text.padding import pad_rows, static_length
 
 ROWS = [[5, 0, 7], [0], [3, 4, 5, 6]]
 
@@ -38,3 +38,13 @@ def test_misuse_is_named():
         pad_rows(ROWS, 3, pad_id=0)
     with pytest.raises(ValueError, match="side='top'"):
         pad_rows(ROWS, 6, pad_id=0, side="top")
+
+
+@pytest.mark.parametrize(
+    ("longest", "most", "length"),
+    [(5, 12, 12), (64, 72, 72), (64, 96, 64), (65, 96, 96), (1, 512, 64), (65, 512, 128), (129, 512, 256)]
+    + [(257, 512, 512), (300, 1000, 512), (700, 1000, 1000), (3000, 3072, 3072), (0, 8, 8)],
+)
+def test_a_batch_is_as_long_as_it_needs_in_few_different_lengths(longest, most, length):
+    assert static_length(longest, most) == length >= longest
+    assert len({static_length(n, 4096) for n in range(1, 4097)}) == 7

@@ -19,9 +19,10 @@ from prl_jax.sharding import constrain, partition, platform
 BACKENDS = ("auto", "einsum", "chunked", "cudnn", "splash")
 # Not -inf: a row whose keys are all masked (padding) must give finite numbers and finite gradients.
 _MASKED = -1e30
-# Queries whose scores `chunked` holds at once. What fits into the cache of a CPU decides there: at 128 tokens it takes
-# half the time of `einsum`, at 1,024 a third. Accelerators want large products; not measured.
-_BLOCK = {"cpu": 64, "gpu": 512, "tpu": 512}
+# Queries whose scores `chunked` holds at once. On a CPU the cache decides, and how long the compiler takes: 64 are a
+# little faster up to 256 tokens, and compile twice as long. Of 512 tokens and more it takes half the time of `einsum`,
+# forward and backward. Accelerators want large products; not measured.
+_BLOCK = {"cpu": 128, "gpu": 512, "tpu": 512}
 _BANDS = 4  # runs of blocks that `chunked` gives keys of their own, so that few scores above the diagonal are computed
 _LANES = 128  # the kernel of TPUs reads rows in blocks of multiples of this
 
@@ -149,26 +150,29 @@ def attention_mask(
     segments: Int[Array, "B S"],
     reach: Int[Array, ""] | int,
     queries: Int[Array, "B C"] | None = None,
-    first: Int[Array, ""] | int = 0,
+    first: Int[Array, "*B"] | int = 0,
 ) -> Bool[Array, "B C S"]:
     """Which keys of a row its queries see: those of their segment, at most `reach` tokens back; never padding.
 
-    `queries` are the segments of some tokens in a row, from number `first` on; by default those of all.
+    `queries` are the segments of some tokens in a row, from number `first` on (of all rows, or of each); by default
+    those of all tokens.
     """
     queries = segments if queries is None else queries
     same = (queries[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
-    back = first + jnp.arange(queries.shape[1])[:, None] - jnp.arange(segments.shape[1])[None]
-    return same & ((back >= 0) & (back < reach))[None]
+    places = jnp.asarray(first).reshape(-1, 1) + jnp.arange(queries.shape[1])[None]
+    back = places[:, :, None] - jnp.arange(segments.shape[1])[None, None]
+    return same & (back >= 0) & (back < reach)
 
 
-def _mixed(q, k, v, mask: Bool[Array, "B C S"], cap: float) -> Float[Array, "B C K G H"]:
+def mix(q, k, v, mask: Bool[Array, "B C S"], cap: float) -> Float[Array, "B C K G H"]:
+    """Some queries of each row against the keys of a whole row."""
     scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
     weights = attention_weights(scores, mask[:, None, None], cap).astype(v.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, v)
 
 
 def _einsum(q, k, v, segments, reach, cap: float):
-    return _mixed(q, k, v, attention_mask(segments, reach), cap)
+    return mix(q, k, v, attention_mask(segments, reach), cap)
 
 
 def _chunked(q, k, v, segments, reach, cap: float):
@@ -189,9 +193,12 @@ def _chunked(q, k, v, segments, reach, cap: float):
         @jax.checkpoint
         def block(numbered, keys=keys, values=values, seen=seen):
             number, q, own = numbered
-            return _mixed(q, keys, values, attention_mask(seen, reach, own, number * size), cap)
+            return mix(q, keys, values, attention_mask(seen, reach, own, number * size), cap)
 
-        mixed = jax.lax.map(block, (jnp.arange(begin, end), *in_blocks))  # [N, B, C, K, G, H]
+        numbered = (jnp.arange(begin, end), *in_blocks)
+        # A loop that runs once takes the compiler longer than what stands in it.
+        once = end - begin == 1
+        mixed = block(jax.tree.map(lambda x: x[0], numbered))[None] if once else jax.lax.map(block, numbered)
         out.append(jnp.moveaxis(mixed, 0, 1).reshape(q.shape[0], -1, *q.shape[2:]))
         begin = end
     return jnp.concatenate(out, axis=1)[:, :length]

@@ -10,10 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prl_jax.masked import without_ids
-from prl_jax.models.attention import attend, choose, softcapped
+from prl_jax.models.attention import attend, attention_mask, choose, softcapped
 from prl_jax.models.cache import CACHE_AXES, Cache, Prefilled, build_cache
 from prl_jax.models.config import DecoderConfig
-from prl_jax.models.layers import Block, norm
+from prl_jax.models.layers import Block, norm, place_at
 from prl_jax.models.rope import Rotation, rotation
 from prl_jax.sharding import DECODING, RULES, SPREAD, Rules, axes_of, constrain, constrain_tree, platform
 
@@ -65,7 +65,8 @@ class Decoder(nnx.Module):
         near = rotation(positions, config.head_dim, config.local_rope_theta) if config.local_rope_theta else far
         return near, far
 
-    def _forward(self, tokens, positions, segments, *, with_cache: bool):
+    def _forward(self, tokens, positions, segments, *, with_cache: bool, index: Int[Array, "B"] | None = None):
+        """Final states, and keys and values for a cache. With an `index`, the states `[B, 1, D]` at these places."""
         near, far = self._angles(positions)
         local = self.config.local_layers
         mixed, of_all = any(local) and not all(local), near if all(local) else far
@@ -89,7 +90,17 @@ class Decoder(nnx.Module):
         # From where the table lies to where the rows lie, in steps, of which the compiler knows each one.
         x = constrain(self._embed(tokens), "batch", None, "embed", rules={**RULES, "batch": SPREAD["batch"]})
         x = constrain(constrain(x, "batch", None, "stream"), *_STREAM)
-        x, cached = jax.lax.scan(layer, x, xs, unroll=_unroll(self.config.layers))
+        unroll = _unroll(self.config.layers)
+        # What the last layer gives elsewhere, nobody reads. (Cut off from a loop, a layer would be copied.)
+        apart = index is not None and unroll is True
+        x, cached = jax.lax.scan(layer, x, jax.tree.map(lambda a: a[:-1], xs) if apart else xs, unroll=unroll)
+        if apart:
+            block = constrain_tree(jax.tree.map(lambda a: a[-1], self.blocks), LOGICAL_AXES)
+            reach = self.config.window if local[-1] else tokens.shape[1]
+            mask = attention_mask(segments, reach, place_at(segments, index), index)
+            x = block.at(x, near if local[-1] else far, index, mask)
+        elif index is not None:
+            x = place_at(x, index)
         return self.norm(x), cached
 
     def hidden(
@@ -102,6 +113,16 @@ class Decoder(nnx.Module):
             stays inside a segment, and never looks at padding (segment 0), whose own states are finite and unused.
         """
         return self._forward(tokens, positions, segments, with_cache=False)[0]
+
+    def hidden_at(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segments: Int[Array, "B T"],
+        index: Int[Array, "B"],
+    ) -> Float[Array, "B D"]:
+        """The final hidden state at one place of each row, as `hidden` has it."""
+        return self._forward(tokens, positions, segments, with_cache=False, index=index)[0][:, 0]
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         """Logits of unpadded tokens, float32. For small uses: training never holds `[B, T, V]`."""

@@ -62,8 +62,7 @@ def verdict_log_probs(model: Decoder, rows: TokenRows, verdicts: tuple[int, int]
 
 def last_hidden(model: Decoder, rows: TokenRows) -> Float[Array, "B D"]:
     """The final hidden state at the last valid token of each row."""
-    hidden = model.hidden(*rows)
-    return jnp.take_along_axis(hidden, last_index(rows.segments)[:, None, None], axis=1)[:, 0]
+    return model.hidden_at(*rows, last_index(rows.segments))
 
 
 def last_index(segments: Int[Array, "B T"]) -> Int[Array, "B"]:

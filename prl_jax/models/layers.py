@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, Shaped
 
-from prl_jax.models.attention import attention_weights
+from prl_jax.models.attention import attention_weights, mix
 from prl_jax.models.config import DecoderConfig, LoraConfig
 from prl_jax.models.rope import Rotation, rotate
 from prl_jax.sharding import DECODING, constrain, parts
@@ -73,6 +73,12 @@ class Linear(nnx.Module):
         return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
+def _heads(x: Float[Array, "... F"], axis: str, head_dim: int) -> Float[Array, "... N H"]:
+    """Lays out what a matrix gave, of rows or of the tokens of a decoding step, and cuts it into heads."""
+    x = _decoded(x, axis) if x.ndim == 2 else constrain(x, "batch", "length", axis)
+    return x.reshape(*x.shape[:-1], -1, head_dim)
+
+
 def _decoded(x: Float[Array, "B F"], axis: str) -> Float[Array, "B F"]:
     """Lays out what a matrix gave for the tokens of a decoding step on the devices that have their rows."""
     return constrain(constrain(x, "batch", axis, rules=DECODING), "rows", axis)
@@ -102,6 +108,11 @@ class RMSNorm(nnx.Module):
         return (wide * inverse * scale).astype(x.dtype)
 
 
+def place_at(x: Shaped[Array, "B T *rest"], index: Int[Array, "B"]) -> Shaped[Array, "B 1 *rest"]:
+    """One place of each row."""
+    return jnp.take_along_axis(x, index.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)
+
+
 def norm(config: DecoderConfig, width: int | None = None) -> RMSNorm:
     """A norm as the config asks for, over `width` numbers, by default those of the residual stream."""
     return RMSNorm(width or config.width, config.norm_eps, offset=config.norm_offset, dtype=config.param_dtype)
@@ -123,15 +134,20 @@ class Attention(nnx.Module):
         self.kv_heads, self.head_dim, self.cap = config.kv_heads, config.head_dim, config.attention_softcap
         self.scale = config.query_scale or config.head_dim**-0.5
 
+    def queries(self, x: Float[Array, "... D"], angles: Rotation) -> Float[Array, "... K G H"]:
+        """Scaled queries."""
+        q = _heads(self.q(x), "heads", self.head_dim)
+        q = rotate(q if self.q_norm is None else self.q_norm(q), angles) * self.scale
+        return q.reshape(*q.shape[:-2], self.kv_heads, -1, self.head_dim)
+
+    def keys_and_values(self, x: Float[Array, "... D"], angles: Rotation):
+        """Keys and values `[..., K, H]`."""
+        k, v = (_heads(part(x), "kv", self.head_dim) for part in (self.k, self.v))
+        return rotate(k if self.k_norm is None else self.k_norm(k), angles), v
+
     def project(self, x: Float[Array, "... D"], angles: Rotation):
         """Queries `[..., K, G, H]`, scaled, keys and values `[..., K, H]`."""
-        place = _decoded if x.ndim == 2 else lambda part, name: constrain(part, "batch", "length", name)
-        flat = (place(part(x), name) for part, name in ((self.q, "heads"), (self.k, "kv"), (self.v, "kv")))
-        q, k, v = (part.reshape(*x.shape[:-1], -1, self.head_dim) for part in flat)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, angles) * self.scale, rotate(k, angles)
-        return q.reshape(*q.shape[:-2], self.kv_heads, -1, self.head_dim), k, v
+        return (self.queries(x, angles), *self.keys_and_values(x, angles))
 
     def __call__(self, x: Float[Array, "B T D"], angles: Rotation, attend: Attend):
         """Returns the output `[B, T, D]` and the keys and values `[B, T, K, H]` for a cache."""
@@ -140,6 +156,14 @@ class Attention(nnx.Module):
         k, v = (constrain(part, "batch", None, "kv", None) for part in (k, v))
         mixed = attend(q, k, v)
         return self.o(mixed.reshape(*x.shape[:-1], -1)), (k, v)
+
+    def at(
+        self, x: Float[Array, "B T D"], angles: Rotation, index: Int[Array, "B"], mask: Bool[Array, "B 1 T"]
+    ) -> Float[Array, "B 1 D"]:
+        """The output at one place of each row, which sees the tokens of `mask`."""
+        q = self.queries(place_at(x, index), Rotation(*(place_at(part, index) for part in angles)))
+        k, v = (constrain(part, "batch", None, "kv", None) for part in self.keys_and_values(x, angles))
+        return self.o(mix(q, k, v, mask, self.cap).reshape(x.shape[0], 1, -1))
 
     def step(
         self,
@@ -199,6 +223,12 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"], angles: Rotation, attend: Attend):
         mixed, cached = self.attention(self.attention_norm(x), angles, attend)
         return self._rest(x, mixed), cached
+
+    def at(
+        self, x: Float[Array, "B T D"], angles: Rotation, index: Int[Array, "B"], mask: Bool[Array, "B 1 T"]
+    ) -> Float[Array, "B 1 D"]:
+        """The stream behind the block at one place of each row."""
+        return self._rest(place_at(x, index), self.attention.at(self.attention_norm(x), angles, index, mask))
 
     def step(self, x, angles, keys, values, mask, slot):
         mixed, keys, values = self.attention.step(self.attention_norm(x), angles, keys, values, mask, slot)

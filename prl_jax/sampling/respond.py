@@ -79,9 +79,8 @@ def respond(
         rows = order[np.minimum(batch * batch_size + np.arange(batch_size), count - 1)]
         part = shortened(encoded, int(encoded.mask[rows].sum(1).max()))
         tokens, mask = put_batch((part.tokens[order[index]], part.mask[order[index]]), mesh)
-        found = fetch(
-            generate(model, tokens, mask, keys_of_rows(key, jnp.asarray(first_row + rows)), config=config), mesh
-        )
+        keys = keys_of_rows(key, jnp.asarray(first_row + rows))
+        found = fetch(generate(model, tokens, mask, keys, config=config), mesh)
         left = [(0, 0), (max_prompt - tokens.shape[1], 0)]
         padded = dict(prompt=np.pad(found.prompt, left, constant_values=tokenizer.pad_id))
         parts.append(found._replace(**padded, prompt_mask=np.pad(found.prompt_mask, left)))

@@ -53,11 +53,12 @@ def generating(
     sampling: SamplingConfig,
     held: Mapping[str, Any],
     prefix: str = "",
+    group: int = 1,
 ) -> Iterator[Step]:
-    """The functions that respond to `size` prompts of the lengths of a policy."""
+    """The functions that give `size` responses, `group` of them to a prompt, of the lengths of a policy."""
     rows, before = models.rows, policy.card.max_prompt
-    arguments = (policy.model, rows(size, before), rows(size, before, dtype=bool))
-    read = prefill.trace(*arguments, config=sampling)
+    arguments = (policy.model, rows(size // group, before), rows(size // group, before, dtype=bool))
+    read = prefill.trace(*arguments, config=sampling, group=group)
     hidden, cache = models.placed(read.out_info, CACHE_AXES)
     yield Step(stage, f"{prefix}prefill", read, arguments, held, cache)
     keys = models.whole(size, dtype=jax.eval_shape(lambda: jax.random.key(0)).dtype)

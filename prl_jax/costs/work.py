@@ -62,20 +62,21 @@ class Estimate(NamedTuple):
         """The mesh of the devices."""
         return self.models.mesh
 
-    def generate(self, policy: str, size: int, responses: int) -> Iterator[Call]:
-        """Responses to prompts of the lengths of a policy, `size` at once."""
+    def generate(self, policy: str, size: int, responses: int, group: int = 1) -> Iterator[Call]:
+        """Responses to prompts of the lengths of a policy, `size` at once, of which `group` share a prompt."""
         card, decoder = self.models.card(policy), self.models.decoder_config(policy)
         before, room = card.max_prompt, card.max_response
         rows, calls = self.shard(size), math.ceil(responses / max(size, 1))
         cache = 2.0 * rows * decoder.layers * (before + room) * decoder.kv_heads * decoder.head_dim * width(decoder)
         cache /= self.mesh.shape["tensor"]
-        work = size * flops(decoder, before, 1)
-        moved = self.moved(decoder, size, before)
-        yield Call("prefill", cache + self.forward(decoder, rows, before, 1), work, calls, moved=moved)
+        read = size // group
+        work = read * flops(decoder, before, 1)
+        moved = self.moved(decoder, read, before)
+        yield Call("prefill", cache + self.forward(decoder, self.shard(read), before, 1), work, calls, moved=moved)
         # Each token is written into the cache, and all of the cache is read for it.
-        read = 3.0 * cache * room * self.mesh.size
+        reading = 3.0 * cache * room * self.mesh.size
         yield Call("decode", 2 * cache + 8.0 * rows * decoder.vocab_size, size * room * flops(decoder, 1, 1), calls,
-                   sequential=room, moved=read)  # fmt: skip
+                   sequential=room, moved=reading)  # fmt: skip
 
     def judge(self, judge: Sequence[AbstractJudge], size: int, rows: int) -> Iterator[Call]:
         """Judgements of so many rows by each model of a judge, in batches of at most `size`."""

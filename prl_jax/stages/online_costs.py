@@ -21,6 +21,7 @@ from prl_jax.runs.context import sampling_of
 from prl_jax.runs.models import Policy
 from prl_jax.stages.kind import Costs
 from prl_jax.stages.online_models import Learner, construct
+from prl_jax.stages.online_samples import prompts_to_read
 from prl_jax.stages.online_section import anchors_stage, judges_of, method_in, schedule_in, steps_of, warmup_of
 from prl_jax.training.policy import make_updates, prepare
 from prl_jax.training.rollout import CriticContext, Critique, Experience
@@ -33,7 +34,8 @@ def functions(models: AbstractModels, name: str) -> Iterator[Step]:
     held, size = _holding(built), section.prompts_per_step * section.group_size
     # The policy that samples is the one that is trained; it has the lengths of the one that it started from.
     policy = built.reference._replace(model=built.state.policy.model)
-    yield from generating(models, name, policy, size, built.sampling, held)
+    _, group = prompts_to_read(range(section.prompts_per_step), section.group_size, models.mesh)
+    yield from generating(models, name, policy, size, built.sampling, held, group=group)
     yield from _standing_in(models, name, built, policy, held)
     asked = judged_rows(models.config, section, built.method)
     for judge in judges_of(section):
@@ -131,7 +133,8 @@ def calls(estimate: Estimate, name: str) -> Iterator[Call]:
     length, room = card.max_prompt + card.max_response, card.max_response
     decoder, trained_models = models.trained_config(name), 1 + method.baseline.reads_values
     draws = schedule_in(section).draws
-    yield from estimate.generate(section.policy, size, size * steps * draws)
+    _, group = prompts_to_read(range(section.prompts_per_step), section.group_size, estimate.mesh)
+    yield from estimate.generate(section.policy, size, size * steps * draws, group)
     if method.opponents.candidates == "sampled" or method.baseline.reads_greedy:
         yield from estimate.generate(section.policy, section.prompts_per_step, section.prompts_per_step * steps)
     judged = judged_rows(estimate.config, section, method) * draws

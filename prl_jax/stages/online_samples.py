@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -151,16 +151,16 @@ def _draw(
     asked = [setup.records[i].prompt for i in index]
     prompts = [prompt for prompt in asked for _ in range(size)]
     anchors = [texts for texts in beside.anchors for _ in range(size)]
-    local_prompts = [prompts[i] for i in local_rows(context.mesh, len(prompts))]
+    read, group = prompts_to_read(asked, size, context.mesh)
+    local_prompts = [read[i] for i in local_rows(context.mesh, len(read))]
     encoded = encode_prompts(setup.tokenizer, local_prompts, length=setup.card.max_prompt)
     encoded = put_batch(shortened(encoded, greatest(int(encoded.mask.sum(1).max()))), context.mesh)
     sampling, drawing = (stream_key(context.key, stream, n) for stream in (Stream.RESPONSES, Stream.OPPONENTS))
     if attempt:
         again = stream_key(context.key, Stream.REDRAWS, n)
         sampling, drawing = (jax.random.fold_in(again, 2 * attempt + k) for k in range(2))
-    rollout = generate(
-        state.policy.model, encoded.tokens, encoded.mask, row_keys(sampling, 0, len(prompts)), config=setup.sampling
-    )
+    keys = row_keys(sampling, 0, len(prompts))
+    rollout = generate(state.policy.model, encoded.tokens, encoded.mask, keys, config=setup.sampling, group=group)
     known, cut = fetch((rollout, encoded.truncated), context.mesh)
     responses, ended = read_responses(setup.tokenizer, known, setup.sampling)
     if setup.sampling.stop:
@@ -185,11 +185,19 @@ def _draw(
         greedy=greedy,
         rollout=rollout,
         stopped=stop_reasons(ended, setup.sampling.stop_ids),
-        truncated_prompts=int(cut.sum()),
+        truncated_prompts=group * int(cut.sum()),
         cut_judgements=cuts,
         disagreement=rewarded.disagreement,
         redrawn=len(groups) if attempt else 0,
     )
+
+
+def prompts_to_read(asked: Sequence[Any], size: int, mesh: Mesh) -> tuple[list[Any], int]:
+    """The prompts of a step as the policy reads them, and to how many rows each goes out: every prompt once for its
+    whole group, or, where devices would have to share one, once for each response."""
+    if whole_batch(len(asked), mesh) == len(asked):
+        return list(asked), size
+    return [prompt for prompt in asked for _ in range(size)], 1
 
 
 def _redrawn(done: Step, again: Step, rows: np.ndarray, mesh: Mesh) -> Step:

@@ -54,6 +54,19 @@ def trainer_logits(model):
     return lambda rollout: np.asarray(run(Rollout(*map(jnp.asarray, rollout))))
 
 
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_a_prompt_is_read_once_for_its_group(model, prompts, keys, share):
+    """The same responses as to a batch that has the prompt once for each."""
+    policy = model if share is None else MixedDecoder(model, make_decoder(2, layers=1), share)
+    few = [x[: ROWS // 2] for x in prompts]
+    config = dataclasses.replace(CONFIG, repetition_penalty=1.3)
+    found = jax.device_get(generate(policy, *few, keys, config=config, group=2))
+    expected = jax.device_get(generate(policy, *(jnp.repeat(x, 2, axis=0) for x in few), keys, config=config))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert len({tuple(row) for row in found.response}) > ROWS // 2
+
+
 def test_row_08_a_row_depends_on_its_key_and_prompt_alone(model, prompts, keys, rollout):
     """Other batch mates, another place in the batch, another split of the batch."""
     order = np.random.default_rng(0).permutation(ROWS)

@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
 from prl_jax.methods import METHODS, PIECES, SLOTS, Preset, baselines, opponents, regularisers, rewards, surrogates  # noqa: E402, I001
+from prl_jax.methods.direct_table import DIRECT  # noqa: E402
+from prl_jax.recipes.rounds import ITERATIVE  # noqa: E402
 
 FILE = ROOT / "docs" / "methods.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -129,7 +131,9 @@ def measured() -> str:
     dates, counts = sorted({row["date"] for row in rows}), sorted(set(seeds.values()))
     number = " or ".join(map(str, counts)) + (" seed" if counts == [1] else " seeds")
     made = f"made on {dates[0]}" if len(dates) == 1 else f"made from {dates[0]} to {dates[-1]}"
-    below = f"{len(rows)} runs of {len(seeds)} methods, {number} each, {made} on two CPU cores that had other work too."
+    runs = sum(not getattr(one, "misses", "") for table in (METHODS, DIRECT, ITERATIVE) for one in table.values())
+    below = f"{len(rows)} runs of {len(seeds)} of {runs} methods so far, {number} each, {made} on two CPU "
+    below += "cores that had other work too."
     return GALLERY.format(below="\n".join(textwrap.wrap(below, 120)), table=(RESULTS / "gallery.md").read_text())
 
 

@@ -165,7 +165,7 @@ def decode(
 
 
 def _noise(keys: Key[Array, "B"], total: int) -> Float[Array, "B T"]:
-    """What decides about each token of each row, at once: inside the loop it would take a twentieth of the time."""
+    """Uniform numbers, one for each token of each row: inside the loop they would take a twentieth of its time."""
     one = lambda key, index: jax.random.uniform(jax.random.fold_in(key, index))  # noqa: E731
     whole = jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))
     return constrain(whole(keys, jnp.arange(total)), "rows", None)

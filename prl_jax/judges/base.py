@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, Shaped
 
+from prl_jax.errors import UserError
 from prl_jax.processes import batch_rows, fetch, greatest, put_batch, whole_batch
 from prl_jax.text.chat import Prompt
 from prl_jax.text.padding import static_length
@@ -161,7 +162,8 @@ def in_batches(
 
     Args:
       forward: rows of a batch -> a number or more for each.
-      encode: which rows, of `count` -> these rows, numpy, right-padded, and what else is to be known of each.
+      encode: which rows, of `count` -> these rows, numpy, right-padded, and what else is to be known of each; it may
+        refuse one with a `UserError`.
       batch_size: rows of a batch, at most; a little more where the mesh has more shards.
       mesh: cuts the rows over its devices and processes; None computes where the parameters of `forward` are.
       sizes: of `count` rows about how long each is, in any unit; in the order given where nothing tells.
@@ -172,15 +174,20 @@ def in_batches(
     size = min(batch_size, 1 << (count - 1).bit_length())
     size = size if mesh is None else whole_batch(size, mesh)
     order = np.arange(count) if sizes is None else np.argsort(sizes, kind="stable")
-    found, running = [], []
+    found, running = [], None
     for index in batch_rows(count, size, mesh):
-        rows, flags = encode(order[index])
-        rows = trimmed(rows, alone=mesh is None)
-        rows, flags = (rows, flags) if mesh is None else put_batch((rows, flags), mesh)
-        running.append((forward(rows), flags))
-        found += [fetch(one, mesh) for one in running[:-1]]
-        running = running[-1:]
-    found += [fetch(one, mesh) for one in running]
+        try:
+            rows, flags = encode(order[index])
+        except UserError:
+            for row in range(count):  # the first row that is refused is named, not the shortest one
+                encode(np.array([row]))
+            raise
+        batch = trimmed(rows, alone=mesh is None), flags
+        rows, flags = batch if mesh is None else put_batch(batch, mesh)
+        before, running = running, (forward(rows), flags)
+        if before is not None:
+            found.append(fetch(before, mesh))
+    found.append(fetch(running, mesh))
     back = np.argsort(order, kind="stable")
     values, known = (np.concatenate(parts)[:count][back] for parts in zip(*found, strict=True))
     return values, known

@@ -110,7 +110,8 @@ def attend(
     Args:
       q, k, v: scaled queries, of which G share a key and value head.
       segments: a token attends to those of its own segment at or before it; 0 is padding, which is nobody's key and
-        whose own outputs are finite and unused. `cudnn` takes rows of one segment, with padding on either side.
+        whose own outputs are finite and unused. `cudnn` is for rows of one segment without gaps, numbered 1; rows of
+        several are given to `chunked`.
       backend: one that `choose` gives.
       softcap: `cap tanh(scores / cap)`; 0 for none.
       window: how many tokens back a token attends, itself included; 0 for no limit.
@@ -120,7 +121,11 @@ def attend(
       In the dtype of `v`; scores and their softmax are float32.
     """
     if backend == "cudnn":
-        return _either(_cudnn, q, k, v, segments, window, local)
+        # Only the arrays tell whether a row has several segments, of which the kernel knows nothing.
+        options = dict(segments=segments, softcap=softcap, window=window, local=local)
+        one = lambda q, k, v: _either(_cudnn, q, k, v, segments, window, local)  # noqa: E731
+        several = functools.partial(attend, backend="chunked", **options)
+        return jax.lax.cond(jnp.all(segments <= 1), one, several, q, k, v)
     if backend == "splash":
         return _either(functools.partial(_splash, softcap=softcap), q, k, v, segments, window, local)
     reach = jnp.where(local, window, q.shape[1]) if window else q.shape[1]
@@ -150,7 +155,7 @@ def attention_mask(
     segments: Int[Array, "B S"],
     reach: Int[Array, ""] | int,
     queries: Int[Array, "B C"] | None = None,
-    first: Int[Array, "*B"] | int = 0,
+    first: Int[Array, "B"] | Int[Array, ""] | int = 0,
 ) -> Bool[Array, "B C S"]:
     """Which keys of a row its queries see: those of their segment, at most `reach` tokens back; never padding.
 

@@ -88,5 +88,12 @@ def _measurement(section: Any) -> str:
         return ""
     count = f"{prompts['limit']:,} prompts" if prompts.get("limit") else "all prompts"
     after = f" after the first {prompts['skip']:,}" if prompts.get("skip") else ""
-    source = prompts.get("path") or f"{prompts.get('kind')} ({prompts.get('split')})"
-    return f"{count}{after} of {source}, judged by {called(str(section.get('judge')))}"
+    return f"{count}{after} of {_source(prompts)}, judged by {called(str(section.get('judge')))}"
+
+
+def _source(source: Mapping[str, Any]) -> str:
+    """A source of records in words; of a mixture, those of its parts."""
+    parts = source.get("mix")
+    if isinstance(parts, Mapping) and parts:
+        return " and ".join(_source(part) for part in parts.values() if isinstance(part, Mapping))
+    return source.get("path") or f"{source.get('kind')} ({source.get('split')})"

@@ -56,7 +56,7 @@ class Comparisons(NamedTuple):
 
 
 def truth_of(config: ConfigDict, section: ConfigDict, judges: Mapping[str, Judge]) -> Truth | None:
-    """Whom the section believes about its responses; None where nobody is known to be right."""
+    """Returns the judge that the section believes about its responses; None where nobody is known to be right."""
     name = watched_by(section)
     if not name:
         return None

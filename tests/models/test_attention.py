@@ -78,16 +78,13 @@ def test_a_layer_that_learns_when_it_runs_whether_it_has_a_window(backend):
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 7}])
-@pytest.mark.parametrize("padding", [(0, 0), (9, 0), (0, 9), (4, 5)])
-def test_rows_are_turned_for_the_kernel_of_gpus_and_back(padding, options):
-    """The kernel itself runs on GPUs alone: here XLA's form of the same function stands for it."""
-    inputs, segments = arrays(40), one_segment(40, *padding)
-    window = options.get("window", 0)
-
-    def within(q, k, v):
-        return attention._cudnn(q, k, v, segments, window, implementation="xla")
-
-    assert_alike(within, inputs, segments, tolerance=2e-5, **options)
+@pytest.mark.parametrize("segments", [one_segment(40), one_segment(40, 9), one_segment(40, 0, 9), packed(40)])
+def test_rows_are_turned_for_the_kernel_of_gpus_and_back(segments, options, monkeypatch):
+    """The kernel itself runs on GPUs alone: here XLA's form of the same function stands for it. Rows of several
+    segments, which it would mix, are not given to it."""
+    monkeypatch.setattr(attention, "_cudnn", functools.partial(attention._cudnn, implementation="xla"))
+    within = functools.partial(attend, segments=segments, backend="cudnn", **options)
+    assert_alike(within, arrays(40), segments, tolerance=2e-5, **options)
 
 
 def test_the_kernel_of_gpus_is_what_a_program_for_gpus_calls(monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prl_jax.reporting import figures
+from prl_jax.reporting import figures, names
 from prl_jax.reporting.inputs import RunFiles, StageFiles
 
 
@@ -156,3 +156,10 @@ def test_files_are_pictures_whatever_the_names(tmp_path, name):
     assert list(paths) == ["arms"]
     with Image.open(paths["arms"]) as picture:
         assert picture.format == "PNG" and picture.width > 400 and len(picture.convert("L").getcolors()) > 10
+
+
+def test_the_caption_names_the_parts_of_a_mixture():
+    parts = {"own": {"kind": "jsonl", "path": "a.jsonl", "weight": 1.0}, "built_in": {"kind": "gold", "split": "test"}}
+    section = {"prompts": {"kind": "mix", "path": "", "split": "train", "limit": 0, "mix": parts}, "judge": "bt"}
+    measured = RunFiles(Path("x"), "x", {"ppo": {"evaluation": section}}, {}, [stage("ppo", "rewarded", [])], [])
+    assert "on all prompts of a.jsonl and gold (test), judged by" in names.kl_caption(measured)

@@ -25,6 +25,7 @@ from prl_jax.errors import UserError
 from prl_jax.files import local_path
 
 KINDS = ("gold", "jsonl", "tfds")
+_MOST_TIMES = 10_000  # that a mixture reads a part in an epoch
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,9 @@ def mixed(parts: Sequence[Records], weights: Sequence[float]) -> Records:
     Args:
       parts: with at least one record each.
       weights: above 0, one a part.
+
+    Raises:
+      UserError: for weights so different that a part would be read more than 10,000 times.
     """
     sizes = [len(part) for part in parts]
     counts = mixed_rows(sizes, weights)
@@ -143,8 +147,15 @@ def mixed(parts: Sequence[Records], weights: Sequence[float]) -> Records:
 
 def mixed_rows(sizes: Sequence[int], weights: Sequence[float]) -> np.ndarray:
     """How often each part of a mixture gives a record; `sizes` says how many it has."""
-    shares = np.asarray(weights, np.float64) / np.sum(weights)
-    return np.maximum(np.rint(np.max(np.asarray(sizes) / shares) * shares).astype(np.int64), sizes)
+    shares = np.maximum(np.asarray(weights, np.float64) / np.max(weights), 1e-30)
+    counts = np.max(np.asarray(sizes) / shares) * shares
+    most = int(np.argmax(counts / sizes))
+    if not counts[most] <= _MOST_TIMES * sizes[most]:
+        raise UserError(
+            f"weights {tuple(weights)}: for each record of the others to come once, the {sizes[most]} of part "
+            f"{most + 1} would come more than {_MOST_TIMES:,} times; expected weights that differ less"
+        )
+    return np.maximum(np.rint(counts).astype(np.int64), sizes)
 
 
 def load_records(spec: SourceSpec, what: str, *, data_dir: Path) -> Records:

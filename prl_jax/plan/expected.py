@@ -18,7 +18,7 @@ from prl_jax.config.rules import MIX, parts_of, value_at, whole_of
 from prl_jax.costs.models import AbstractModels
 from prl_jax.data.gold import make_arguments
 from prl_jax.data.sources import mixed_rows
-from prl_jax.errors import UserError
+from prl_jax.errors import UserError, naming
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.models.attention import choose
 from prl_jax.plan.knobs import helpful_keys
@@ -175,7 +175,8 @@ def _counter(contexts: Sequence[StageContext], measurements: Measurements) -> Ca
         source, what = value_at(section, key), KINDS[section.kind].rules.sources[whole_of(key)]
         if source.kind == MIX:
             sizes = [count(stage, part) for part in parts_of(section, key)]
-            return int(mixed_rows(sizes, [part.weight for part in source[MIX].values()]).sum())
+            with naming(f"{stage}.{key}"):
+                return int(mixed_rows(sizes, [part.weight for part in source[MIX].values()]).sum())
         if source.kind == OF_STAGE and not first.pairs_file(source).is_file():
             rows = count(source.path, "prompts") * most_pairs(first.config[source.path])
         elif source.kind == "gold":

@@ -103,7 +103,9 @@ class StageContext:
         """Records of a source section, without those that cannot be read."""
         if source.kind == MIX:
             parts = source[MIX].values()
-            return mixed([self.records(part, what) for part in parts], [part.weight for part in parts])
+            read = [self.records(part, what) for part in parts]
+            with naming(self.name):
+                return mixed(read, [part.weight for part in parts])
         with naming(self.name):
             records = self.all_records(source, what)
         left_out = self.left_out.get(source_key(source, what), ())

@@ -88,6 +88,13 @@ def test_a_mixture_has_every_record_in_shares_as_the_weights(tmp_path: Path, siz
     assert len({record.id for record in records.with_unique_ids()}) == len(records)
 
 
+@pytest.mark.parametrize("weights", [(1e12, 1e-9), (1e300, 1e-300), (1.0, 1e5)])
+def test_weights_that_no_data_can_fill_are_refused(weights) -> None:
+    with pytest.raises(UserError, match=r"weights \(.*\): .*more than 10,000 times"):
+        mixed_rows((8, 8), weights)
+    assert tuple(mixed_rows((8, 8), (1.0, 1e-4))) == (80_000, 8)
+
+
 def test_empty_data_set(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n")

@@ -147,6 +147,13 @@ def test_parts_of_a_mixture_are_sources_by_their_keys(tmp_path, change, words):
     assert says(run(tmp_path, f"sft.data.{change}", config=tmp_path / "mixed.py"), *words)
 
 
+def test_weights_of_a_mixture_that_no_data_can_fill_are_refused(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "response": "b"}])
+    (tmp_path / "mixed.py").write_text(MIXED.replace("PATH", str(tmp_path / "rows.jsonl")))
+    line = run(tmp_path, "sft.data.mix.own.weight=1e9", config=tmp_path / "mixed.py")
+    assert says(line, "sft.data: weights (2.0, 1000000000.0)", "1 of part 2", "more than 10,000 times")
+
+
 def test_data_of_a_later_stage_is_read_before_the_first_one(tmp_path):
     data = tmp_path / "pairs.jsonl"
     rows = [f"genrm.data.{key}" for key in ("kind=jsonl", f"path={data}")]

@@ -40,6 +40,15 @@ def test_each_stage_says_its_memory_and_time_and_nothing_is_written(tmp_path):
     assert not any("warning" in line for line in lines) and not list(tmp_path.iterdir())
 
 
+def test_a_backend_that_cannot_run_here_is_told_once(tmp_path):
+    config = config_of(QUICKSTART)
+    config.model.attention = "splash"
+    line, header, *_ = told(tmp_path, config)
+    assert line == "model.attention: splash runs on TPUs alone: chunked instead" and "each device" in header
+    config.model.attention = "chunked"
+    assert "each device" in told(tmp_path, config)[0]
+
+
 def test_what_cannot_fit_is_refused_and_what_may_not_is_one_line_with_the_keys_that_help(tmp_path, monkeypatch):
     monkeypatch.setattr(expected, "memory_of_device", lambda mesh: 60 * 2.0**20)
     warnings = [line for line in told(tmp_path) if "warning" in line]

@@ -13,7 +13,8 @@ from prl_jax.stages import config as c
 
 def get_config(variant: str = "all") -> ConfigDict:
     """`all`: both judges, both kinds of anchors, PPO on scores and on each kind of opponent. `short`: one of each kind,
-    long enough to be interrupted in the middle."""
+    long enough to be interrupted in the middle. `decided`: the same, with a judge that tells responses apart, so that
+    rewards differ by more than rounding does."""
     steps = 6 if variant == "all" else 16
     lengths = dict(max_prompt=12, max_response=6)
     often = dict(log_every="1 steps", save_every="2 steps", evaluate_every="5 steps", batch_size=16)
@@ -33,7 +34,13 @@ def get_config(variant: str = "all") -> ConfigDict:
         sft=c.sft(duration=f"{steps} steps", validation=c.source(split="validation", limit=20), **lengths, **often),
         bt=c.bradley_terry(init_from="sft", duration="4 steps", **lengths, **often),
         genrm=c.generative(
-            init_from="sft", duration=f"{steps} steps", max_length=32, soft_labels=True, result="best", **often
+            init_from="sft",
+            duration=f"{steps} steps",
+            max_length=32,
+            soft_labels=True,
+            result="last" if variant == "decided" else "best",
+            optimizer=dict(learning_rate=0.03) if variant == "decided" else {},
+            **often,
         ),
         anchors=c.anchors(prompts=prompts, samples=3, keep=2, batch_size=16),
         pairwise_ppo=c.online(

@@ -17,7 +17,7 @@ import pytest
 from running import ROOT, environment_of, free_port, in_processes, together, write_rows
 
 pytestmark = pytest.mark.slow
-CONFIG = "tests/configs/micro.py:short"
+CONFIG = "tests/configs/micro.py:decided"
 ALONE = (sys.executable, "-m", "prl_jax", "run", "--config", CONFIG, "--workdir")
 HEARTBEAT = 8
 
@@ -78,7 +78,7 @@ def parts_of(row: dict) -> tuple[list[float], list]:
 
 # Numbers that rounding alone moves by more after many updates, and how far: small differences of large numbers, a count
 # of what is beyond a bound, and a norm.
-LOOSE = {"explained_variance": 2e-3, "kl": 1e-3, "value_clip": 0.025, "grad_norm": 2e-3, "critic_grad_norm": 5e-4}
+LOOSE = {"explained_variance": 2e-3, "kl": 3e-4, "value_clip": 0.025, "grad_norm": 5e-4}
 
 
 def check_same(one: Path, other: Path, made: str = "anchors.jsonl") -> None:

@@ -1,11 +1,13 @@
-"""What do batches that are as long as they need save on real texts, against rows padded to the configured maximum?
+"""What is saved on real texts by batches that are as long as they need, and by packed rows in training, against rows
+padded to the configured maximum?
 
     PRL_DATA_DIR=... .venv/bin/python benchmarks/real_lengths.py --out benchmarks/results/real_lengths.json
 
-A generative judge (size S of `workload_shapes.py`, random weights) reads pairs of each data set in both orders, and a
-policy answers their prompts. A BPE tokenizer of the data gives the lengths; the configured maximum is what the longest
-record takes, rounded up to a power of two, as a careful user would set it. Both ways take turns, in rounds; a ratio is
-the padded way's seconds to the other's, so that above 1 is faster. Judgements of both ways are compared too.
+A generative judge (size S of `workload_shapes.py`, random weights) reads pairs of each data set in both orders, a
+policy answers their prompts, and models are fitted to them, 16 records a step. A BPE tokenizer of the data gives the
+lengths; the configured maximum is what the longest record takes, rounded up to a power of two, as a careful user would
+set it. Both ways take turns, in rounds; a ratio is the padded way's seconds to the other's, so that above 1 is faster.
+What both ways have found is compared too.
 """
 
 from __future__ import annotations
@@ -22,20 +24,31 @@ from typing import Any
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from common import write_result
-from workload_shapes import SIZES
+from workload_shapes import OPTIMIZER, SIZES
 from workload_steps import World
 
-from prl_jax.data.records import PreferenceRecord
+from prl_jax.data.records import PreferenceRecord, SFTRecord
+from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, encode_sft, stack_rows
 from prl_jax.data.sources import SourceSpec, load_records
 from prl_jax.judges import GenerativeJudge
-from prl_jax.models import Decoder
+from prl_jax.models import LOGICAL_AXES, Decoder
+from prl_jax.models.packing import rows_needed
+from prl_jax.optim import make_optimizer
+from prl_jax.processes import put_batch
 from prl_jax.sampling import SamplingConfig, respond
 from prl_jax.text.chat import encode_prompt
-from prl_jax.text.judging import JudgeTemplate, encode_judge_row
+from prl_jax.text.judging import JudgeTemplate, encode_judge_row, verdict_ids
 from prl_jax.text.tokenizer import BPETokenizer
+from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
+from prl_jax.training.sft import sft_objective
+from prl_jax.training.state import create_state
+from prl_jax.training.step import Objective, make_train_step
+from prl_jax.types import TokenRows
 
+BATCH = 16
 SETS = ("ukp_convarg1", "hh_harmless_base", "oasst_en100_ranked", "fg_qa_feedback")
 USERS = ("prl_jax.judges.base", "prl_jax.sampling.respond")  # of `static_length`
 
@@ -67,15 +80,88 @@ def measured(name: str, count: int, new_tokens: int, rounds: int) -> Iterator[di
     prompts, first, second = [r.prompt for r in records], [r.chosen for r in records], [r.rejected for r in records]
     orders = [*zip(prompts, first, second, strict=True), *zip(prompts, second, first, strict=True)]
     lengths = [len(encode_judge_row(tokenizer, template, *order, max_length=2**20).ids) for order in orders]
-    most = 1 << (max(lengths) - 1).bit_length()
+    most = rounded(max(lengths))
     judge = GenerativeJudge(model, tokenizer, template, max_length=most, batch_size=16, mesh=world.mesh)
-    times, found = alternated(lambda: judge(prompts, first, second).z_12, rounds)
+    times, found = alternated(both_ways(lambda: judge(prompts, first, second).z_12), rounds)
     gap = float(np.abs(found["padded"] - found["bucketed"]).max())
     yield {"work": "judge", **filled(lengths, most), **times, "largest_difference_of_logits": gap}
     lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in prompts]
-    most = 1 << (max(lengths) - 1).bit_length()
-    times, _ = alternated(lambda: answered(model, tokenizer, prompts, most, new_tokens, world.mesh), rounds)
+    most = rounded(max(lengths))
+    answer = lambda: answered(model, tokenizer, prompts, most, new_tokens, world.mesh)  # noqa: E731
+    times, _ = alternated(both_ways(answer), rounds)
     yield {"work": f"{new_tokens} new tokens", **filled(lengths, most), **times}
+    yield from fitted(world, tokenizer, records, rounds)
+
+
+def fitted(world: World, tokenizer: BPETokenizer, records: list[PreferenceRecord], rounds: int) -> Iterator[Any]:
+    """A row for each kind of model that is fitted to records: one pass over them, padded and packed."""
+    prompts = [len(encode_prompt(tokenizer, record.prompt)) for record in records]
+    answers = [len(tokenizer.encode(text)) + 1 for r in records for text in (r.chosen, r.rejected)]
+    room = dict(max_prompt=rounded(max(prompts)), max_response=rounded(max(answers)))
+    compared = max(2 * answer + prompt for answer, prompt in zip(answers[::2], prompts, strict=True)) + 64
+    template, together = JudgeTemplate(), dict(max_length=rounded(compared))
+    verdicts = verdict_ids(tokenizer, template)
+    chosen = [SFTRecord(r.id, r.prompt, r.chosen) for r in records]
+    kinds: dict[str, tuple[Any, list[Any], Callable[[Any], Any], Callable[[int], Objective]]] = {
+        "sft": (world.decoder(0), chosen, lambda r: encode_sft(tokenizer, r, **room), sft_objective),
+        "bradley_terry": (
+            world.scalar_model(0),
+            records,
+            lambda r: encode_scalar_pair(tokenizer, r, **room),
+            lambda packed: bradley_terry_objective(packed=packed),
+        ),
+        "generative": (
+            world.decoder(0),
+            records,
+            lambda r: encode_generative_pair(tokenizer, template, r, **together),
+            lambda packed: generative_objective(verdicts, packed=packed),
+        ),
+    }
+    for name, (model, data, encode, objective) in kinds.items():
+        encoded = [encode(record)[0] for record in data]
+        batches = [stack_rows(encoded[i : i + BATCH]) for i in range(0, len(encoded) - BATCH + 1, BATCH)]
+        lengths = np.array([np.concatenate([(r.segments > 0).sum(-1) for r in read_by(batch)]) for batch in batches])
+        most = read_by(batches[0])[0].tokens.shape[-1]
+        packed = rows_needed(lengths, most)
+        ways = {"padded": objective(0), "packed": objective(packed)}
+        steps = {way: passes(world, one, model, batches) for way, one in ways.items()}
+        times, found = alternated(steps, rounds)
+        gap = float(np.abs(found["padded"] - found["packed"]).max())
+        yield {
+            "work": f"fit {name}",
+            **filled(lengths.reshape(-1).tolist(), most),
+            "rows_of_a_batch": lengths.shape[1],
+            "packed_rows": packed,
+            **times,
+            "largest_difference_of_losses": gap,
+        }
+
+
+def passes(world: World, objective: Objective, model: Any, batches: list[Any]) -> Callable[[], np.ndarray]:
+    """Returns a function that fits a model to the batches once, from the start, and gives the losses."""
+    optimizer = make_optimizer(**OPTIMIZER)
+    step = make_train_step(objective, optimizer)
+    placed = [put_batch(batch, world.mesh) for batch in batches]
+
+    def once() -> np.ndarray:
+        state, losses = create_state(jax.tree.map(jnp.copy, model), optimizer, world.mesh, LOGICAL_AXES), []
+        for batch in placed:
+            state, metrics = step(state, batch)
+            losses.append(metrics["loss"])
+        return np.array(jax.device_get(losses))
+
+    return once
+
+
+def read_by(batch: Any) -> list[TokenRows]:
+    """The rows of a batch that a model reads."""
+    leaves = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, TokenRows))
+    return [leaf for leaf in leaves if isinstance(leaf, TokenRows)]
+
+
+def rounded(length: int) -> int:
+    """The next power of two."""
+    return 1 << (length - 1).bit_length()
 
 
 def pairs_of(name: str, count: int) -> list[PreferenceRecord]:
@@ -108,18 +194,26 @@ def padded() -> Iterator[None]:
         yield
 
 
-def alternated(work: Callable[[], np.ndarray], rounds: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def both_ways(work: Callable[[], np.ndarray]) -> dict[str, Callable[[], np.ndarray]]:
+    """The same work with batches as long as they may be, and as long as they need."""
+
+    def whole() -> np.ndarray:
+        with padded():
+            return work()
+
+    return {"padded": whole, "bucketed": work}
+
+
+def alternated(ways: dict[str, Callable[[], np.ndarray]], rounds: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Seconds of both ways and the ratio of each round, and what both have given; the first calls compile."""
-    ways = {"padded": padded, "bucketed": contextlib.nullcontext}
     found: dict[str, np.ndarray] = {}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds + 1):
-        for way, context in ways.items():
-            with context():
-                start = time.perf_counter()
-                found[way] = work()
-                if number:
-                    seconds[way].append(round(time.perf_counter() - start, 3))
+        for way, work in ways.items():
+            start = time.perf_counter()
+            found[way] = work()
+            if number:
+                seconds[way].append(round(time.perf_counter() - start, 3))
     ratios = [round(one / other, 2) for one, other in zip(*seconds.values(), strict=True)]
     return {"seconds": seconds, "ratios": ratios, "median_ratio": statistics.median(ratios)}, found
 

@@ -10,24 +10,24 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from prl_jax.errors import UserError
 from prl_jax.models import LOGICAL_AXES, Decoder
+from prl_jax.models.packing import rows_needed
 from prl_jax.optim import make_optimizer
 from prl_jax.processes import put_batch
 from prl_jax.sampling import SamplingConfig, decode, generate, prefill, row_keys
 from prl_jax.sharding import batch_sharding, constrain, make_mesh, sharded_init
-from prl_jax.training.sft import SFT
+from prl_jax.training.sft import SFT, sft_objective
 from prl_jax.training.state import create_state
-from prl_jax.training.step import make_train_step, microbatches
+from prl_jax.training.step import gradients, make_train_step, microbatches
 from prl_jax.tree import flatten
 from prl_jax.types import Rollout, SFTBatch, TokenRows
 
 ROWS, LENGTH = 8, 6
 
 
-def batch() -> SFTBatch:
+def batch(lengths: tuple[int, ...] = (6, 1, 2, 6, 1, 1, 5, 3)) -> SFTBatch:
     """Rows of very unequal length, so that devices hold unequal numbers of tokens."""
-    lengths = np.array([6, 1, 2, 6, 1, 1, 5, 3])
     tokens = random_tokens(0, ROWS, LENGTH + 1)
-    valid = np.arange(LENGTH) < lengths[:, None]
+    valid = np.arange(LENGTH) < np.array(lengths)[:, None]
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), valid.shape)
     return SFTBatch(TokenRows(tokens[:, :-1], positions, valid.astype(np.int32)), tokens[:, 1:], valid)
 
@@ -74,6 +74,23 @@ def check_one_device_equals_eight() -> None:
         for temperature, rollout in rollouts.items():
             for name, array in sample(mesh, temperature)._asdict().items():
                 np.testing.assert_allclose(array, getattr(rollout, name), atol=2e-5, err_msg=name)
+
+
+def check_packed() -> None:
+    """Each device packs its own rows, and the gradient is that of padded rows on one device."""
+    lengths = (3, 2, 1, 4, 2, 2, 5, 1)  # two fit into a row on each of four devices
+    one, mesh = make_mesh(devices=jax.devices()[:1]), MESHES[0]
+    found = []
+    for where, packed in ((one, 0), (one, rows_needed(np.array([lengths]), LENGTH)), (mesh, 4)):
+        rows = put_batch(batch(lengths), where)
+        with jax.set_mesh(where):
+            step = jax.jit(lambda model, rows, packed=packed: gradients(sft_objective(packed), model, rows))
+            found.append(jax.device_get(step(on_mesh(decoder(), where), rows)))
+    expected, metrics = found[0]
+    for grads, others in found[1:]:
+        np.testing.assert_allclose(others["loss"], metrics["loss"], rtol=1e-6)
+        for name, array in flatten(grads).items():
+            np.testing.assert_allclose(array, flatten(expected)[name], atol=1e-6, err_msg=name)
 
 
 def check_where_things_lie() -> None:
@@ -136,4 +153,5 @@ if __name__ == "__main__":
     check_shardings()
     check_where_things_lie()
     check_one_device_equals_eight()
+    check_packed()
     print("equal")

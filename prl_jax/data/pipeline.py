@@ -5,6 +5,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import Int
 
 from prl_jax.data.rows import stack_rows
 from prl_jax.errors import UserError
@@ -54,11 +55,22 @@ def batch_iterator(
             f"{len(records)} records in {epochs} epochs do not fill one batch of {batch_size}: "
             "lower the batch size or give more data"
         )
-    order = grain.MapDataset.source(records)
-    if shuffle:
-        # Grain shuffles epoch e with seed + e; spreading the seeds keeps runs of neighbouring seeds apart.
-        order = order.shuffle(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
-    order = order.repeat(epochs).map(encode)
+    order = _order(len(records), seed, shuffle, epochs).map(lambda number: encode(records[number]))
     batches = grain.MapDataset.range(len(order) // batch_size)
     batches = batches.map(lambda k: stack_rows([order[k * batch_size + row] for row in indices]))
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def batch_numbers(count: int, *, batch_size: int, seed: int, batches: int) -> Int[np.ndarray, "K B"]:
+    """The numbers of the records in the first global batches of `batch_iterator`, of `count` records without end."""
+    order = _order(count, seed, shuffle=True, epochs=None)
+    return np.array([order[i] for i in range(batches * batch_size)], np.int64).reshape(batches, batch_size)
+
+
+def _order(count: int, seed: int, shuffle: bool, epochs: int | None) -> grain.MapDataset:
+    """Numbers of records, epoch after epoch."""
+    order = grain.MapDataset.range(count)
+    if shuffle:
+        # Grain shuffles epoch e with seed + e; spreading the seeds keeps runs of neighbouring seeds apart.
+        order = order.shuffle(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    return order.repeat(epochs)

@@ -7,12 +7,27 @@ from jaxtyping import Array, Float
 
 from prl_jax.losses import chunked_logprobs
 from prl_jax.models import Decoder
+from prl_jax.models.packing import pack
 from prl_jax.types import SFTBatch
 
 
-def response_log_probs(model: Decoder, rows: SFTBatch) -> Float[Array, "B"]:
-    """Log-probability of each response, its end included, behind its prompt: a sum over tokens, float32."""
+def response_log_probs(model: Decoder, rows: SFTBatch, packed: int = 0) -> Float[Array, "B"]:
+    """Log-probability of each response, its end included, behind its prompt: a sum over tokens, float32.
+
+    Args:
+      model: a policy.
+      rows: prompts with responses.
+      packed: how many rows the model reads these in (`packing.pack`); 0 for as they are.
+    """
     options = dict(softcap=model.logit_softcap, unused=model.config.unused)
+    if packed:
+        together = pack(rows.rows, packed)
+        hidden, targets, mask = (
+            model.hidden(*together.rows),
+            together.spread(rows.targets),
+            together.spread(rows.mask),
+        )
+        return together.of_rows(chunked_logprobs(hidden, model.output_embedding(), targets, mask, **options)[0])
     hidden = model.hidden(*rows.rows)
     logp, _ = chunked_logprobs(hidden, model.output_embedding(), rows.targets, rows.mask, **options)
     return logp.sum(-1)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from prl_jax.models.config import DecoderConfig
 from prl_jax.models.decoder import Decoder
+from prl_jax.models.packing import pack
 from prl_jax.sharding import SPREAD, constrain
 from prl_jax.tree import flatten, unflatten
 from prl_jax.types import TokenRows
@@ -47,21 +48,33 @@ class ScalarModel(nnx.Module):
         """A float32 number a token (a critic's values)."""
         return self.scalar(self.decoder.hidden(*rows))
 
-    def score(self, rows: TokenRows) -> Float[Array, "B"]:
-        """The number at the last valid token of each row (a reward), float32."""
-        return self.scalar(last_hidden(self.decoder, rows))
+    def score(self, rows: TokenRows, packed: int = 0) -> Float[Array, "B"]:
+        """The number at the last valid token of each row (a reward), float32; `packed` as in `last_hidden`."""
+        return self.scalar(last_hidden(self.decoder, rows, packed))
 
 
-def verdict_log_probs(model: Decoder, rows: TokenRows, verdicts: tuple[int, int]) -> Float[Array, "B 2"]:
-    """Log-probabilities of two tokens behind the last valid token of each row, over the whole vocabulary, float32."""
-    hidden = constrain(last_hidden(model, rows), "batch", "stream", rules=SPREAD)
+def verdict_log_probs(
+    model: Decoder, rows: TokenRows, verdicts: tuple[int, int], packed: int = 0
+) -> Float[Array, "B 2"]:
+    """Log-probabilities of two tokens behind the last valid token of each row, over the whole vocabulary, float32;
+    `packed` as in `last_hidden`."""
+    hidden = constrain(last_hidden(model, rows, packed), "batch", "stream", rules=SPREAD)
     logits = constrain(model.logits(hidden), "batch", "vocab", rules=SPREAD)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     return log_probs[:, jnp.array(verdicts)]
 
 
-def last_hidden(model: Decoder, rows: TokenRows) -> Float[Array, "B D"]:
-    """The final hidden state at the last valid token of each row."""
+def last_hidden(model: Decoder, rows: TokenRows, packed: int = 0) -> Float[Array, "B D"]:
+    """The final hidden state at the last valid token of each row.
+
+    Args:
+      model: a decoder.
+      rows: of one segment each where they are packed.
+      packed: how many rows the model reads these in (`packing.pack`); 0 for as they are.
+    """
+    if packed:
+        together = pack(rows, packed)
+        return together.at_last(model.hidden(*together.rows))
     return model.hidden_at(*rows, last_index(rows.segments))
 
 

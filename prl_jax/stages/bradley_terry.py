@@ -33,9 +33,9 @@ def planned_card(section: ConfigDict) -> ModelCard:
     return ModelCard("scalar_judge", {}, section.max_prompt, section.max_response)
 
 
-def objective(section: ConfigDict, verdicts: tuple[int, int]) -> Objective:
+def objective(section: ConfigDict, verdicts: tuple[int, int], packed: int) -> Objective:
     """Returns the objective that the section asks for; scores have no verdicts."""
-    return bradley_terry_objective(label_smoothing=section.label_smoothing, center=section.center)
+    return bradley_terry_objective(label_smoothing=section.label_smoothing, center=section.center, packed=packed)
 
 
 def run(context: StageContext) -> dict[str, float]:

@@ -34,12 +34,13 @@ from prl_jax.training.direct import LENGTHS, direct_objective
 from prl_jax.types import DirectPairs, SFTBatch
 
 
-def objective(section: ConfigDict, verdicts: tuple[int, int]) -> Any:
+def objective(section: ConfigDict, verdicts: tuple[int, int], packed: int) -> Any:
     """Returns the objective that the section asks for; a policy has no verdicts."""
     keys = ("length", "sft_weight", "sft_length", "value_weight", "beta_scale", "beta_scale_rate")
     loss, values = loss_in(section), {key: section[key] for key in keys}
     # Targets of gaps are what records say of each response, or follow from what they say of the pair.
-    return direct_objective(loss, **values, gap_of_label=loss.reads == "gap" and section.label in ("hard", "soft"))
+    gap_of_label = loss.reads == "gap" and section.label in ("hard", "soft")
+    return direct_objective(loss, **values, gap_of_label=gap_of_label, packed=packed)
 
 
 _NEXT = 8  # records behind a record, among which one with another prompt is looked for
@@ -122,7 +123,7 @@ def run(context: StageContext) -> dict[str, float]:
         card=card,
         models=models,
         fit=FIT,
-        objective=objective(section, (0, 0)),
+        verdicts=(0, 0),
         records=pairs["data"],
         validation=pairs["validation"],
         encode=encode,

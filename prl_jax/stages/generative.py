@@ -63,9 +63,9 @@ def planned_card(section: ConfigDict) -> ModelCard:
     return ModelCard("generative_judge", {}, section.max_length, 1, dataclasses.asdict(template_of(section)), merge)
 
 
-def objective(section: ConfigDict, verdicts: tuple[int, int]) -> Objective:
+def objective(section: ConfigDict, verdicts: tuple[int, int], packed: int) -> Objective:
     """Returns the objective that the section asks for; `verdicts` are the tokens of its words."""
-    return generative_objective(verdicts, form=section.form, w_ce=section.w_ce, w_cons=section.w_cons)
+    return generative_objective(verdicts, form=section.form, w_ce=section.w_ce, w_cons=section.w_cons, packed=packed)
 
 
 def run(context: StageContext) -> dict[str, float]:

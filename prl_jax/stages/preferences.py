@@ -60,7 +60,7 @@ def train(
         card=card,
         models=models,
         fit=fit,
-        objective=fit.objective(section, verdicts),
+        verdicts=verdicts,
         records=records,
         validation=validation,
         encode=soft if section.soft_labels else encode,

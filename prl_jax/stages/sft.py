@@ -20,7 +20,7 @@ from prl_jax.stages import supervised
 from prl_jax.stages.kind import Kind, Reads
 from prl_jax.stages.shown import shown_samples
 from prl_jax.stages.supervised_costs import demonstrations, fitting_costs
-from prl_jax.training.sft import SFT
+from prl_jax.training.sft import sft_objective
 
 
 def declare(**values: Any) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def run(context: StageContext) -> dict[str, float]:
         card=card,
         models=models,
         fit=FIT,
-        objective=SFT,
+        verdicts=(0, 0),
         records=records,
         validation=validation,
         encode=functools.partial(
@@ -69,7 +69,7 @@ def _to_imitate(records: Records) -> tuple[Records, int]:
     return records.take(np.flatnonzero(better)), int((~better).sum())
 
 
-FIT = supervised.Fit(objective=lambda section, verdicts: SFT)
+FIT = supervised.Fit(objective=lambda section, verdicts, packed: sft_objective(packed))
 KIND = Kind(
     name="sft",
     family="policy",

@@ -66,7 +66,7 @@ def _functions(fit: Fit, batch: Batch, models: AbstractModels, name: str) -> Ite
     section = models.config[name]
     built = construct(models, name, EXAMPLES, fit)
     rows = batch(models, name, section.batch_size, trained_length(models.card(name)))
-    objective = fit.objective(section, models.tokens(name).verdicts)
+    objective = fit.objective(section, models.tokens(name).verdicts, 0)
     dropout = jax.random.key(0) if section.lora.dropout else None
     step = make_train_step(objective, built.optimizer, section.accumulate, dropout=dropout)
     yield Step(name, "train_step", step.trace(built.state, rows), (built.state, rows), _holding(built))

@@ -27,6 +27,7 @@ def direct_objective(
     beta_scale: float = 0.0,
     beta_scale_rate: float = 0.5,
     gap_of_label: bool = False,
+    packed: int = 0,
 ) -> Objective:
     """A direct loss, and what is added to it.
 
@@ -39,6 +40,7 @@ def direct_objective(
         pessimism.
       beta_scale, beta_scale_rate: how much, and how fast, beta grows with the gap of scores (`margin_scale`).
       gap_of_label: whether a loss of gaps takes its target from the label, and not from `target`.
+      packed: how many rows the model reads the responses of a microbatch in (`packing.pack`); 0 for as they are.
     """
     factors = {"direct": 1.0, "sft": sft_weight, "value": value_weight}
     weights = {name: factor for name, factor in factors.items() if factor}
@@ -46,7 +48,8 @@ def direct_objective(
     def seen(model: Decoder, batch: DirectPairs, statistic: Float[Array, ""]) -> tuple[DirectTerms, LossOutput]:
         """Returns what the loss reads, and the likelihood of the better responses."""
         counts = jnp.stack([_tokens(rows) for rows in (batch.response_1, batch.response_2)])
-        sums = jnp.stack(jnp.split(response_log_probs(model, _at_once(batch.response_1, batch.response_2)), 2))
+        both = _at_once(batch.response_1, batch.response_2)
+        sums = jnp.stack(jnp.split(response_log_probs(model, both, packed), 2))
         logp, ratio = sums, sums - batch.reference.T
         if length == "mean":
             logp, ratio = logp / counts, ratio / counts

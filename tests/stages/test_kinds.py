@@ -165,7 +165,7 @@ def run_dummy(context):
         card=dummy_card(section),
         models=models,
         fit=DUMMY_FIT,
-        objective=SFT,
+        verdicts=(0, 0),
         records=records,
         validation=records[:8],
         encode=encode,
@@ -175,7 +175,7 @@ def run_dummy(context):
     return supervised.train(context, task)
 
 
-DUMMY_FIT = supervised.Fit(lambda section, verdicts: SFT)
+DUMMY_FIT = supervised.Fit(lambda section, verdicts, packed: SFT)
 DUMMY = Kind(
     name="dummy",
     family="policy",

@@ -102,10 +102,12 @@ CASES = {
 
 
 LONG = ("direct, means and the batch's mean", "direct, weights of responses", "direct, gaps of labels")
+NIGHTLY = ("tokens", "pairs, clipped", "direct, mismatched")  # others of their kinds are in the tests of every day
+MARKS = {**dict.fromkeys(LONG, [pytest.mark.long]), **dict.fromkeys(NIGHTLY, [pytest.mark.nightly])}
 
 
 @pytest.mark.parametrize(
-    "make", [pytest.param(make, id=name, marks=[pytest.mark.long] * (name in LONG)) for name, make in CASES.items()]
+    "make", [pytest.param(make, id=name, marks=MARKS.get(name, [])) for name, make in CASES.items()]
 )
 def test_row_13_any_number_of_microbatches_gives_the_gradient_of_the_batch(make):
     objective, model, batch = make()

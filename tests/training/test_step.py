@@ -164,7 +164,9 @@ def test_dropout_of_adapters_draws_anew_for_each_key_step_and_row_alone():
     trained, frozen = split(decoder)
     # Not the same number everywhere: what all tokens share cancels in the softmax of attention, and leaves rounding.
     draw = np.random.default_rng(2)
-    decoder = combine(jax.tree.map(lambda x: x + 0.5 * jnp.asarray(draw.normal(size=x.shape), x.dtype), trained), frozen)
+    decoder = combine(
+        jax.tree.map(lambda x: x + 0.5 * jnp.asarray(draw.normal(size=x.shape), x.dtype), trained), frozen
+    )
     row = random_tokens(0, 1, LENGTH)
     rows = TokenRows(*(jnp.asarray(np.repeat(x, 3, 0)) for x in (row, np.arange(LENGTH)[None], np.ones_like(row))))
     same = SFTBatch(rows, rows.tokens, jnp.ones((3, LENGTH), bool))

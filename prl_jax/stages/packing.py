@@ -1,0 +1,88 @@
+"""How many rows a model reads the rows of a batch in, where it reads several short ones in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from prl_jax.data.pipeline import batch_numbers
+from prl_jax.models.attention import choose
+from prl_jax.models.config import DecoderConfig
+from prl_jax.models.packing import rows_needed, shards_of
+from prl_jax.processes import all_rows, fetch
+from prl_jax.runs.context import StageContext
+from prl_jax.sharding import parts
+from prl_jax.training.step import microbatches
+from prl_jax.types import TokenRows
+
+_SHORTEST = 128  # tokens of a row that may be padding; fewer cost less than the packing
+_SHOWN = 500  # rows between two lines of progress
+_MOST = 0.75  # of the rows: with more there is too little to save
+
+
+def packed_rows(
+    context: StageContext,
+    decoder: DecoderConfig,
+    records: Sequence[Any],
+    encode: Callable[[Any], tuple[Any, bool]],
+    *,
+    length: int,
+    reads: int,
+    steps: int,
+) -> tuple[int, int]:
+    """The rows of a microbatch that a model reads packed, and as they are; 0 and those where it reads them as they are.
+
+    The order of the records is known beforehand, so that one number serves all batches of the stage, and every process
+    finds the same.
+
+    Args:
+      context: of the stage.
+      decoder: the model's.
+      records: of the stage's data.
+      encode: record -> one row of a batch and whether it was cut.
+      length: tokens of a row of the model.
+      reads: how many rows the model reads for a row of a batch.
+      steps: of the stage.
+    """
+    section, mesh = context.section, context.mesh
+    size, pieces = section.batch_size, section.accumulate
+    index = jax.jit(lambda: microbatches(jnp.arange(1, size + 1), pieces) if pieces > 1 else jnp.arange(1, size + 1))
+    # What fills microbatches up has the number 0.
+    places = np.asarray(fetch(index(), mesh)).reshape(pieces, -1)
+    count = reads * places.shape[1]
+    if not section.pack or length < _SHORTEST or section.lora.dropout or parts("length") > 1:
+        return 0, count
+    if choose(decoder.attention, decoder.attending(length))[0] == "cudnn":  # which takes one segment a row
+        return 0, count
+    numbers = batch_numbers(len(records), batch_size=size, seed=context.data_seed, batches=steps)
+    used, where = np.unique(numbers, return_inverse=True)
+    lengths = _lengths(context, records, used.tolist(), encode, reads)[where].reshape(steps, size, reads)
+    lengths = np.concatenate([np.zeros_like(lengths[:, :1]), lengths], axis=1)[:, places]  # [steps, pieces, M, reads]
+    shards = shards_of(count)
+    rows = shards * rows_needed(np.moveaxis(lengths, 3, 2).reshape(-1, count // shards), length)
+    return (rows if rows <= _MOST * count else 0), count
+
+
+def _lengths(
+    context: StageContext,
+    records: Sequence[Any],
+    numbers: Sequence[int],
+    encode: Callable[[Any], tuple[Any, bool]],
+    reads: int,
+) -> Int[np.ndarray, "N R"]:
+    """Tokens of the rows that the model reads for records of these numbers; each process looks at a part of them."""
+    others = jax.process_count()
+    here = numbers[jax.process_index() :: others]
+    local = np.zeros((len(here), reads), np.int32)
+    with context.progress(len(numbers), name=f"{context.name}.lengths", unit="row") as progress:
+        for i, number in enumerate(here):
+            rows = jax.tree.leaves(encode(records[number])[0], is_leaf=lambda x: isinstance(x, TokenRows))
+            local[i] = [np.count_nonzero(row.segments) for row in rows if isinstance(row, TokenRows)][:reads]
+            if i % _SHOWN == 0:
+                progress.update(min((i + 1) * others, len(numbers)))
+    return all_rows(local, len(numbers))

@@ -34,8 +34,8 @@ def packed_rows(
     length: int,
     reads: int,
     steps: int,
-) -> tuple[int, int]:
-    """The rows of a microbatch that a model reads packed, and as they are; 0 and those where it reads them as they are.
+) -> tuple[int, float]:
+    """The rows in which a model reads those of a microbatch, and their share of these; 0 and 1 for as they are.
 
     The order of the records is known beforehand, so that one number serves all batches of the stage, and every process
     finds the same.
@@ -49,23 +49,29 @@ def packed_rows(
       reads: how many rows the model reads for a row of a batch.
       steps: of the stage.
     """
-    section, mesh = context.section, context.mesh
-    size, pieces = section.batch_size, section.accumulate
-    index = jax.jit(lambda: microbatches(jnp.arange(1, size + 1), pieces) if pieces > 1 else jnp.arange(1, size + 1))
-    # What fills microbatches up has the number 0.
-    places = np.asarray(fetch(index(), mesh)).reshape(pieces, -1)
-    count = reads * places.shape[1]
+    section, size = context.section, context.section.batch_size
     if not section.pack or length < _SHORTEST or section.lora.dropout or parts("length") > 1:
-        return 0, count
+        return 0, 1.0
     if choose(decoder.attention, decoder.attending(length))[0] == "cudnn":  # which takes one segment a row
-        return 0, count
+        return 0, 1.0
+    places = _microbatches(context)
+    count = reads * places.shape[1]
     numbers = batch_numbers(len(records), batch_size=size, seed=context.data_seed, batches=steps)
     used, where = np.unique(numbers, return_inverse=True)
     lengths = _lengths(context, records, used.tolist(), encode, reads)[where].reshape(steps, size, reads)
-    lengths = np.concatenate([np.zeros_like(lengths[:, :1]), lengths], axis=1)[:, places]  # [steps, pieces, M, reads]
+    lengths = np.concatenate([np.zeros_like(lengths[:, :1]), lengths], axis=1)[:, places]  # [steps, parts, M, reads]
     shards = shards_of(count)
     rows = shards * rows_needed(np.moveaxis(lengths, 3, 2).reshape(-1, count // shards), length)
-    return (rows if rows <= _MOST * count else 0), count
+    return (rows, rows / count) if rows <= _MOST * count else (0, 1.0)
+
+
+def _microbatches(context: StageContext) -> Int[np.ndarray, "N M"]:
+    """Which rows of a batch, counted from 1, each microbatch has; 0 where it is filled up."""
+    size, number = context.section.batch_size, context.section.accumulate
+    rows = lambda: jnp.arange(1, size + 1, dtype=jnp.int32)  # noqa: E731
+    if number == 1:
+        return np.asarray(rows())[None]
+    return np.asarray(fetch(jax.jit(lambda: microbatches(rows(), number))(), context.mesh))
 
 
 def _lengths(

@@ -183,7 +183,7 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
     )
     dropout = stream_key(context.key, Stream.DROPOUT) if section.lora.dropout else None
     whole = task.fit.objective(section, task.verdicts, 0)
-    packed, count = packed_rows(
+    packed, share = packed_rows(
         context,
         decoder.config,
         task.records,
@@ -195,7 +195,7 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
     objective = task.fit.objective(section, task.verdicts, packed)
     train_step = make_train_step(objective, optimizer, section.accumulate, dropout=dropout)
     validate, truncated = _validation(context, task, whole), Count()
-    packing = {"packed_rows": packed / count} if packed else {}
+    packing = {"packed_rows": share} if packed else {}
 
     def step(state: TrainState, n: int, samples: JsonlLog) -> tuple[TrainState, Mapping[str, jax.Array]]:
         batch, cut = put_batch(next(iterator), context.mesh)

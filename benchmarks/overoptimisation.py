@@ -29,7 +29,8 @@ from ml_collections import ConfigDict
 from overoptimisation_figure import draw
 
 from prl_jax.artifacts.models import load_judge
-from prl_jax.data.gold import gold_records, utility
+from prl_jax.data.gold import utility
+from prl_jax.data.gold.builder import gold_records
 from prl_jax.data.jsonl import JsonLines, write_jsonl
 from prl_jax.judges import Combination, ScoringJudge
 from prl_jax.reporting.means import t_interval

@@ -222,7 +222,7 @@ def _jsonl(spec: SourceSpec, what: str) -> Records:
 
 
 def _gold(spec: SourceSpec, what: str, data_dir: Path) -> Records:
-    from prl_jax.data.gold import gold_records
+    from prl_jax.data.gold.builder import gold_records  # and with it TFDS
 
     records = gold_records(what, spec.split, data_dir=data_dir, **spec.builder_args)
     return Records(records.__getitem__, range(len(records)))

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from fakes import user
 
-from prl_jax.data.gold import attributes, gold_records, preference, utility
+from prl_jax.data.gold import attributes, preference, utility
+from prl_jax.data.gold.builder import gold_records
 from prl_jax.data.gold.preferences import utility_of
 from prl_jax.judges import GoldJudge
 from prl_jax.methods import Anchors, WinProbability

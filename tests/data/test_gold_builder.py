@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prl_jax.data.gold import gold_records, label_distribution, make_arguments, preference, split_of, utility
+from prl_jax.data.gold import label_distribution, make_arguments, preference, split_of, utility
 from prl_jax.data.gold.arguments import KINDS, SPLITS
+from prl_jax.data.gold.builder import gold_records
 from prl_jax.data.gold.families import answer, parse
 from prl_jax.errors import UserError
 

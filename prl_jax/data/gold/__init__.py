@@ -77,11 +77,11 @@ write them. Labels, lengths and characters are balanced; a fitted response-only 
 accuracy (measured in the tests), where `bayes_accuracy` is about 0.87.
 
 Splits are disjoint by content: a hash of family and payload assigns 8 in 10 to train, 1 to validation, 1 to test, for
-every form, seed and kind of record. `GoldArguments` lists all arguments of `gold_records`.
+every form, seed and kind of record. `GoldArguments` lists all arguments of
+`builder.gold_records`.
 """
 
 from prl_jax.data.gold.arguments import GoldArguments, make_arguments
-from prl_jax.data.gold.builder import PrlGold, gold_records
 from prl_jax.data.gold.candidates import demonstration, split_of, typical_demonstration
 from prl_jax.data.gold.families import FAMILIES, Family, GoldTask, answer, parse, render
 from prl_jax.data.gold.preferences import (
@@ -102,13 +102,11 @@ __all__ = [
     "Family",
     "GoldArguments",
     "GoldTask",
-    "PrlGold",
     "answer",
     "attributes",
     "bayes_accuracy",
     "cyclic",
     "demonstration",
-    "gold_records",
     "label_distribution",
     "make_arguments",
     "parse",

@@ -41,7 +41,12 @@ def _of_equation(equation: Any) -> float:
     if name == "while":
         trips = _bound(params["cond_jaxpr"])
         return trips * (_count(params["body_jaxpr"].jaxpr) + _count(params["cond_jaxpr"].jaxpr))
-    times = {"scan": params.get("length", 1), "pallas_call": _grid(params)}.get(name, 1)
+    runs = {
+        "scan": lambda: params["length"],
+        "pallas_call": lambda: _grid(params),
+        "shard_map": lambda: _devices(params),
+    }
+    times = runs.get(name, lambda: 1)()
     return times * sum((_count(inner) for inner in _inner(params)), 0.0)
 
 
@@ -58,6 +63,12 @@ def _grid(params: Mapping[str, Any]) -> int:
     """How often a Pallas kernel runs."""
     mapping = params.get("grid_mapping")
     return math.prod(size for size in mapping.grid if isinstance(size, int)) if mapping is not None else 1
+
+
+def _devices(params: Mapping[str, Any]) -> int:
+    """The devices that each do what stands in a `shard_map`."""
+    axes = next(value for name, value in params.items() if name.endswith("manual_axes"))  # JAX has renamed it
+    return math.prod(params["mesh"].shape[axis] for axis in axes)
 
 
 def _bound(condition: ClosedJaxpr) -> int:

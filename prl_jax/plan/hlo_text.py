@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 _BYTES = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16, "token": 0, "opaque": 0}
@@ -80,7 +80,7 @@ def parse(text: str) -> dict[str, Computation]:
     """The computations of `compiled.as_text()`."""
     found: dict[str, Computation] = {}
     inside: dict[str, Instruction] | None = None
-    for line in text.splitlines():
+    for line in _lines(text):
         if line.startswith("}"):
             inside = None
         elif inside is None and (header := _COMPUTATION.match(line)):
@@ -90,6 +90,19 @@ def parse(text: str) -> dict[str, Computation]:
             instruction = _instruction(match[2], match[3], bool(match[1]))
             inside[instruction.name] = instruction
     return found
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Each instruction in one line: the attributes of a kernel may go over several, the last of which begins with a
+    brace as the end of a computation does."""
+    held = ""
+    for line in text.splitlines():
+        begins = _INSTRUCTION.match(line) or _COMPUTATION.match(line) or not line or re.match(r"\}(,|$)", line)
+        if begins:
+            yield held
+            held = ""
+        held += line
+    yield held
 
 
 def _instruction(name: str, text: str, is_root: bool) -> Instruction:

@@ -1,9 +1,13 @@
 """FLOPs from jaxprs, against what one counts by hand."""
 
+import functools
+
 import fakes
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
 
 from prl_jax.plan.flops import count_flops
 from prl_jax.types import TokenRows
@@ -30,6 +34,14 @@ def test_a_convolution():
         x, k, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
     )
     assert flops(convolve, x, kernel) == 2 * (2 * 7 * 6) * (3 * 4)
+
+
+def test_what_each_device_does_for_itself_counts_for_all_of_them():
+    mesh = AbstractMesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    for axes, devices in ((("data", "tensor"), 8), (("data",), 4)):
+        here = functools.partial(jax.shard_map, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)
+        each = here(lambda x: x @ x.T, axis_names=set(axes))
+        assert flops(each, jax.ShapeDtypeStruct((8, 5), jnp.float32)) == devices * 2 * 2 * 5 * 2
 
 
 def test_loops_count_as_often_as_they_run():

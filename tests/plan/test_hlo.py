@@ -85,6 +85,18 @@ def test_a_loop_counts_as_often_as_it_runs():
     assert cost.by_kind() == {"all-reduce": (7, 7 * 32.0)}
 
 
+def test_the_attributes_of_a_kernel_may_go_over_several_lines():
+    """As those of splash attention: the last line begins with the brace that ends a computation."""
+    line = '  %k = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={metadata={\n'
+    line += '"block":"512"\n}}, metadata={op_name="kernel"}\n'
+    before = next(line for line in TEXT.splitlines(keepends=True) if "%next = " in line)
+    (body,) = [c for c in parse(TEXT.replace(before, line + before)).values() if "next" in c.instructions]
+    (whole,) = [c for c in parse(TEXT).values() if "next" in c.instructions]
+    assert body.root == whole.root
+    assert set(body.instructions) == {*whole.instructions, "k"}
+    assert 'op_name="kernel"' in body.instructions["k"].text
+
+
 UNROLLED = TEXT.replace("%one = s32[] constant(1)", "%one = s32[] constant(STEP)")
 FUSED = UNROLLED.replace(
     "%next = s32[]{:T(128)S(6)} add(%i, %one)",

@@ -11,11 +11,12 @@ from fakes import LetterTokenizer, make_decoder, make_scalar_model, user
 
 from prl_jax.data.records import PreferenceRecord, SFTRecord
 from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, encode_sft, stack_rows
+from prl_jax.models.packing import rows_needed
 from prl_jax.sampling import SamplingConfig, generate, row_keys
 from prl_jax.text.chat import encode_prompt
 from prl_jax.text.judging import JudgeTemplate, verdict_ids
 from prl_jax.training.reward_model import bradley_terry_objective, generative_objective
-from prl_jax.training.sft import SFT
+from prl_jax.training.sft import SFT, sft_objective
 from prl_jax.training.step import gradients
 from prl_jax.types import SFTBatch, TokenRows
 
@@ -121,5 +122,32 @@ def test_row_16_packed_demonstrations_do_not_see_each_other():
     model = make_decoder(layers=1)
     (together, metrics), (apart, others) = run(model, packed), run(model, batch)
     np.testing.assert_allclose(metrics["nll"], others["nll"], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max() + 1e-8)
+
+
+WIDE = {
+    "sft": (sft_objective, functools.partial(encode_sft, max_prompt=12, max_response=12), DEMONSTRATIONS),
+    "generative": (
+        functools.partial(generative_objective, verdict_ids(LetterTokenizer(), TEMPLATE)),
+        lambda tokenizer, record: encode_generative_pair(tokenizer, TEMPLATE, record, max_length=24),
+        PAIRS,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_row_16_rows_that_the_model_reads_in_one_do_not_see_each_other(kind):
+    """As they are packed in training: the same loss, and the same gradient."""
+    objective, encode, records = WIDE[kind]
+    batch = jax.tree.map(jnp.asarray, stack_rows([encode(LetterTokenizer(), record)[0] for record in records]))
+    rows = [x for x in jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, TokenRows)) if isinstance(x, TokenRows)]
+    lengths = np.concatenate([(x.segments > 0).sum(-1) for x in rows])[None]
+    packed = rows_needed(lengths, 24)
+    assert 2 * packed <= lengths.size + 1
+    model = make_decoder(layers=1)
+    run = jax.jit(lambda m, b, count: gradients(objective(packed=count), m, b), static_argnums=2)
+    (together, metrics), (apart, others) = (run(model, batch, count) for count in (packed, 0))
+    np.testing.assert_allclose(metrics["loss"], others["loss"], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max() + 1e-8)

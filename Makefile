@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart smoke test test-slow test-newest test-nightly mutants parity lint format clean
+.PHONY: quickstart smoke test test-slow test-newest test-nightly mutants parity bench lint format clean
 
 quickstart: .venv/.installed
 	$(BIN)/prl run --config experiments/quickstart.py --workdir runs/quickstart
@@ -32,6 +32,13 @@ parity: .venv-parity/.installed
 # Breaks each detail of tests/correctness in turn and shows that its test notices; some minutes.
 mutants: .venv/.installed-dev
 	$(BIN)/python tests/mutants/run.py
+
+# Measures the speed anew, on a machine that does nothing else: an hour and more. Real texts are in PRL_DATA_DIR.
+bench: .venv/.installed-dev
+	$(BIN)/python benchmarks/peer_workloads.py --out benchmarks/results/peer_workloads.json
+	$(BIN)/python benchmarks/cost_model.py --out benchmarks/results
+	$(BIN)/python benchmarks/long_rows.py --out benchmarks/results/long_rows.json
+	test -z "$$PRL_DATA_DIR" || $(BIN)/python benchmarks/real_lengths.py --out benchmarks/results/real_lengths.json
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -22,12 +22,9 @@ def response_log_probs(model: Decoder, rows: SFTBatch, packed: int = 0) -> Float
     options = dict(softcap=model.logit_softcap, unused=model.config.unused)
     if packed:
         together = pack(rows.rows, packed)
-        hidden, targets, mask = (
-            model.hidden(*together.rows),
-            together.spread(rows.targets),
-            together.spread(rows.mask),
-        )
-        return together.of_rows(chunked_logprobs(hidden, model.output_embedding(), targets, mask, **options)[0])
+        targets, mask = together.spread(rows.targets), together.spread(rows.mask)
+        logp, _ = chunked_logprobs(model.hidden(*together.rows), model.output_embedding(), targets, mask, **options)
+        return together.of_rows(logp)
     hidden = model.hidden(*rows.rows)
     logp, _ = chunked_logprobs(hidden, model.output_embedding(), rows.targets, rows.mask, **options)
     return logp.sum(-1)

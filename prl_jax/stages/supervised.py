@@ -18,10 +18,11 @@ from prl_jax.artifacts.cards import ModelCard, trained_length
 from prl_jax.config.declare import lora, optimizer, source
 from prl_jax.config.durations import to_steps
 from prl_jax.config.rules import NONE
-from prl_jax.data.pipeline import batch_iterator
+from prl_jax.data.pipeline import batch_iterator, batch_numbers
 from prl_jax.data.rows import stack_rows
 from prl_jax.errors import UserError
 from prl_jax.metrics import JsonlLog
+from prl_jax.models import DecoderConfig
 from prl_jax.processes import batch_rows, local_rows, put_batch
 from prl_jax.runs.best import BestSoFar
 from prl_jax.runs.context import StageContext
@@ -182,20 +183,11 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
         rows=local_rows(context.mesh, size).tolist(),
     )
     dropout = stream_key(context.key, Stream.DROPOUT) if section.lora.dropout else None
-    whole = task.fit.objective(section, task.verdicts, 0)
-    packed, share = packed_rows(
-        context,
-        decoder.config,
-        task.records,
-        task.encode,
-        length=trained_length(task.card),
-        reads=whole.reads,
-        steps=total,
-    )
-    objective = task.fit.objective(section, task.verdicts, packed)
+    batches = lambda: batch_numbers(len(task.records), batch_size=size, seed=context.data_seed, batches=total)  # noqa: E731
+    objective, share = _packing(context, task, decoder.config, task.records, batches, section.accumulate)
     train_step = make_train_step(objective, optimizer, section.accumulate, dropout=dropout)
-    validate, truncated = _validation(context, task, whole), Count()
-    packing = {"packed_rows": share} if packed else {}
+    validate, truncated = _validation(context, task, decoder.config), Count()
+    packing = {"packed_rows": share} if share < 1 else {}
 
     def step(state: TrainState, n: int, samples: JsonlLog) -> tuple[TrainState, Mapping[str, jax.Array]]:
         batch, cut = put_batch(next(iterator), context.mesh)
@@ -224,6 +216,21 @@ def train(context: StageContext, task: Supervised) -> dict[str, float]:
     return train_stage(context, training)
 
 
+def _packing(
+    context: StageContext,
+    task: Supervised,
+    decoder: DecoderConfig,
+    records: Sequence[Any],
+    batches: Callable[[], Int[np.ndarray, "K B"]],
+    accumulate: int = 1,
+) -> tuple[Objective, float]:
+    """The objective over batches of records, whose rows it may pack, and the share of rows that is left then."""
+    objective = lambda packed: task.fit.objective(context.section, task.verdicts, packed)  # noqa: E731
+    sizes = dict(length=trained_length(task.card), reads=objective(0).reads, accumulate=accumulate)
+    packed, share = packed_rows(context, decoder, records, task.encode, batches, **sizes)
+    return objective(packed), share
+
+
 @jax.jit
 def _counted(before: Int[Array, ""], flags: Bool[Array, "B"]) -> Int[Array, ""]:
     """How many rows were cut, those of one more batch included; on the devices, so that nobody waits for them."""
@@ -236,7 +243,7 @@ def _with_flag(encoded: tuple[Any, bool]) -> tuple[Any, np.ndarray]:
 
 
 def _validation(
-    context: StageContext, task: Supervised, objective: Objective
+    context: StageContext, task: Supervised, decoder: DecoderConfig
 ) -> Callable[[TrainState], dict[str, float]]:
     """Loss and metrics on all validation rows; rows that fill the last batch carry no weight."""
     size, count = context.section.batch_size, len(task.validation)
@@ -245,7 +252,8 @@ def _validation(
     local = local_rows(context.mesh, size)
     fill = [start + local < count for start in range(0, count, size)]
     batches = [_weighted(batch, keep) for batch, keep in zip(batches, fill, strict=True)]
-
+    numbers = np.minimum(np.arange(len(indices) * size), count - 1).reshape(-1, size)  # as `batch_rows` has them
+    objective, _ = _packing(context, task, decoder, task.validation, lambda: numbers)
     sums = make_validation(objective)
 
     def validate(state: TrainState) -> dict[str, float]:

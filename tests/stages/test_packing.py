@@ -3,6 +3,7 @@
 import json
 import random
 
+import numpy as np
 import pytest
 from running import prl, read_rows, write_rows
 
@@ -13,7 +14,7 @@ from prl_jax.stages import config as c
 def get_config():
     room, few = dict(max_prompt=48, max_response=80), dict(duration="3 steps", batch_size=8, log_every="1 steps")
     pairs = lambda **more: dict(data=c.source(kind="jsonl", path="PAIRS", **more))
-    few["evaluate_every"] = "0 steps"
+    few["evaluate_every"] = "3 steps"
     checked = dict(validation=c.source(kind="jsonl", path="PAIRS", limit=4))
     return c.build(
         dict(
@@ -52,6 +53,7 @@ def test_every_number_of_every_step_is_the_same(runs, stage):
     shares = {row.pop("packed_rows", None) for row in packed}
     assert len(shares) == 1 and 0.1 < shares.pop() <= 0.75
     assert not any("packed_rows" in row for row in padded)
+    assert all(np.isfinite(row["validation_loss"]) for row in (padded[0], padded[-1]))
     steps = [row for row in padded if "loss" in row]
     assert len(steps) == 3 and all(row["grad_norm"] > 1e-3 for row in steps)
     for row, other in zip(packed, padded, strict=True):

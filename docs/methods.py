@@ -132,8 +132,10 @@ def measured() -> str:
     number = " or ".join(map(str, counts)) + (" seed" if counts == [1] else " seeds")
     made = f"made on {dates[0]}" if len(dates) == 1 else f"made from {dates[0]} to {dates[-1]}"
     runs = sum(not getattr(one, "misses", "") for table in (METHODS, DIRECT, ITERATIVE) for one in table.values())
-    below = f"{len(rows)} runs of {len(seeds)} of {runs} methods so far, {number} each, {made} on two CPU "
-    below += "cores that had other work too."
+    methods = f"all {runs} methods" if len(seeds) == runs else f"{len(seeds)} of {runs} methods so far"
+    below = f"{len(rows)} runs of {methods}, {number} each, {made} on two CPU "
+    below += "cores that had other work too, which came first for some hours: seconds are good for orders of magnitude "
+    below += "at best, and less where a method has ten times as many as its neighbours."
     return GALLERY.format(below="\n".join(textwrap.wrap(below, 120)), table=(RESULTS / "gallery.md").read_text())
 
 

@@ -175,7 +175,7 @@ def test_nothing_is_printed(tmp_path, capfd, caplog):
 
 def start(data_dir: Path, rows: int) -> subprocess.Popen:
     code = (
-        "import sys; from prl_jax.data.gold import gold_records; "
+        "import sys; from prl_jax.data.gold.builder import gold_records; "
         "print(len(gold_records('sft', 'train', data_dir=sys.argv[1], train_rows=int(sys.argv[2]))))"
     )
     root = Path(__file__).resolve().parents[2]

@@ -3,14 +3,13 @@
 import gzip
 import hashlib
 import json
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from prl_jax.data.gold import builder
 from prl_jax.data.jsonl import write_jsonl
 from prl_jax.data.records import PreferenceRecord, PromptRecord, SFTRecord
 from prl_jax.data.sources import Fingerprint, SourceSpec, load_records, mixed, mixed_rows
@@ -145,9 +144,7 @@ def test_gold_is_asked_for_the_split_and_its_arguments(tmp_path: Path, monkeypat
         asked.update(what=what, split=split, data_dir=data_dir, **builder_args)
         return [SFTRecord(str(i), (Turn("user", "q"),), "a") for i in range(5)]
 
-    module = types.ModuleType("prl_jax.data.gold")
-    monkeypatch.setattr(module, "gold_records", gold_records, raising=False)
-    monkeypatch.setitem(sys.modules, "prl_jax.data.gold", module)
+    monkeypatch.setattr(builder, "gold_records", gold_records)
     spec = SourceSpec("gold", split="validation", builder_args={"seed": 3}, limit=2)
     assert [record.id for record in load_records(spec, "sft", data_dir=tmp_path)] == ["0", "1"]
     assert asked == {"what": "sft", "split": "validation", "data_dir": tmp_path, "seed": 3}

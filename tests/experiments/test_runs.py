@@ -159,7 +159,6 @@ RUNS = {
 LONG = (
     "direct:mm_dpo,smoke",
     "own_model",
-    "gemma3_4b_h100x8",
     "quickstart",
     "hh_pairwise_ppo",
 )

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from overoptimisation_figure import STYLE
 
 COLORS = {"online": "#2563eb", "direct": "#ea580c", "iterative": "#059669"}
@@ -40,6 +41,7 @@ def figure_of(methods: Sequence[Mapping[str, Any]]) -> Figure:
     for axes, (measure, title) in zip(panels, PANELS.items(), strict=True):
         _panel(axes, methods, measure)
         axes.set(xlabel=title, xscale="log" if measure in LOGARITHMIC else "linear")
+        axes.xaxis.set_minor_formatter(NullFormatter())  # whose labels would run into each other
         axes.grid(axis="y", linewidth=0.5)
     panels[0].axvline(0.5, color="#9ca3af", linewidth=0.8, linestyle=":")
     names = [f"{line['method']}, {line['family']}" + ("" if line["seeds"] else " (failed)") for line in methods]

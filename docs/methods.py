@@ -90,8 +90,8 @@ out SFT and judges, which all share.
 
 {below}
 
-Where little holds a policy back, forty steps are enough to overoptimise a judge of this size: every online method that
-went about three nats or further from SFT lost to it. A stage with `result="best"` would keep the best evaluation; the
+Where little holds a policy back, forty steps are enough to overoptimise a judge of this size: every method that went
+about three nats or further from SFT lost to it. A stage with `result="best"` would keep the best evaluation; the
 table has the last step of all.
 
 {table}

@@ -36,7 +36,7 @@ class Packed(NamedTuple):
     last: Int[Array, "S M"]
 
     def spread(self, x: Shaped[Array, "N T"]) -> Shaped[Array, "R T"]:
-        """What belongs to tokens, where these are now; zeros on padding."""
+        """Returns what belongs to tokens where these are now; zeros on padding."""
         return _taken(x, self.source, self.rows.tokens.shape)
 
     def of_rows(self, x: Shaped[Array, "R T"]) -> Shaped[Array, "N"]:
@@ -47,7 +47,7 @@ class Packed(NamedTuple):
         return jax.vmap(sums)(x.reshape(shards, -1), self.source // length).reshape(-1)
 
     def at_last(self, x: Shaped[Array, "R T D"]) -> Shaped[Array, "N D"]:
-        """What stands at the last token of each row."""
+        """Returns what stands at the last token of each row."""
         shards, count = self.last.shape
         x = x.reshape(shards, -1, x.shape[-1])
         return jnp.take_along_axis(x, self.last[..., None], axis=1).reshape(shards * count, -1)

@@ -33,6 +33,7 @@ def test_in_two_processes_instead_of_one(eight):
     check(load(eight, "two"), load(eight, "eight"))
 
 
+@pytest.mark.nightly
 def test_in_one_process_instead_of_two(tmp_path):
     in_processes(SCRIPT, tmp_path, 'two={"mesh": {"data": 1, "fsdp": 2}}', number=2, devices=1)
     on_virtual_devices(SCRIPT, tmp_path, 'one={"mesh": {"data": 1}, "from": "two"}', devices=1)

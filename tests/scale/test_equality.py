@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).with_name("steps.py")
 nightly = pytest.mark.nightly
 MESHES = {"mixed": '{"data": 2, "fsdp": 2, "tensor": 2}'}
 MORE_MESHES = [
-    pytest.param('{"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}', id="all"),
+    pytest.param('{"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}', id="all", marks=nightly),
     pytest.param('{"data": 8}', id="data", marks=nightly),
     pytest.param('{"data": 1, "fsdp": 8}', id="fsdp", marks=nightly),
     pytest.param('{"data": 4, "tensor": 2}', id="tensor", marks=nightly),

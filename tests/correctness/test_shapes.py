@@ -43,7 +43,7 @@ def test_row_22_a_column_of_labels_is_no_vector(make):
 
 def test_row_22_a_model_that_gives_columns_is_refused():
     model = make_scalar_model(layers=1)
-    column = SimpleNamespace(score=lambda rows: model.score(rows)[:, None])
+    column = SimpleNamespace(score=lambda *arguments: model.score(*arguments)[:, None])
     refused(lambda batch: bradley_terry_objective().terms(column, batch), SCORED)
 
 

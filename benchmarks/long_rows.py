@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def planned(model: Path, length: int, backend: str) -> dict[str, Any]:
-    """What `prl plan` says of the step."""
+    """Returns what `prl plan` says of the step."""
     keys = {
         "model.attention": backend,
         "model.remat": True,

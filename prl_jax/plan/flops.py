@@ -41,12 +41,7 @@ def _of_equation(equation: Any) -> float:
     if name == "while":
         trips = _bound(params["cond_jaxpr"])
         return trips * (_count(params["body_jaxpr"].jaxpr) + _count(params["cond_jaxpr"].jaxpr))
-    runs = {
-        "scan": lambda: params["length"],
-        "pallas_call": lambda: _grid(params),
-        "shard_map": lambda: _devices(params),
-    }
-    times = runs.get(name, lambda: 1)()
+    times = {"scan": _length, "pallas_call": _grid, "shard_map": _devices}.get(name, _once)(params)
     return times * sum((_count(inner) for inner in _inner(params)), 0.0)
 
 
@@ -57,6 +52,15 @@ def _inner(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
                 yield part.jaxpr
             elif isinstance(part, Jaxpr):
                 yield part
+
+
+def _once(params: Mapping[str, Any]) -> int:
+    return 1
+
+
+def _length(params: Mapping[str, Any]) -> int:
+    """How often the body of a scan runs."""
+    return params["length"]
 
 
 def _grid(params: Mapping[str, Any]) -> int:

@@ -77,8 +77,7 @@ write them. Labels, lengths and characters are balanced; a fitted response-only 
 accuracy (measured in the tests), where `bayes_accuracy` is about 0.87.
 
 Splits are disjoint by content: a hash of family and payload assigns 8 in 10 to train, 1 to validation, 1 to test, for
-every form, seed and kind of record. `GoldArguments` lists all arguments of
-`builder.gold_records`.
+every form, seed and kind of record. `GoldArguments` lists all arguments of `builder.gold_records`.
 """
 
 from prl_jax.data.gold.arguments import GoldArguments, make_arguments

@@ -44,7 +44,7 @@ class Moment:
 
 
 def moments(seed: int, count: int, *, processes: int = 1) -> list[Moment]:
-    """Random moments over all stages, in the order in which a run meets them."""
+    """Random moments, of each stage at most one more than of another while they are few, in the order of a run."""
     draw, order = random.Random(seed), ("start", "piece", "step", "write", "save")
     possible = [(index, 0, "start") for index in range(len(STAGES))]
     possible += [(STAGES.index(stage), n, "piece") for stage, total in PIECES.items() for n in range(1, total)]
@@ -53,6 +53,7 @@ def moments(seed: int, count: int, *, processes: int = 1) -> list[Moment]:
         possible += [(index, n, place) for n in range(1, total + 1) for place in ("step", "write")]
         possible += [(index, n, "save") for n in range(SAVE_EVERY, total + 1, SAVE_EVERY)]
     chosen = [draw.choice([moment for moment in possible if moment[0] == index]) for index in range(len(STAGES))]
+    chosen = draw.sample(chosen, min(count, len(chosen)))
     chosen += draw.sample([moment for moment in possible if moment not in chosen], count - len(chosen))
     chosen.sort(key=lambda moment: (*moment[:2], order.index(moment[2])))
     # A save goes on for some milliseconds in the background, a stage without steps for longer.

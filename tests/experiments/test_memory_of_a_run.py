@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -19,6 +18,10 @@ UNITS = {"MiB": 2**20, "GiB": 2**30}
 SHORT = ("stages=('genrm','anchors','pairwise_ppo')", "pairwise_ppo.duration=2 steps",
          "pairwise_ppo.critic.warmup=1 steps", "pairwise_ppo.evaluation.every=2 steps")  # fmt: skip
 PROCESS = 2**30  # what a run on a CPU says that the process and its compiled programs take beside
+# Runs a command and prints its peak in KiB. Linux starts the peak of a process at what its parent has resident, so that
+# the parent must be a small one: a process of pytest that has run other tests may hold more than what is measured.
+MEASURED = "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); "
+MEASURED += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
 
 
 def write_model(folder: Path) -> Path:
@@ -38,13 +41,9 @@ def peak(*argv: object) -> tuple[float, str]:
     environment = environment_of(1)
     del environment["XLA_FLAGS"]  # compiles as users do
     command = [sys.executable, "-m", "prl_jax", *map(str, argv), "--compilation_cache_dir", ""]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        said = process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, said
-    return 1024.0 * usage.ru_maxrss, said
+    done = subprocess.run([sys.executable, "-c", MEASURED, *command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return 1024.0 * int(done.stdout.splitlines()[-1]), done.stderr
 
 
 @pytest.mark.long

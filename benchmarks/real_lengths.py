@@ -1,12 +1,14 @@
-"""What is saved on real texts by batches that are as long as they need, and by packed rows in training, against rows
-padded to the configured maximum?
+"""What is saved on real texts by batches that are as long as they need and by packed rows in training, against rows
+padded to the configured maximum, and by a decode loop that finished responses leave, against one that goes on until the
+longest response has ended?
 
     PRL_DATA_DIR=... .venv/bin/python benchmarks/real_lengths.py --out benchmarks/results/real_lengths.json
 
 A generative judge (size S of `workload_shapes.py`, random weights) reads pairs of each data set in both orders, a
 policy answers their prompts, and models are fitted to them, 16 records a step. A BPE tokenizer of the data gives the
 lengths; the configured maximum is what the longest record takes, rounded up to a power of two, as a careful user would
-set it. Both ways take turns, in rounds; a ratio is the padded way's seconds to the other's, so that above 1 is faster.
+set it. Responses that end do so at a random token, on average after as many as those of the data have. Both ways take
+turns, in rounds; a ratio is the padded (or whole) way's seconds to the other's, so that above 1 is faster.
 What both ways have found is compared too.
 """
 
@@ -18,7 +20,7 @@ import importlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,10 +48,11 @@ from prl_jax.training.reward_model import bradley_terry_objective, generative_ob
 from prl_jax.training.sft import sft_objective
 from prl_jax.training.state import create_state
 from prl_jax.training.step import Objective, make_train_step
-from prl_jax.types import TokenRows
+from prl_jax.types import Rollout, TokenRows
 
 BATCH = 16
 SETS = ("ukp_convarg1", "hh_harmless_base", "oasst_en100_ranked", "fg_qa_feedback")
+generating = importlib.import_module("prl_jax.sampling.generate")  # the package has a function of that name
 USERS = ("prl_jax.judges.base", "prl_jax.sampling.respond")  # of `static_length`
 
 
@@ -87,10 +90,30 @@ def measured(name: str, count: int, new_tokens: int, rounds: int) -> Iterator[di
     yield {"work": "judge", **filled(lengths, most), **times, "largest_difference_of_logits": gap}
     lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in prompts]
     most = rounded(max(lengths))
-    answer = lambda: answered(model, tokenizer, prompts, most, new_tokens, world.mesh)  # noqa: E731
+    answer = lambda: answered(model, tokenizer, prompts, most, new_tokens, world.mesh).response  # noqa: E731
     times, _ = alternated(both_ways(answer), rounds)
     yield {"work": f"{new_tokens} new tokens", **filled(lengths, most), **times}
+    yield ended(model, tokenizer, records, most, rounds, world.mesh)
     yield from fitted(world, tokenizer, records, rounds)
+
+
+def ended(
+    model: Decoder, tokenizer: BPETokenizer, records: list[PreferenceRecord], most: int, rounds: int, mesh: Any
+) -> dict[str, Any]:
+    """A row for four responses to each prompt, all in one batch: decoded as a whole, and in a refilled loop."""
+    answers = [len(tokenizer.encode(text)) + 1 for r in records for text in (r.chosen, r.rejected)]
+    room, mean = rounded(max(answers)), sum(answers) / len(answers)
+    stops = tuple(range(max(round(tokenizer.vocab_size / mean), 1)))  # random weights: all tokens are about as likely
+    prompts = [record.prompt for record in records for _ in range(4)]
+    sample = lambda: answered(model, tokenizer, prompts, most, room, mesh, stops, len(prompts))  # noqa: E731
+
+    def whole() -> np.ndarray:
+        with mock.patch.object(generating, "slots_of", lambda rows, *_: rows):
+            return sample().response
+
+    times, found = alternated({"whole": whole, "continuous": lambda: sample().response}, rounds)
+    lengths, same = sample().mask.sum(1).tolist(), float(np.mean(found["whole"] == found["continuous"]))
+    return {"work": "responses that end", **filled(lengths, room), "same_tokens": same, **times}
 
 
 def fitted(world: World, tokenizer: BPETokenizer, records: list[PreferenceRecord], rounds: int) -> Iterator[Any]:
@@ -173,10 +196,20 @@ def texts_of(record: PreferenceRecord) -> list[str]:
     return [*(turn.content for turn in record.prompt), record.chosen, record.rejected]
 
 
-def answered(model: Decoder, tokenizer: BPETokenizer, prompts: Any, most: int, room: int, mesh: Any) -> np.ndarray:
-    how = SamplingConfig(room, (tokenizer.vocab_size + 1,), tokenizer.pad_id)  # no token ends a response
-    options = dict(config=how, key=jax.random.key(0), max_prompt=most, batch_size=16, mesh=mesh)
-    return respond(model, tokenizer, prompts, **options)[1].response
+def answered(
+    model: Decoder,
+    tokenizer: BPETokenizer,
+    prompts: Sequence[Any],
+    most: int,
+    room: int,
+    mesh: Any,
+    stops: tuple[int, ...] = (),
+    batch_size: int = BATCH,
+) -> Rollout:
+    """Responses, which no token ends where `stops` is empty."""
+    how = SamplingConfig(room, stops or (tokenizer.vocab_size + 1,), tokenizer.pad_id)
+    options = dict(config=how, key=jax.random.key(0), max_prompt=most, batch_size=batch_size, mesh=mesh)
+    return respond(model, tokenizer, prompts, **options)[1]
 
 
 def filled(lengths: list[int], most: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -19,6 +20,7 @@ from prl_jax.losses.logprobs import ACCELERATOR_LOGITS, ACCELERATOR_TOKENS, CPU_
 from prl_jax.models import DecoderConfig
 from prl_jax.models.attention import queries_at_once
 from prl_jax.models.decoder import MOST_UNROLLED
+from prl_jax.sampling import slots_of
 
 
 class Call(NamedTuple):
@@ -66,7 +68,9 @@ class Estimate(NamedTuple):
         """Responses to prompts of the lengths of a policy, `size` at once, of which `group` share a prompt."""
         card, decoder = self.models.card(policy), self.models.decoder_config(policy)
         before, room = card.max_prompt, card.max_response
-        rows, calls = self.shard(size), math.ceil(responses / max(size, 1))
+        with jax.set_mesh(self.mesh):
+            slots = slots_of(size, room, group)
+        rows, calls = self.shard(slots), math.ceil(responses / max(size, 1))
         cache = 2.0 * rows * decoder.layers * (before + room) * decoder.kv_heads * decoder.head_dim * width(decoder)
         cache /= self.mesh.shape["tensor"]
         read = size // group
@@ -74,9 +78,9 @@ class Estimate(NamedTuple):
         moved = self.moved(decoder, read, before)
         yield Call("prefill", cache + self.forward(decoder, self.shard(read), before, 1), work, calls, moved=moved)
         # Each token is written into the cache, and all of the cache is read for it.
-        reading = 3.0 * cache * room * self.mesh.size
+        reading = 3.0 * cache * room * self.mesh.size * size / max(slots, 1)
         yield Call("decode", 2 * cache + 8.0 * rows * decoder.vocab_size, size * room * flops(decoder, 1, 1), calls,
-                   sequential=room, moved=reading)  # fmt: skip
+                   sequential=math.ceil(room * size / max(slots, 1)), moved=reading)  # fmt: skip
 
     def judge(self, judge: Sequence[AbstractJudge], size: int, rows: int) -> Iterator[Call]:
         """Judgements of so many rows by each model of a judge, in batches of at most `size`."""

@@ -18,7 +18,7 @@ class Cache(NamedTuple):
       values: a `[B, K, S, H]` array a layer.
       mask: `[B, S]` bool, the slots that hold a real token.
       next_position: `[B]` int32, the position of the row's next token.
-      slot: int32 scalar, where the next token is written, the same in every row.
+      slot: int32 scalar, where the next token is written, the same in every row. Behind the last slot comes the first.
     """
 
     keys: tuple[Float[Array, "B K H S"], ...]

@@ -160,14 +160,14 @@ class Decoder(nnx.Module):
         near, far = self._angles(cache.next_position)
         slots = jnp.arange(cache.mask.shape[1])[None]
         mask = cache.mask | (slots == cache.slot)
-        window = mask & (slots > cache.slot - self.config.window)
+        window = mask & ((cache.slot - slots) % slots.shape[1] < self.config.window)
         x, keys, values = self._embed(tokens, DECODING), [], []
         for block, local, k, v in zip(layers, self.config.local_layers, cache.keys, cache.values, strict=True):
             angles, seen = (near, window) if local else (far, mask)
             x, k, v = block.step(constrain(x, "batch", "stream", rules=DECODING), angles, k, v, seen, cache.slot)
             keys.append(k)
             values.append(v)
-        cache = Cache(tuple(keys), tuple(values), mask, cache.next_position + 1, cache.slot + 1)
+        cache = Cache(tuple(keys), tuple(values), mask, cache.next_position + 1, (cache.slot + 1) % slots.shape[1])
         return self.norm(constrain(x, "batch", "stream", rules=DECODING)), cache
 
 

@@ -1,9 +1,11 @@
 """Sampling responses: filters of the distribution, the jitted decode loop, and how responses end."""
 
 from prl_jax.sampling.config import WHOLE, SamplingConfig, Support, check_ids
-from prl_jax.sampling.decode import decode, generate, keys_of_rows, prefill, row_keys, tokens_of
+from prl_jax.sampling.continuous import decode_queued, slots_of
+from prl_jax.sampling.decode import decode, keys_of_rows, prefill, row_keys, tokens_of
 from prl_jax.sampling.endings import StopReason, decode_responses, read_responses, reason_shares, stop_reasons
 from prl_jax.sampling.filters import filtered_log_probs, sample_categorical
+from prl_jax.sampling.generate import generate
 from prl_jax.sampling.respond import EncodedPrompts, encode_prompts, respond, shortened
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "Support",
     "check_ids",
     "decode",
+    "decode_queued",
     "decode_responses",
     "encode_prompts",
     "filtered_log_probs",
@@ -26,6 +29,7 @@ __all__ = [
     "row_keys",
     "sample_categorical",
     "shortened",
+    "slots_of",
     "stop_reasons",
     "tokens_of",
 ]

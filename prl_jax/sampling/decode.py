@@ -15,7 +15,6 @@ from prl_jax.sampling.config import SamplingConfig, Support
 from prl_jax.sampling.filters import filtered_log_probs, penalised, sample_categorical
 from prl_jax.sharding import DECODING, constrain, constrain_tree
 from prl_jax.text.tokenizer import IdRanges
-from prl_jax.types import Rollout
 
 
 def row_keys(key: PRNGKeyArray, first_row: int | Int[Array, ""], rows: int) -> Key[Array, "N"]:
@@ -37,56 +36,53 @@ class Sampled(NamedTuple):
     truncated: Bool[Array, "B"]
 
 
-class _State(NamedTuple):
-    """The rows in the middle of decoding.
+class Written(NamedTuple):
+    """The responses of the rows in the middle of decoding.
 
     Attributes:
-      index: of the token that is drawn next.
-      token, done: the last one of each row, and whether the row has ended.
-      cache, response, mask, logp: what there is so far.
+      index: of the token that each row draws next: how many it has.
+      token, done: the last one of each row, and whether the row has ended before it ran out of room.
+      response, mask, logp: the tokens so far.
       seen: `[B, V]`, tokens that prompt or response have; None without a repetition penalty.
       runs: `[B, N]`, how many of the last tokens are what they were 1 to N tokens before; None where repetition is
         allowed.
     """
 
-    index: Int[Array, ""]
+    index: Int[Array, "B"]
     token: Int[Array, "B"]
     done: Bool[Array, "B"]
-    cache: Cache
     response: Int[Array, "B T"]
     mask: Bool[Array, "B T"]
     logp: Float[Array, "B T"]
     seen: Bool[Array, "B V"] | None
     runs: Int[Array, "B N"] | None
 
+    @property
+    def live(self) -> Bool[Array, "B"]:
+        """The rows that draw another token."""
+        return ~self.done & (self.index < self.response.shape[1])
 
-def generate(
-    model: Decoder | MixedDecoder,
-    prompt: Int[Array, "B P"],
-    prompt_mask: Bool[Array, "B P"],
-    keys: Key[Array, "N"],
-    *,
-    config: SamplingConfig,
-    group: int = 1,
-) -> Rollout:
-    """Samples responses to every prompt, which is read once for all of them.
+    def sampled(self, config: SamplingConfig) -> Sampled:
+        """The responses, once no row is live."""
+        truncated = ~self.done
+        if self.runs is not None:
+            truncated |= _repeats(self.runs, config.repetition_times)
+        return Sampled(self.response, self.mask, self.logp, truncated)
 
-    Args:
-      model: the policy, or a mixture of it with another one.
-      prompt, prompt_mask: left-padded prompts and their valid tokens.
-      keys: one a row (`row_keys`); the token at index t of a row draws from `fold_in(key, t)`, so a row's response
-        depends on nothing but its own key and prompt.
-      config: static; shapes depend on it alone, so calls with the same shapes compile once.
-      group: responses to a prompt, which stand next to each other: `N` is `group` times `B`.
-    """
-    hidden, cache = prefill(model, prompt, prompt_mask, config=config, group=group)
-    if group > 1:
-        prompt, prompt_mask = repeated(prompt, group), repeated(prompt_mask, group)
-    seen = None
-    if config.repetition_penalty != 1.0:
-        seen = tokens_of(prompt, prompt_mask, vocab=model.config.vocab_size)
-    sampled, _ = decode(model, hidden, cache, keys, seen, config=config)
-    return Rollout(prompt, prompt_mask, *sampled)
+
+def unwritten(rows: int, seen: Bool[Array, "B V"] | None, config: SamplingConfig) -> Written:
+    """Responses without a token."""
+    total = config.max_new_tokens
+    return Written(
+        index=jnp.zeros((rows,), jnp.int32),
+        token=jnp.zeros((rows,), jnp.int32),
+        done=jnp.zeros((rows,), bool),
+        response=jnp.full((rows, total), config.pad_id, jnp.int32),
+        mask=jnp.zeros((rows, total), bool),
+        logp=jnp.zeros((rows, total), jnp.float32),
+        seen=seen,
+        runs=jnp.zeros((rows, config.repetition_ngram), jnp.int32) if config.repetition_ngram else None,
+    )
 
 
 @functools.partial(jax.jit, static_argnames="vocab")
@@ -137,102 +133,90 @@ def decode(
     model, cache = model.for_decoding(), constrain_tree(cache, CACHE_AXES)
     layers = model.layers()
 
-    def body(state: _State) -> _State:
-        hidden, cache = model.step(state.token, state.cache, layers)
-        drawn = _draw(model, hidden, noise, state.index, state.seen, config)
-        return _write(state._replace(cache=cache), *drawn, config)
+    def body(state: tuple[Written, Cache]) -> tuple[Written, Cache]:
+        written, cache = state
+        hidden, cache = model.step(written.token, cache, layers)
+        return draw(model, hidden, noise_at(written.index), written, config), cache
 
-    batch, total = hidden.shape[0], config.max_new_tokens
-    noise = _noise(keys, total)
-    state = _State(
-        index=jnp.int32(0),
-        token=jnp.zeros((batch,), jnp.int32),
-        done=jnp.zeros((batch,), bool),
-        cache=cache,
-        response=jnp.full((batch, total), config.pad_id, jnp.int32),
-        mask=jnp.zeros((batch, total), bool),
-        logp=jnp.zeros((batch, total), jnp.float32),
-        seen=seen,
-        runs=jnp.zeros((batch, config.repetition_ngram), jnp.int32) if config.repetition_ngram else None,
-    )
-    state = _write(state, *_draw(model, hidden, noise, state.index, seen, config), config)
-    state = jax.lax.while_loop(lambda s: (s.index < total) & ~jnp.all(s.done), body, state)
-    truncated = ~state.done
-    if state.runs is not None:
-        truncated |= _repeats(state.runs, config.repetition_times)
-    sampled = Sampled(state.response, state.mask, state.logp, truncated)
-    return sampled, constrain_tree(state.cache, CACHE_AXES)
+    noise = uniform_noise(keys, config.max_new_tokens)
+    noise_at = lambda index: jnp.take_along_axis(noise, index[:, None], axis=1, mode="clip")[:, 0]  # noqa: E731
+    written = unwritten(hidden.shape[0], seen, config)
+    written = draw(model, hidden, noise[:, 0], written, config)
+    written, cache = jax.lax.while_loop(lambda state: jnp.any(state[0].live), body, (written, cache))
+    return written.sampled(config), constrain_tree(cache, CACHE_AXES)
 
 
-def _noise(keys: Key[Array, "B"], total: int) -> Float[Array, "B T"]:
+def uniform_noise(keys: Key[Array, "B"], total: int) -> Float[Array, "B T"]:
     """Uniform numbers, one for each token of each row: inside the loop they would take a twentieth of its time."""
     one = lambda key, index: jax.random.uniform(jax.random.fold_in(key, index))  # noqa: E731
     whole = jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))
     return constrain(whole(keys, jnp.arange(total)), "rows", None)
 
 
-def _draw(
+def draw(
     model: Decoder | MixedDecoder,
     hidden: Float[Array, "B D"],
-    noise: Float[Array, "B T"],
-    index: Int[Array, ""],
-    seen: Bool[Array, "B V"] | None,
+    noise: Float[Array, "B"],
+    written: Written,
     config: SamplingConfig,
-) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    """The token at `index` of every row, and its log-probability."""
+) -> Written:
+    """The responses with the next token of every row that is live, drawn with a uniform number each."""
     hidden = constrain(hidden, "batch", "stream", rules=DECODING)
     # Each device draws for its rows.
     logits = constrain(constrain(model.logits(hidden), "batch", "vocab", rules=DECODING), "rows", "vocab")
-    if seen is not None:
-        logits = penalised(logits, seen, config.repetition_penalty)
-    logits = _without_absent(logits, index, model.config.unsampled, config.support)  # as in the trainer's log-probs
+    if written.seen is not None:
+        logits = penalised(logits, written.seen, config.repetition_penalty)
+    # As in the trainer's log-probs.
+    logits = _without_absent(logits, written.index, model.config.unsampled, config.support)
     if config.temperature == 0:
         log_probs = jax.nn.log_softmax(logits, axis=-1)
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
         filters = dict(top_k=config.top_k, top_p=config.top_p, min_p=config.min_p)
         log_probs = filtered_log_probs(logits, temperature=config.temperature, **filters)
-        token = sample_categorical(noise[:, index], log_probs)
-    return token, jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
+        token = sample_categorical(noise, log_probs)
+    return _write(written, token, jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0], config)
 
 
 def _without_absent(
-    logits: Float[Array, "B V"], index: Int[Array, ""], unsampled: IdRanges, support: Support
+    logits: Float[Array, "B V"], index: Int[Array, "B"], unsampled: IdRanges, support: Support
 ) -> Float[Array, "B V"]:
     """Logits that leave no probability to what cannot be sampled as the token at `index`."""
     late = without_ids(logits, support.absent(unsampled))
     if not support.min_new_tokens:
         return late
     early = without_ids(logits, support.absent(unsampled, early=True))
-    return jnp.where(index < support.min_new_tokens, early, late)
+    return jnp.where(index[:, None] < support.min_new_tokens, early, late)
 
 
-def _write(state: _State, token: Int[Array, "B"], logp: Float[Array, "B"], config: SamplingConfig) -> _State:
-    """Puts a drawn token at `state.index` of the rows that are not done."""
-    live = ~state.done
-    put = lambda row, value: jax.lax.dynamic_update_slice(row, value[:, None], (0, state.index))  # noqa: E731
+def _write(state: Written, token: Int[Array, "B"], logp: Float[Array, "B"], config: SamplingConfig) -> Written:
+    """Puts a drawn token at `state.index` of the rows that are live."""
+    live = state.live
+    here = (jnp.arange(state.response.shape[1])[None] == state.index[:, None]) & live[:, None]
+    put = lambda row, value: jnp.where(here, value[:, None], row)  # noqa: E731
     token = jnp.where(live, token, config.pad_id)
-    done = state.done | jnp.any(token[:, None] == jnp.asarray(config.stop_ids)[None], axis=1)
+    done = state.done | (live & jnp.any(token[:, None] == jnp.asarray(config.stop_ids)[None], axis=1))
     if state.seen is not None:
         state = state._replace(seen=state.seen | (token[:, None] == jnp.arange(state.seen.shape[1])[None]))
     if state.runs is not None:
         runs = jnp.where(live[:, None], _longer_runs(state, token), state.runs)
         state, done = state._replace(runs=runs), done | _repeats(runs, config.repetition_times)
     return state._replace(
-        index=state.index + 1,
+        index=state.index + live,
         token=token,
         done=done,
         response=put(state.response, token),
-        mask=put(state.mask, live),
-        logp=put(state.logp, jnp.where(live, logp, 0.0)),
+        mask=state.mask | here,
+        logp=put(state.logp, logp),
     )
 
 
-def _longer_runs(state: _State, token: Int[Array, "B"]) -> Int[Array, "B N"]:
-    """`_State.runs` once `token` stands at `state.index` of every row."""
+def _longer_runs(state: Written, token: Int[Array, "B"]) -> Int[Array, "B N"]:
+    """`Written.runs` once `token` stands at `state.index` of every row."""
     assert state.runs is not None
-    places = state.index - 1 - jnp.arange(state.runs.shape[1])
-    same = (token[:, None] == state.response[:, jnp.maximum(places, 0)]) & (places >= 0)[None]
+    places = state.index[:, None] - 1 - jnp.arange(state.runs.shape[1])[None]
+    before = jnp.take_along_axis(state.response, jnp.maximum(places, 0), axis=1)
+    same = (token[:, None] == before) & (places >= 0)
     return jnp.where(same, state.runs + 1, 0)
 
 

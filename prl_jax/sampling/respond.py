@@ -14,8 +14,9 @@ from prl_jax.errors import UserError
 from prl_jax.models import Decoder, MixedDecoder
 from prl_jax.processes import batch_rows, fetch, put_batch
 from prl_jax.sampling.config import SamplingConfig
-from prl_jax.sampling.decode import generate, keys_of_rows
+from prl_jax.sampling.decode import keys_of_rows
 from prl_jax.sampling.endings import read_responses
+from prl_jax.sampling.generate import generate
 from prl_jax.text.chat import Prompt, encode_prompt, fit_prompt
 from prl_jax.text.padding import pad_rows, static_length
 from prl_jax.text.tokenizer import Tokenizer

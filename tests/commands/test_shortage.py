@@ -21,7 +21,7 @@ from prl_jax.commands import run as module
 from prl_jax.commands import shortage
 from prl_jax.commands.shortage import shortage_told
 from prl_jax.errors import UserError
-from prl_jax.sampling.decode import SamplingConfig, generate, row_keys
+from prl_jax.sampling import SamplingConfig, generate, row_keys
 from prl_jax.stages import KINDS, online_samples, online_step
 from prl_jax.stages import config as c
 from prl_jax.training.policy import Updates, run_updates

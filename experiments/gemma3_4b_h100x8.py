@@ -27,5 +27,5 @@ def get_config(arguments: str = "") -> ConfigDict:
         title="Gemma 3 4B: Pairwise-RL on eight GPUs",
         batch_size=64,
         accumulate=4,
-        mesh=dict(data=1, fsdp=-1),
+        mesh=dict(data=1, fsdp=-1, decode=4),
     )

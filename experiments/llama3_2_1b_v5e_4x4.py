@@ -27,5 +27,5 @@ def get_config(arguments: str = "") -> ConfigDict:
         title="Llama 3.2 1B: Pairwise-RL on 16 TPU v5e chips",
         batch_size=64,
         accumulate=2,
-        mesh=dict(data=1, fsdp=-1),
+        mesh=dict(data=1, fsdp=-1, decode=8),
     )

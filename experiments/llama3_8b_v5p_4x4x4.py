@@ -27,5 +27,5 @@ def get_config(arguments: str = "") -> ConfigDict:
         title="Llama 3 8B: Pairwise-RL on 64 TPU v5p chips",
         batch_size=256,
         accumulate=1,
-        mesh=dict(data=1, fsdp=-1),
+        mesh=dict(data=1, fsdp=-1, decode=8),
     )

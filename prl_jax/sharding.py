@@ -25,44 +25,63 @@ Rules = Mapping[str, tuple[str, ...]]
 LogicalAxes = Mapping[str, tuple[str, ...]]
 
 # From those that talk least to those that talk most: the last ones lie closest together.
-AXES = ("data", "fsdp", "sequence", "tensor")
-# Rows of a batch are cut along both.
-BATCH_AXES = ("data", "fsdp")
+AXES = ("data", "fsdp", "decode", "sequence", "tensor")
+# Rows of a batch are cut along them.
+BATCH_AXES = ("data", "fsdp", "decode")
 
 # Logical axis -> mesh axes. "layers" and whatever is not named here stays whole.
 RULES: Rules = MappingProxyType(
     {
         # Of parameters, the last four of activations too.
-        "embed": ("fsdp",),
+        "embed": ("fsdp", "decode"),
         "vocab": ("tensor",),
         "heads": ("tensor",),
         "kv": ("tensor",),
         "mlp": ("tensor",),
-        # Of activations. "stream" is their "embed": rows and parameters share the axis fsdp, so it has to stay whole.
+        # Of activations. "stream" is their "embed": rows and parameters share axes, so it has to stay whole.
         "batch": BATCH_AXES,
         "length": ("sequence",),
         "stream": (),
         # Rows while they are decoded: one token each, so that `sequence` is free for them.
         "rows": (*BATCH_AXES, "sequence"),
+        # Of the key-value cache: the devices along `decode` share rows, and each has some of the heads.
+        "cached": ("data", "fsdp", "sequence"),
+        "kept": ("tensor", "decode"),
     }
 )
 # Where gathering weights would take longer than all else, for a few tokens or for a wide vocabulary, they stay and the
 # activations travel: each device has its columns (or, where a matrix leads back to the stream, rows) of every matrix,
 # whole along "embed", and all rows of the batch that the devices with the other columns have.
 _WIDE = ("vocab", "heads", "kv", "mlp")
-SPREAD: Rules = MappingProxyType({**RULES, "embed": (), **dict.fromkeys(_WIDE, ("tensor", "fsdp")), "batch": ("data",)})
-# The same for tokens that are decoded one by one, which leave `sequence` free.
-DECODING: Rules = MappingProxyType({**SPREAD, **dict.fromkeys(_WIDE, ("tensor", "fsdp", "sequence"))})
+_ALONG = ("tensor", "decode", "fsdp")
+SPREAD: Rules = MappingProxyType({**RULES, "embed": (), **dict.fromkeys(_WIDE, _ALONG), "batch": ("data",)})
+# The same for tokens that are decoded one by one, which leave `sequence` free. "decoded" are their rows between layers.
+DECODING: Rules = MappingProxyType(
+    {**SPREAD, **dict.fromkeys(_WIDE, (*_ALONG, "sequence")), "decoded": SPREAD["batch"]}
+)
+# The same where devices along `decode` share rows: each has the matrices of its heads, so that what these heads attend
+# to is there, and nothing has to change places for it.
+_SHARED_ROWS: Rules = MappingProxyType(
+    {**DECODING, "heads": RULES["kept"], "kv": RULES["kept"], "decoded": RULES["cached"]}
+)
 
 
 def make_mesh(
-    *, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices: Sequence[Any] | None = None
+    *,
+    data: int = -1,
+    fsdp: int = 1,
+    decode: int = 1,
+    tensor: int = 1,
+    sequence: int = 1,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """A mesh with the axes of `AXES`, laid out for the network between the devices.
 
     Args:
       data: copies of the parameters.
       fsdp: parts of the parameters, which are gathered layer by layer; rows of a batch are cut along `data` and `fsdp`.
+      decode: parts of the parameters and of rows like those of `fsdp`, times as many. While responses are decoded, the
+        devices along it share rows, and each has some of the heads: a divisor of the key-value heads, close together.
       tensor: parts of heads, feed-forward width and vocabulary.
       sequence: parts of the positions of a row.
       devices: all by default.
@@ -71,7 +90,7 @@ def make_mesh(
       UserError: the sizes, of which one may be -1 (the rest), do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": data, "fsdp": fsdp, "sequence": sequence, "tensor": tensor}
+    sizes = {"data": data, "fsdp": fsdp, "decode": decode, "sequence": sequence, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     negative = len(free) > 1 or min(sizes.values()) < -1 or fixed < 1
@@ -132,6 +151,11 @@ def parts(axis: str, rules: Rules = RULES) -> int:
     return math.prod(shape.get(name, 1) for name in rules[axis])
 
 
+def decoding() -> Rules:
+    """The rules for tokens that are decoded one by one on the mesh in use."""
+    return _SHARED_ROWS if parts("kept") > parts("kv") else DECODING
+
+
 def partition(
     shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh | AbstractMesh, rules: Rules = RULES
 ) -> PartitionSpec:
@@ -166,6 +190,16 @@ def constrain_tree(tree: Tree, logical_axes: LogicalAxes, *, rules: Rules = RULE
     if mesh.size <= 1 or not set(AXES) <= set(mesh.axis_names):
         return tree
     return jax.lax.with_sharding_constraint(tree, _tree_specs(tree, mesh, logical_axes, rules))
+
+
+def batch_parts(shape: Mapping[str, int]) -> int:
+    """Into how many parts a mesh of these sizes cuts the rows of a batch."""
+    return math.prod(shape[axis] for axis in BATCH_AXES)
+
+
+def parameter_parts(shape: Mapping[str, int]) -> int:
+    """Into how many parts a mesh of these sizes cuts a matrix of the model."""
+    return math.prod(shape[axis] for axis in (*RULES["embed"], *RULES["mlp"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

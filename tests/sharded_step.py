@@ -64,7 +64,7 @@ def check_one_device_equals_eight() -> None:
     (alone, metrics), rollouts = train(one, 1), {temperature: sample(one, temperature) for temperature in (0.0, 1.0)}
     assert metrics["grad_norm"] > 0.2
     arrays = flatten(alone.model)
-    for mesh, accumulate in zip(MESHES, (2, 3), strict=True):
+    for mesh, accumulate in zip(MESHES, (2, 3, 2), strict=True):
         together, others = train(mesh, accumulate)
         for name, value in metrics.items():
             np.testing.assert_allclose(others[name], value, rtol=1e-5, err_msg=name)
@@ -94,7 +94,7 @@ def check_packed() -> None:
 
 
 def check_where_things_lie() -> None:
-    """Microbatches move no row; a decoding step gathers no matrix, a training step no stack of them."""
+    """Microbatches move no row; a decoding step gathers no matrix."""
     mesh, rows = make_mesh(data=2, fsdp=4), jax.ShapeDtypeStruct((16, 3), jnp.float32)
     with jax.set_mesh(mesh):
         cut = jax.jit(lambda x: microbatches(x, 2), in_shardings=batch_sharding(mesh))
@@ -102,19 +102,28 @@ def check_where_things_lie() -> None:
         # Any other assignment of rows does move them.
         moved = jax.jit(lambda x: constrain(x.reshape(2, 8, 3), None, "batch", None), in_shardings=batch_sharding(mesh))
         assert collectives(moved, rows)
-        model, keys = on_mesh(decoder(), mesh), jax.random.split(jax.random.key(0), 16)
-        config = SamplingConfig(5, (3,), 0)
-        prompt = put_batch((random_tokens(1, 16, LENGTH), np.ones((16, LENGTH), bool)), mesh)
-        hidden, cache = prefill(model, *prompt, config=config)
+        hidden, cache, loop = decoding(mesh)
         for array, axes in (
-            (hidden, (("data", "fsdp", "sequence"), None)),
-            (cache.mask, (("data", "fsdp", "sequence"), None)),
+            (hidden, (("data", "fsdp"), None)),
+            (cache.mask, (("data", "fsdp"), None)),
         ):
             assert array.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(*axes)), array.ndim)
-        # The names of operations tell what is inside the loop.
-        loop = [line for line in collectives(decode, model, hidden, cache, keys, config=config) if "while/body" in line]
         gathered = [line for line in loop if "= f32" in line and "all-gather" in line]  # not the drawn tokens
         assert loop and not gathered, gathered
+    exchanged = [line for line in loop if "all-to-all" in line]
+    with jax.set_mesh(mesh := make_mesh(data=1, fsdp=4, decode=2)):
+        _, cache, loop = decoding(mesh)
+        assert cache.keys[0].sharding.spec[:2] == ("fsdp", "decode"), cache.keys[0].sharding
+        assert len([line for line in loop if "all-to-all" in line]) < len(exchanged) / 3, loop
+
+
+def decoding(mesh: jax.sharding.Mesh) -> tuple[Any, Any, list[str]]:
+    """What prefill gives on the mesh in use, and the collectives inside the decode loop, which their names tell."""
+    model, keys, config = on_mesh(decoder(), mesh), jax.random.split(jax.random.key(0), 16), SamplingConfig(5, (3,), 0)
+    prompt = put_batch((random_tokens(1, 16, LENGTH), np.ones((16, LENGTH), bool)), mesh)
+    hidden, cache = prefill(model, *prompt, config=config)
+    lines = collectives(decode, model, hidden, cache, keys, config=config)
+    return hidden, cache, [line for line in lines if "while/body" in line]
 
 
 def collectives(function: Any, *arguments: Any, **options: Any) -> list[str]:
@@ -128,11 +137,11 @@ def collectives(function: Any, *arguments: Any, **options: Any) -> list[str]:
 
 def check_shardings() -> None:
     mesh = make_mesh(data=-1, fsdp=2, tensor=2)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "decode": 1, "sequence": 1, "tensor": 2}
     shapes = {"embedding": (32, 16), "up.weight": (3, 16, 25), "scale": (16,)}
     make = lambda: {name: jnp.ones(shape) for name, shape in shapes.items()}  # noqa: E731
     arrays = sharded_init(make, mesh, LOGICAL_AXES)
-    assert arrays["embedding"].sharding.spec == PartitionSpec("tensor", "fsdp")
+    assert arrays["embedding"].sharding.spec == PartitionSpec("tensor", ("fsdp", "decode"))
     assert arrays["embedding"].addressable_shards[0].data.shape == (16, 8)
     assert arrays["up.weight"].addressable_shards[0].data.shape == (3, 8, 25)  # 25 columns do not divide by 2
     assert arrays["scale"].is_fully_replicated
@@ -148,7 +157,11 @@ def check_shardings() -> None:
 
 if __name__ == "__main__":
     assert jax.device_count() == 8
-    MESHES = (make_mesh(data=2, fsdp=2, tensor=2), make_mesh(data=1, fsdp=2, tensor=2, sequence=2))
+    MESHES = (
+        make_mesh(data=2, fsdp=2, tensor=2),
+        make_mesh(data=1, fsdp=2, tensor=2, sequence=2),
+        make_mesh(data=2, fsdp=2, decode=2),
+    )
     KEYS = row_keys(jax.random.key(2), 0, ROWS)
     check_shardings()
     check_where_things_lie()

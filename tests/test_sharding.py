@@ -16,6 +16,7 @@ from prl_jax.models import LOGICAL_AXES
 from prl_jax.processes import put_batch
 from prl_jax.sharding import (
     AXES,
+    BATCH_AXES,
     SPREAD,
     arrange,
     batch_sharding,
@@ -52,11 +53,12 @@ class Gpu:
     device_kind: str = "gpu"
 
 
-def test_a_mesh_has_four_axes_of_which_one_may_be_free():
+def test_a_mesh_has_five_axes_of_which_one_may_be_free():
     count, one = len(jax.devices()), {"data": 1}
     for sizes in ({}, {**one, "fsdp": -1}, {**one, "tensor": -1}, {**one, "sequence": -1}, {"data": count, "fsdp": 1}):
         mesh = make_mesh(**sizes)
-        assert mesh.axis_names == AXES and set(AXES) == {"data", "fsdp", "tensor", "sequence"} and mesh.size == count
+        assert mesh.axis_names == AXES and mesh.size == count
+        assert set(AXES) == {"data", "fsdp", "decode", "tensor", "sequence"}
         assert set(mesh.axis_types) == {AxisType.Auto}
 
 
@@ -96,11 +98,16 @@ def test_devices_of_one_slice_and_processes_of_one_machine_keep_their_order():
 
 
 def test_an_axis_that_does_not_divide_is_cut_less_or_stays_whole():
-    mesh = AbstractMesh((2, 4, 1, 2), AXES)
+    mesh = AbstractMesh((2, 2, 2, 1, 2), AXES)
     cut = lambda size, axis, **rules: partition((size,), (axis,), mesh, **rules)[0]  # noqa: E731
-    assert [cut(size, "batch") for size in (16, 8, 4, 3)] == [("data", "fsdp"), ("data", "fsdp"), "data", None]
+    assert [cut(size, "batch") for size in (16, 8, 4, 2, 3)] == [*[BATCH_AXES] * 2, ("data", "fsdp"), "data", None]
     assert [cut(size, "vocab") for size in (6, 5)] == ["tensor", None]
-    assert [cut(size, "vocab", rules=SPREAD) for size in (16, 6, 5)] == [("tensor", "fsdp"), "tensor", None]
+    assert [cut(size, "vocab", rules=SPREAD) for size in (16, 4, 6, 5)] == [
+        ("tensor", "decode", "fsdp"),
+        ("tensor", "decode"),
+        "tensor",
+        None,
+    ]
     assert cut(8, None) is None and cut(8, "layers") is None and cut(8, "stream") is None
 
 
@@ -119,7 +126,7 @@ def test_the_platform_is_that_of_the_mesh_in_use():
     auto = (AxisType.Auto,) * len(AXES)  # as `make_mesh` has them; what is the default depends on the release of JAX
     seen = []
     assert platform() == jax.default_backend()
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1, 1, 1, 1), AXES, axis_types=auto, abstract_device=tpu)):
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,) * len(AXES), AXES, axis_types=auto, abstract_device=tpu)):
         jax.eval_shape(jax.jit(lambda x: seen.append(platform()) or x), jnp.ones(()))
         assert platform() == "tpu"
     assert seen == ["tpu"]
@@ -137,9 +144,9 @@ def test_shardings_go_by_the_name_of_a_leaf_wherever_it_stands():
     }
     specs = jax.tree.map(lambda sharding: sharding.spec, tree_shardings(tree, one_device(), axes))
     assert specs == {
-        "up": PartitionSpec("fsdp", "tensor"),
-        "stacked": {"up": PartitionSpec(None, "fsdp", "tensor")},
-        "moments": [{"table": PartitionSpec("tensor", "fsdp"), "count": PartitionSpec()}],
+        "up": PartitionSpec(("fsdp", "decode"), "tensor"),
+        "stacked": {"up": PartitionSpec(None, ("fsdp", "decode"), "tensor")},
+        "moments": [{"table": PartitionSpec("tensor", ("fsdp", "decode")), "count": PartitionSpec()}],
         "scale": PartitionSpec(None),
     }
 
@@ -149,13 +156,13 @@ def test_every_matrix_of_a_decoder_is_cut_along_two_axes():
     shardings = jax.tree_util.tree_flatten_with_path(tree_shardings(model, one_device(), LOGICAL_AXES))[0]
     for (path, sharding), leaf in zip(shardings, jax.tree.leaves(model), strict=True):
         matrix = leaf.ndim == 2 + ("blocks" in path_names(path))
-        assert set(sharding.spec) - {None} == ({"fsdp", "tensor"} if matrix else set())
+        assert set(sharding.spec) - {None} == ({("fsdp", "decode"), "tensor"} if matrix else set())
 
 
-def test_batches_are_cut_along_data_and_fsdp():
+def test_batches_are_cut_along_all_axes_of_rows():
     mesh = one_device()
     batch = put_batch({"x": np.arange(6).reshape(3, 2)}, mesh)
-    assert batch["x"].sharding == batch_sharding(mesh) and batch_sharding(mesh).spec == PartitionSpec(("data", "fsdp"))
+    assert batch["x"].sharding == batch_sharding(mesh) and batch_sharding(mesh).spec == PartitionSpec(BATCH_AXES)
     assert replicated(mesh).spec == PartitionSpec()
     np.testing.assert_array_equal(batch["x"], np.arange(6).reshape(3, 2))
 

@@ -71,7 +71,7 @@ def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
                 reference="demonstration",
             ),
             # Sizes of the axes of the device mesh (`sharding.make_mesh`); one may be -1, the rest.
-            mesh=dict(data=-1, fsdp=1, tensor=1, sequence=1),
+            mesh=dict(data=-1, fsdp=1, decode=1, tensor=1, sequence=1),
             logging=dict(progress=True),
             # Of files of rows, in MiB: what a gzip file may unpack to, and the length of a line.
             limits=dict(max_unpacked_mib=2048, max_line_mib=64),

@@ -21,6 +21,7 @@ from prl_jax.models import DecoderConfig
 from prl_jax.models.attention import queries_at_once
 from prl_jax.models.decoder import MOST_UNROLLED
 from prl_jax.sampling import slots_of
+from prl_jax.sharding import batch_parts, parameter_parts
 
 
 class Call(NamedTuple):
@@ -105,12 +106,12 @@ class Estimate(NamedTuple):
 
     def shard(self, rows: int, parts: int = 1) -> int:
         """Rows of a microbatch that one device has."""
-        return math.ceil(math.ceil(rows / (self.mesh.shape["data"] * self.mesh.shape["fsdp"])) / parts)
+        return math.ceil(math.ceil(rows / batch_parts(self.mesh.shape)) / parts)
 
     def trained(self, decoder: DecoderConfig) -> float:
         """Bytes of the gradient."""
         number = parameters(decoder) if decoder.lora is None else adapters(decoder)
-        return 4.0 * number / (self.mesh.shape["fsdp"] * self.mesh.shape["tensor"])
+        return 4.0 * number / parameter_parts(self.mesh.shape)
 
     def forward(self, decoder: DecoderConfig, rows: int, length: int, logits: int) -> float:
         """Bytes of the activations of one layer, and of a chunk of logits."""

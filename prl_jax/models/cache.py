@@ -18,7 +18,8 @@ class Cache(NamedTuple):
       values: a `[B, K, S, H]` array a layer.
       mask: `[B, S]` bool, the slots that hold a real token.
       next_position: `[B]` int32, the position of the row's next token.
-      slot: int32 scalar, where the next token is written, the same in every row. Behind the last slot comes the first.
+      slot: int32 scalar, where the next token is written, the same in every row. In front of the first slot is the last
+        one, for whoever goes on there (`sampling.continuous`).
     """
 
     keys: tuple[Float[Array, "B K H S"], ...]
@@ -38,10 +39,10 @@ class Prefilled(NamedTuple):
 # Logical axes of these arrays, by name: each device holds the rows that it decodes.
 CACHE_AXES = {
     "hidden": ("rows", "stream"),
-    "keys": ("rows", "kv", "head_dim", "slots"),
-    "values": ("rows", "kv", "slots", "head_dim"),
-    "mask": ("rows", "slots"),
-    "next_position": ("rows",),
+    "keys": ("cached", "kept", "head_dim", "slots"),
+    "values": ("cached", "kept", "slots", "head_dim"),
+    "mask": ("cached", "slots"),
+    "next_position": ("cached",),
 }
 
 

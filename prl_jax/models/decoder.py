@@ -15,7 +15,7 @@ from prl_jax.models.cache import CACHE_AXES, Cache, Prefilled, build_cache
 from prl_jax.models.config import DecoderConfig
 from prl_jax.models.layers import Block, norm, place_at
 from prl_jax.models.rope import Rotation, rotation
-from prl_jax.sharding import DECODING, RULES, SPREAD, Rules, axes_of, constrain, constrain_tree, platform
+from prl_jax.sharding import DECODING, RULES, SPREAD, Rules, axes_of, constrain, constrain_tree, decoding, platform
 
 MOST_UNROLLED = 12
 _STREAM = ("batch", "length", "stream")
@@ -147,7 +147,7 @@ class Decoder(nnx.Module):
             return x.astype(self.config.dtype) if axes_of(path, LOGICAL_AXES) else x
 
         model = jax.tree_util.tree_map_with_path(cast, self)
-        for rules in (RULES, SPREAD, DECODING):  # in steps, of which the compiler knows each one
+        for rules in (RULES, SPREAD, decoding()):  # in steps, of which the compiler knows each one
             model = constrain_tree(model, LOGICAL_AXES, rules=rules)
         return model
 
@@ -164,10 +164,10 @@ class Decoder(nnx.Module):
         x, keys, values = self._embed(tokens, DECODING), [], []
         for block, local, k, v in zip(layers, self.config.local_layers, cache.keys, cache.values, strict=True):
             angles, seen = (near, window) if local else (far, mask)
-            x, k, v = block.step(constrain(x, "batch", "stream", rules=DECODING), angles, k, v, seen, cache.slot)
+            x, k, v = block.step(constrain(x, "decoded", "stream", rules=decoding()), angles, k, v, seen, cache.slot)
             keys.append(k)
             values.append(v)
-        cache = Cache(tuple(keys), tuple(values), mask, cache.next_position + 1, (cache.slot + 1) % slots.shape[1])
+        cache = Cache(tuple(keys), tuple(values), mask, cache.next_position + 1, cache.slot + 1)
         return self.norm(constrain(x, "batch", "stream", rules=DECODING)), cache
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, Shaped
 from prl_jax.models.attention import attention_weights, mix
 from prl_jax.models.config import DecoderConfig, LoraConfig
 from prl_jax.models.rope import Rotation, rotate
-from prl_jax.sharding import DECODING, constrain, parts
+from prl_jax.sharding import DECODING, constrain, decoding, parts
 
 # Modules go through jax.jit, jax.grad and jax.lax.scan as ordinary pytrees.
 nnx.set_graph_mode(False)
@@ -80,8 +80,8 @@ def _heads(x: Float[Array, "... F"], axis: str, head_dim: int) -> Float[Array, "
 
 
 def _decoded(x: Float[Array, "B F"], axis: str) -> Float[Array, "B F"]:
-    """Lays out what a matrix gave for the tokens of a decoding step on the devices that have their rows."""
-    return constrain(constrain(x, "batch", axis, rules=DECODING), "rows", axis)
+    """Lays out what a matrix gave for the tokens of a decoding step where the cache has their rows."""
+    return constrain(constrain(x, "decoded", axis, rules=decoding()), "cached", "kept")
 
 
 def _flat(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
@@ -181,8 +181,9 @@ class Attention(nnx.Module):
         scores = jnp.einsum("bkgh,bkhs->bkgs", q, keys, preferred_element_type=jnp.float32)
         weights = attention_weights(scores, mask[:, None, None], self.cap).astype(x.dtype)
         mixed = jnp.einsum("bkgs,bksh->bkgh", weights, values)
-        mixed = constrain(mixed.reshape(x.shape[0], -1), "rows", "heads")
-        return self.o(constrain(mixed, "batch", "heads", rules=DECODING)), keys, values
+        mixed = constrain(mixed.reshape(x.shape[0], -1), "cached", "kept")
+        mixed = self.o(constrain(mixed, "decoded", "heads", rules=decoding()))
+        return constrain(mixed, "decoded", "stream", rules=decoding()), keys, values
 
 
 class MLP(nnx.Module):
@@ -197,10 +198,12 @@ class MLP(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        rows = _flat(x)
+        decoded = x.ndim == 2  # the tokens of a decoding step
+        rows = constrain(x, "batch", "stream", rules=DECODING) if decoded else _flat(x)
         gate = self.gate(rows)
         gate = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)
-        return self.down(gate * self.up(rows)).reshape(x.shape)
+        out = self.down(gate * self.up(rows)).reshape(x.shape)
+        return constrain(out, "decoded", "stream", rules=decoding()) if decoded else out
 
 
 def _linear(config: DecoderConfig, name: str, fan_in: int, fan_out: int, key: PRNGKeyArray, **options: Any) -> Linear:

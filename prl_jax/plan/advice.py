@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from prl_jax.plan.knobs import helpful_keys
 from prl_jax.plan.plan import Function, Plan
+from prl_jax.sharding import parameter_parts
 
 
 def largest_consumer(function: Function) -> tuple[str, float]:
@@ -21,7 +22,7 @@ def knobs(plan: Plan, function: Function, config: ConfigDict) -> list[str]:
     what = largest_consumer(function)[0]
     too = plan.chip is not None and function.memory.known - function.memory.cache < plan.chip.hbm
     found = helpful_keys(config, function.name, what, plan.mesh, batches_too=too)
-    if plan.mesh["fsdp"] * plan.mesh["tensor"] >= plan.devices:
+    if parameter_parts(plan.mesh) >= plan.devices:
         found.append("a larger --topology with mesh.fsdp=-1")
     if what == "temporary memory" and plan.mesh["tensor"] == 1:
         found.append("mesh.tensor up")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from prl_jax.sharding import parameter_parts
 from prl_jax.stages import KINDS
 
 ACTIVATIONS = ("temporary memory", "rows", "cache")
@@ -35,7 +36,7 @@ def helpful_keys(
         found = _fewer_parameters(stage, section)
         if batches_too:
             found += KINDS[section.kind].costs.smaller(section, stage, called, mesh)
-    cut = mesh["fsdp"] * mesh["tensor"]
+    cut = parameter_parts(mesh)
     if cut < devices:
         found.insert(0, f"mesh.fsdp up (parameters are cut in {cut} parts on {devices} devices)")
     return found

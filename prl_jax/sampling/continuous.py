@@ -101,6 +101,7 @@ def decode_queued(
         its = noise[state.row, jnp.minimum(state.written.index, config.max_new_tokens - 1)]
         written = draw(model, state.hidden, its, state.written, config)
         hidden, cache = model.step(written.token, state.cache, layers)
+        cache = cache._replace(slot=cache.slot % cache.mask.shape[1])
         return state._replace(hidden=hidden, written=written, cache=cache)
 
     def full(state: _State) -> Bool[Array, ""]:

@@ -133,16 +133,18 @@ def decode(
     model, cache = model.for_decoding(), constrain_tree(cache, CACHE_AXES)
     layers = model.layers()
 
-    def body(state: tuple[Written, Cache]) -> tuple[Written, Cache]:
-        written, cache = state
+    def body(state: tuple[Int[Array, ""], Written, Cache]) -> tuple[Int[Array, ""], Written, Cache]:
+        tokens, written, cache = state
         hidden, cache = model.step(written.token, cache, layers)
-        return draw(model, hidden, noise_at(written.index), written, config), cache
+        return tokens + 1, draw(model, hidden, noise_at(written.index), written, config), cache
 
     noise = uniform_noise(keys, config.max_new_tokens)
     noise_at = lambda index: jnp.take_along_axis(noise, index[:, None], axis=1, mode="clip")[:, 0]  # noqa: E731
     written = unwritten(hidden.shape[0], seen, config)
     written = draw(model, hidden, noise[:, 0], written, config)
-    written, cache = jax.lax.while_loop(lambda state: jnp.any(state[0].live), body, (written, cache))
+    # No row has room for more tokens; `prl plan` reads there how long the loop is.
+    goes_on = lambda state: (state[0] < config.max_new_tokens) & jnp.any(state[1].live)  # noqa: E731
+    _, written, cache = jax.lax.while_loop(goes_on, body, (jnp.int32(1), written, cache))
     return written.sampled(config), constrain_tree(cache, CACHE_AXES)
 
 

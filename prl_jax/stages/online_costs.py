@@ -19,6 +19,7 @@ from prl_jax.models import MixedDecoder
 from prl_jax.processes import whole_batch
 from prl_jax.runs.context import sampling_of
 from prl_jax.runs.models import Policy
+from prl_jax.sharding import batch_parts
 from prl_jax.stages.kind import Costs
 from prl_jax.stages.online_models import Learner, construct
 from prl_jax.stages.online_samples import prompts_to_read
@@ -188,7 +189,7 @@ def smaller(section: ConfigDict, stage: str, function: str, mesh: Mapping[str, i
     if function.startswith("evaluation"):
         return [f"{stage}.evaluation.batch_size down"]
     rows = section.prompts_per_step * section.group_size
-    least = mesh["data"] * mesh["fsdp"] * section.minibatches * section.accumulate
+    least = batch_parts(mesh) * section.minibatches * section.accumulate
     more = [f"{stage}.accumulate up"] if function in ("warm_up", "update") and rows > least else []
     return [*more, f"{stage}.prompts_per_step or {stage}.group_size down"]
 

@@ -16,6 +16,7 @@ from prl_jax.config.durations import to_steps
 from prl_jax.costs.functions import Step
 from prl_jax.costs.models import EXAMPLES, AbstractModels, Held
 from prl_jax.costs.work import Call, Estimate, flops, passes
+from prl_jax.sharding import batch_parts
 from prl_jax.stages.kind import Costs
 from prl_jax.stages.supervised import Fit, Fitted, construct, updates
 from prl_jax.training.step import make_train_step, make_validation
@@ -106,5 +107,5 @@ def _calls(fit: Fit, every_token: bool, estimate: Estimate, name: str) -> Iterat
 
 def _smaller(section: ConfigDict, stage: str, function: str, mesh: Mapping[str, int]) -> list[str]:
     # A microbatch of one row a device is as small as it gets.
-    more = function == "train_step" and section.batch_size > mesh["data"] * mesh["fsdp"] * section.accumulate
+    more = function == "train_step" and section.batch_size > batch_parts(mesh) * section.accumulate
     return [*([f"{stage}.accumulate up"] if more else []), f"{stage}.batch_size down"]

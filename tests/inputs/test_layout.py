@@ -26,8 +26,8 @@ def config():
     return config
 
 
-def mesh(data: int = 1, fsdp: int = 1, sequence: int = 1, tensor: int = 1) -> AbstractMesh:
-    return AbstractMesh((data, fsdp, sequence, tensor), AXES)
+def mesh(**sizes: int) -> AbstractMesh:
+    return AbstractMesh(tuple(sizes.get(axis, 1) for axis in AXES), AXES)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,8 @@ def mesh(data: int = 1, fsdp: int = 1, sequence: int = 1, tensor: int = 1) -> Ab
         ("genrm", dict(sequence=5), ("genrm: max_length = 24", "mesh.sequence=5")),
         ("sft", dict(tensor=8), ("sft: model: heads=4", "mesh.tensor=8")),
         ("sft", dict(tensor=4), ("sft: model: kv_heads=2", "mesh.tensor=4")),
+        ("sft", dict(decode=32), ("sft: batch_size = 16", "fsdp=1 * decode=32")),
+        ("ppo", dict(decode=4), ("ppo: model: kv_heads=2", "mesh.tensor * mesh.decode = 4")),
     ],
 )
 def test_what_does_not_divide_is_named(config, stage, sizes, words):
@@ -71,7 +73,8 @@ def test_models_of_finished_stages_are_looked_at_too(config):
 
 def test_what_divides_is_taken(config):
     for stage in config.stages:
-        for sizes in ({}, dict(data=2, fsdp=4), dict(sequence=4), dict(tensor=2), dict(fsdp=2, sequence=2, tensor=2)):
+        others = dict(sequence=4), dict(tensor=2), dict(fsdp=2, sequence=2, tensor=2), dict(fsdp=2, decode=2)
+        for sizes in ({}, dict(data=2, fsdp=4), *others):
             if config[stage].kind != "anchors":
                 check_layout(config, stage, mesh(**sizes))
 

@@ -92,5 +92,5 @@ def test_long_responses_of_many_rows_are_queued_where_rows_are_not_cut(models, p
 
 
 def test_where_the_mesh_cuts_rows_a_batch_is_decoded_as_one():
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 1, 1, 1), AXES)):
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 1, 1, 1, 1), AXES)):
         assert slots_of(512, 64) == 512

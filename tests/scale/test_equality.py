@@ -15,6 +15,7 @@ MORE_MESHES = [
     pytest.param('{"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}', id="all", marks=nightly),
     pytest.param('{"data": 8}', id="data", marks=nightly),
     pytest.param('{"data": 1, "fsdp": 8}', id="fsdp", marks=nightly),
+    pytest.param('{"data": 1, "fsdp": 4, "decode": 2}', id="decode", marks=nightly),
     pytest.param('{"data": 4, "tensor": 2}', id="tensor", marks=nightly),
     pytest.param('{"data": 4, "sequence": 2}', id="sequence", marks=nightly),
 ]

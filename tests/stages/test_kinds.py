@@ -27,6 +27,7 @@ from prl_jax.inputs.lengths import uses
 from prl_jax.plan.functions import abstract_steps
 from prl_jax.plan.work import expected_work
 from prl_jax.runs.models import LoadedModels
+from prl_jax.sharding import AXES
 from prl_jax.stages import KINDS, supervised
 from prl_jax.stages import config as c
 from prl_jax.stages.kind import Checking, Kind, Reads
@@ -77,7 +78,7 @@ def test_each_kind_is_complete(name, known):
         copies = config[stage].get("choice") == "reference"  # text, without a model
         assert bool(calls) == bool(held) == (not copies)
         assert all(size > 0 for one in held for size in held_bytes(one).values())
-        assert kind.costs.smaller(config[stage], stage, "judge", dict(data=1, fsdp=1, tensor=1, sequence=1))
+        assert kind.costs.smaller(config[stage], stage, "judge", dict.fromkeys(AXES, 1))
 
 
 # What is spelled like a kind and is none: the name -> where, and what it is there.

@@ -173,10 +173,12 @@ def serve(args: argparse.Namespace) -> None:
 def built(package: Path, name: str, size: str) -> Iterator[Step]:
     """A workload of a checkout, as the step to repeat, in a process that is set up as that of `prl run`."""
     sys.path.insert(0, str(package.resolve()))
-    from prl_jax.process_setup import keep_heap, quiet
+    from prl_jax import process_setup
 
-    quiet()
-    keep_heap()
+    if hasattr(process_setup, "in_huge_pages"):  # earlier checkouts have no such thing
+        process_setup.in_huge_pages()
+    process_setup.quiet()
+    process_setup.keep_heap()
     earlier = (package / "prl_jax" / "stages" / "artifacts.py").is_file()
     workloads = importlib.import_module("workloads_98a61d9" if earlier else "workloads")
     import jax

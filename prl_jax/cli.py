@@ -20,7 +20,7 @@ from prl_jax.errors import Stopped, UserError
 from prl_jax.file_names import SUMMARY_FILE
 from prl_jax.files import local_path, to_json
 from prl_jax.memory import shortage
-from prl_jax.process_setup import check_versions, keep_heap, nobody_reads, quiet, standard_streams
+from prl_jax.process_setup import check_versions, in_huge_pages, keep_heap, nobody_reads, quiet, standard_streams
 from prl_jax.runs.stopping import StopSignal
 
 USAGE = """Usage: prl COMMAND [flags]
@@ -57,6 +57,8 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 
 def program() -> NoReturn:
     """The command line as a program of its own."""
+    if {"-h", "--help", "help"}.isdisjoint(sys.argv):
+        in_huge_pages()
     code = main()
     if code in (EXIT_STOPPED, 128 + signal.SIGINT):
         # An end in the middle of what XLA does: taking the interpreter down with its threads at work can crash.

@@ -14,12 +14,14 @@ import sys
 import warnings
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from absl import logging
 
 from prl_jax.errors import UserError
 
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
@@ -110,6 +112,31 @@ def _give_up(number: int, stream: Any) -> None:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, number)
                 os.close(nowhere)
+
+
+def in_huge_pages() -> None:
+    """Starts the program anew, before it has done anything, with a heap in huge pages where Linux has them.
+
+    glibc takes the setting from the environment, and before `main` alone. Where XLA's CPU backend allocates more than
+    what `keep_heap` can keep, 2 GiB, a step faults in all pages of it anew, and a huge one takes the place of 512. The
+    programs that this one starts are not told.
+    """
+    given = [part for part in os.environ.get("GLIBC_TUNABLES", "").split(":") if part]
+    if _HUGE_PAGES in given:
+        os.environ["GLIBC_TUNABLES"] = ":".join(part for part in given if part != _HUGE_PAGES)
+    elif sys.executable and not any("glibc.malloc.hugetlb" in part for part in given) and _has_huge_pages():
+        os.environ["GLIBC_TUNABLES"] = ":".join([*given, _HUGE_PAGES])
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _has_huge_pages() -> bool:
+    """Whether glibc can ask the kernel for them, release 2.35 or newer, and the kernel gives them to who asks."""
+    try:
+        library, release = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
+        given = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except (AttributeError, ValueError, OSError):
+        return False
+    return library == "glibc" and _release(release) >= (2, 35) and "[never]" not in given
 
 
 def keep_heap() -> None:

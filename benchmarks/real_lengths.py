@@ -35,7 +35,7 @@ from workload_steps import World
 from prl_jax.data.records import PreferenceRecord, SFTRecord
 from prl_jax.data.rows import encode_generative_pair, encode_scalar_pair, encode_sft, stack_rows
 from prl_jax.data.sources import SourceSpec, load_records
-from prl_jax.judges import GenerativeJudge
+from prl_jax.judges import GenerativeJudge, generative
 from prl_jax.models import LOGICAL_AXES, Decoder
 from prl_jax.models.packing import rows_needed
 from prl_jax.optim import make_optimizer
@@ -88,6 +88,10 @@ def measured(name: str, count: int, new_tokens: int, rounds: int) -> Iterator[di
     times, found = alternated(both_ways(lambda: judge(prompts, first, second).z_12), rounds)
     gap = float(np.abs(found["padded"] - found["bucketed"]).max())
     yield {"work": "judge", **filled(lengths, most), **times, "largest_difference_of_logits": gap}
+    times, found = alternated(both_orders(lambda: judge(prompts, first, second)[:2]), rounds)
+    gap = float(np.abs(np.array(found["apart"]) - np.array(found["together"])).max())
+    chosen = judge._shares(prompts, first, second)
+    yield {"work": "both orders", "chosen": chosen, **times, "largest_difference_of_logits": gap}
     lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in prompts]
     most = rounded(max(lengths))
     answer = lambda: answered(model, tokenizer, prompts, most, new_tokens, world.mesh).response  # noqa: E731
@@ -235,6 +239,16 @@ def both_ways(work: Callable[[], np.ndarray]) -> dict[str, Callable[[], np.ndarr
             return work()
 
     return {"padded": whole, "bucketed": work}
+
+
+def both_orders(work: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
+    """Judging with a row for each order, and with one for both."""
+
+    def way(limit: float) -> Any:
+        with mock.patch.object(generative, "_SHARED", limit):
+            return work()
+
+    return {"apart": lambda: way(0.0), "together": lambda: way(2.0)}
 
 
 def alternated(ways: dict[str, Callable[[], np.ndarray]], rounds: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,12 +14,17 @@ from jaxtyping import Array, Bool, Float, Int
 from prl_jax.errors import UserError
 from prl_jax.judges.base import Judged, check_lengths, in_batches, text_sizes
 from prl_jax.losses.preference import SPACES
-from prl_jax.models import Decoder, verdict_log_probs
+from prl_jax.models import Decoder, branch_log_probs, verdict_log_probs
+from prl_jax.models.attention import BRANCHES
 from prl_jax.text.chat import Prompt
 from prl_jax.text.judging import JudgeRow, JudgeTemplate, encode_judge_row, verdict_ids
-from prl_jax.text.padding import pad_rows
+from prl_jax.text.padding import pad_rows, static_length
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.types import TokenRows
+
+# Rows that both orders share have fewer tokens, and attention over longer ones takes more: they pay from so many tokens
+# of a judge's row on, and where no more than this share of the tokens is left.
+_SHORTEST, _SHARED = 128, 0.8
 
 
 def trained_merge(form: str) -> str:
@@ -63,6 +69,9 @@ class GenerativeJudge:
         self.verdicts = verdict_ids(tokenizer, template)
 
     def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
+        if self._shares(prompts, first, second):
+            (z_12, cut_12), (z_21, cut_21) = (_logits(*order) for order in self._branches(prompts, first, second))
+            return Judged(z_12, z_21, self.merge, cut_12 | cut_21)
         count = len(prompts)
         z, cut = _logits(*self._log_probs([*prompts, *prompts], [*first, *second], [*second, *first]))
         return Judged(z[:count], z[count:], self.merge, cut[:count] | cut[count:])
@@ -77,6 +86,40 @@ class GenerativeJudge:
     ) -> Float[np.ndarray, "N"]:
         """`[N]` probability of the two verdict tokens together, in the order given."""
         return np.exp(self._log_probs(prompts, first, second)[0]).sum(-1)
+
+    def _shares(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> bool:
+        """Whether it pays to read what both orders begin with once: told by the longest row of each batch."""
+        check_lengths(prompts, first, second)
+        # How far a window looks back is counted in places of the row, where the second order stands behind the first.
+        if self.max_length < _SHORTEST or any(self.model.config.local_layers):
+            return False
+        order, half = np.argsort(text_sizes(prompts, first, second), kind="stable"), max(self.batch_size // 2, 1)
+        alone = together = 0
+        for end in range(half, len(order) + half, half):
+            i = order[min(end, len(order)) - 1]
+            one, other = self._both(prompts[i], first[i], second[i])
+            alone += 2 * static_length(max(len(one.ids), len(other.ids)), self.max_length)
+            both = len(one.ids) + len(other.ids) - _common(one, other)
+            together += static_length(both, 2 * self.max_length)
+        return together <= _SHARED * alone
+
+    def _branches(
+        self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
+    ) -> list[tuple[Float[np.ndarray, "N 2"], Bool[np.ndarray, "N 2"]]]:
+        """What `_log_probs` returns, for each of both orders, which share a row."""
+
+        def encode(index: Int[np.ndarray, "n"]) -> tuple[TokenRows, Bool[np.ndarray, "n 4"]]:
+            pairs = [self._both(prompts[i], first[i], second[i]) for i in index]
+            rows = both_orders(pairs, 2 * self.max_length, pad_id=self.tokenizer.pad_id)
+            return rows, np.array([(a.truncated, a.even, b.truncated, b.even) for a, b in pairs], bool)
+
+        forward = functools.partial(judge_both_orders, self.model, verdicts=self.verdicts)
+        sizes, rows = text_sizes(prompts, first, second), max(self.batch_size // 2, 1)
+        found, known = in_batches(forward, encode, len(prompts), rows, self.mesh, sizes)
+        return [(found[:, order], known[:, 2 * order : 2 * order + 2]) for order in range(2)]
+
+    def _both(self, prompt: Prompt, first: str, second: str) -> tuple[JudgeRow, JudgeRow]:
+        return self._encode(prompt, first, second), self._encode(prompt, second, first)
 
     def _encode(self, prompt: Prompt, first: str, second: str) -> JudgeRow:
         return encode_judge_row(
@@ -104,6 +147,35 @@ class GenerativeJudge:
         return in_batches(forward, encode, len(prompts), self.batch_size, self.mesh, sizes)
 
 
+def both_orders(pairs: Sequence[tuple[JudgeRow, JudgeRow]], length: int, *, pad_id: int) -> TokenRows:
+    """Rows of both orders: what they begin with as a stem, and the rest of each as a branch (`attention.BRANCHES`).
+
+    Args:
+      pairs: of each comparison the rows of its two orders.
+      length: static length, twice that of one order.
+      pad_id: fills the padding.
+
+    Returns:
+      `[N, length]` numpy arrays, right-padded; every token has the position that it has in its own row.
+    """
+    stems = [_common(one, other) for one, other in pairs]
+    joined = [(one.ids + other.ids[stem:], one.positions + other.positions[stem:])
+              for stem, (one, other) in zip(stems, pairs, strict=True)]  # fmt: skip
+    rows = pad_rows([ids for ids, _ in joined], length, pad_id=pad_id, positions=[places for _, places in joined])
+    place, end = np.arange(length)[None], np.array([len(one.ids) for one, _ in pairs])[:, None]
+    branch = (place >= np.array(stems)[:, None]).astype(np.int32) + (place >= end)
+    segments: Any = np.where(rows.segments > 0, BRANCHES + branch, 0).astype(np.int32)
+    return rows._replace(segments=segments)
+
+
+def _common(one: JudgeRow, other: JudgeRow) -> int:
+    """Tokens that two rows begin with, in the same positions; at least the last one of each is its own."""
+    count = min(len(one.ids), len(other.ids)) - 1
+    rows = [np.array([row.ids[:count], row.positions[:count]]) for row in (one, other)]
+    differ = np.any(rows[0] != rows[1], axis=0)
+    return int(np.argmax(differ)) if differ.any() else count
+
+
 def _logits(
     log_probs: Float[np.ndarray, "N 2"], known: Bool[np.ndarray, "N 2"]
 ) -> tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
@@ -115,3 +187,8 @@ def _logits(
 @functools.partial(jax.jit, static_argnames="verdicts")
 def judge_rows(model: Decoder, rows: TokenRows, verdicts: tuple[int, int]) -> Float[Array, "B 2"]:
     return verdict_log_probs(model, rows, verdicts)
+
+
+@functools.partial(jax.jit, static_argnames="verdicts")
+def judge_both_orders(model: Decoder, rows: TokenRows, verdicts: tuple[int, int]) -> Float[Array, "B 2 2"]:
+    return branch_log_probs(model, rows, verdicts, branches=2)

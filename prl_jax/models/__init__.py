@@ -3,7 +3,14 @@
 from prl_jax.models.cache import CACHE_AXES, Cache, Prefilled
 from prl_jax.models.config import DecoderConfig, LoraConfig, RopeScaling
 from prl_jax.models.decoder import LOGICAL_AXES, Decoder
-from prl_jax.models.heads import ScalarHead, ScalarModel, last_index, verdict_log_probs, with_param_dtype
+from prl_jax.models.heads import (
+    ScalarHead,
+    ScalarModel,
+    branch_log_probs,
+    last_index,
+    verdict_log_probs,
+    with_param_dtype,
+)
 from prl_jax.models.hf import from_hf, to_hf
 from prl_jax.models.lora import combine, merge, split, with_adapters, with_dropout, without_adapters
 from prl_jax.models.mixture import MixedDecoder
@@ -22,6 +29,7 @@ __all__ = [
     "RopeScaling",
     "ScalarHead",
     "ScalarModel",
+    "branch_log_probs",
     "combine",
     "from_hf",
     "last_index",

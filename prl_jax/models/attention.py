@@ -23,6 +23,9 @@ _MASKED = -1e30
 # little faster up to 256 tokens, and compile twice as long. Of 512 tokens and more it takes half the time of `einsum`,
 # forward and backward. Accelerators want large products; not measured.
 _BLOCK = {"cpu": 128, "gpu": 512, "tpu": 512}
+# A segment of this many and more is a branch of a tree: the tokens of `tree * BRANCHES`, its stem, are seen by those of
+# `tree * BRANCHES + branch` behind them, which do not see other branches. So rows that begin alike are read once.
+BRANCHES = 1 << 16
 _BANDS = 4  # runs of blocks that `chunked` gives keys of their own, so that few scores above the diagonal are computed
 _LANES = 128  # the kernel of TPUs reads rows in blocks of multiples of this
 
@@ -37,6 +40,7 @@ class Attending(NamedTuple):
       dtype: of queries, keys and values, "float32" or "bfloat16".
       softcap: of the scores; 0 for none.
       sequence: parts that the mesh cuts a row into.
+      branched: whether a row may hold branches of a tree.
     """
 
     platform: str
@@ -45,6 +49,7 @@ class Attending(NamedTuple):
     dtype: str
     softcap: float = 0.0
     sequence: int = 1
+    branched: bool = False
 
 
 def choose(wanted: str, case: Attending) -> tuple[str, str]:
@@ -83,7 +88,7 @@ def _cudnn_lacks(case: Attending) -> str:
         return "has no soft cap"
     if case.head_dim % 8 or case.head_dim > 128:
         return f"has no heads of {case.head_dim} numbers"
-    return "does not cut rows" if case.sequence > 1 else ""
+    return "does not cut rows" if case.sequence > 1 else "has no branches" if case.branched else ""
 
 
 def _splash_lacks(case: Attending) -> str:
@@ -91,7 +96,7 @@ def _splash_lacks(case: Attending) -> str:
         return "runs on TPUs alone"
     if case.head_dim % _LANES:
         return f"has no heads of {case.head_dim} numbers"
-    return "does not cut rows" if case.sequence > 1 else ""
+    return "does not cut rows" if case.sequence > 1 else "has no branches" if case.branched else ""
 
 
 def attend(
@@ -109,9 +114,9 @@ def attend(
 
     Args:
       q, k, v: scaled queries, of which G share a key and value head.
-      segments: a token attends to those of its own segment at or before it; 0 is padding, which is nobody's key and
-        whose own outputs are finite and unused. `cudnn` is for rows of one segment without gaps, numbered 1; rows of
-        several are given to `chunked`.
+      segments: a token attends to those of its own segment, or its stem (`BRANCHES`), at or before it; 0 is padding,
+        which is nobody's key and whose own outputs are finite and unused. `cudnn` is for rows of one segment without
+        gaps, numbered 1; rows of several are given to `chunked`.
       backend: one that `choose` gives.
       softcap: `cap tanh(scores / cap)`; 0 for none.
       window: how many tokens back a token attends, itself included; 0 for no limit.
@@ -155,16 +160,19 @@ def attention_mask(
     segments: Int[Array, "B S"],
     reach: Int[Array, ""] | int,
     queries: Int[Array, "B C"] | None = None,
-    first: Int[Array, "B"] | Int[Array, ""] | int = 0,
+    places: Int[Array, "b C"] | None = None,
 ) -> Bool[Array, "B C S"]:
-    """Which keys of a row its queries see: those of their segment, at most `reach` tokens back; never padding.
+    """Which keys of a row its queries see: those of their segment and its stem, at most `reach` tokens back; never
+    padding.
 
-    `queries` are the segments of some tokens in a row, from number `first` on (of all rows, or of each); by default
-    those of all tokens.
+    `queries` are the segments of some tokens, and `places` where they stand in all rows or in each; by default those of
+    all tokens.
     """
     queries = segments if queries is None else queries
+    places = jnp.arange(segments.shape[1])[None] if places is None else places
+    stems = jnp.where((segments > 0) & (segments % BRANCHES == 0), segments // BRANCHES, -1)
     same = (queries[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
-    places = jnp.asarray(first).reshape(-1, 1) + jnp.arange(queries.shape[1])[None]
+    same |= (queries // BRANCHES)[:, :, None] == stems[:, None, :]
     back = places[:, :, None] - jnp.arange(segments.shape[1])[None, None]
     return same & (back >= 0) & (back < reach)
 
@@ -198,7 +206,7 @@ def _chunked(q, k, v, segments, reach, cap: float):
         @jax.checkpoint
         def block(numbered, keys=keys, values=values, seen=seen):
             number, q, own = numbered
-            return mix(q, keys, values, attention_mask(seen, reach, own, number * size), cap)
+            return mix(q, keys, values, attention_mask(seen, reach, own, number * size + jnp.arange(size)[None]), cap)
 
         numbered = (jnp.arange(begin, end), *in_blocks)
         # A loop that runs once takes the compiler longer than what stands in it.

@@ -65,15 +65,18 @@ class Decoder(nnx.Module):
         near = rotation(positions, config.head_dim, config.local_rope_theta) if config.local_rope_theta else far
         return near, far
 
-    def _forward(self, tokens, positions, segments, *, with_cache: bool, index: Int[Array, "B"] | None = None):
-        """Final states, and keys and values for a cache. With an `index`, the states `[B, 1, D]` at these places."""
+    def _forward(self, tokens, positions, segments, *, with_cache: bool, index: Int[Array, "B M"] | None = None):
+        """Final states, and keys and values for a cache. With an `index`, the states `[B, M, D]` at these places; where
+        there are several, the row may hold branches."""
         near, far = self._angles(positions)
         local = self.config.local_layers
         mixed, of_all = any(local) and not all(local), near if all(local) else far
+        branched = index is not None and index.shape[1] > 1
+        case = self.config.attending(tokens.shape[1])._replace(branched=branched)
         sees = functools.partial(
             attend,
             segments=segments,
-            backend=choose(self.config.attention, self.config.attending(tokens.shape[1]))[0],
+            backend=choose(self.config.attention, case)[0],
             softcap=self.config.attention_softcap,
             window=self.config.window if any(local) else 0,
         )
@@ -119,10 +122,10 @@ class Decoder(nnx.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         segments: Int[Array, "B T"],
-        index: Int[Array, "B"],
-    ) -> Float[Array, "B D"]:
-        """The final hidden state at one place of each row, as `hidden` has it."""
-        return self._forward(tokens, positions, segments, with_cache=False, index=index)[0][:, 0]
+        index: Int[Array, "B M"],
+    ) -> Float[Array, "B M D"]:
+        """The final hidden states at some places of each row, as `hidden` has them."""
+        return self._forward(tokens, positions, segments, with_cache=False, index=index)[0]
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         """Logits of unpadded tokens, float32. For small uses: training never holds `[B, T, V]`."""

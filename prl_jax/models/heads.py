@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from prl_jax.models.attention import BRANCHES
 from prl_jax.models.config import DecoderConfig
 from prl_jax.models.decoder import Decoder
 from prl_jax.models.packing import pack
@@ -58,7 +59,22 @@ def verdict_log_probs(
 ) -> Float[Array, "B 2"]:
     """Log-probabilities of two tokens behind the last valid token of each row, over the whole vocabulary, float32;
     `packed` as in `last_hidden`."""
-    hidden = constrain(last_hidden(model, rows, packed), "batch", "stream", rules=SPREAD)
+    return _log_probs(model, last_hidden(model, rows, packed), verdicts)
+
+
+def branch_log_probs(
+    model: Decoder, rows: TokenRows, verdicts: tuple[int, int], branches: int
+) -> Float[Array, "B M 2"]:
+    """The same behind the last token of each of `branches` branches of rows that are trees (`attention.BRANCHES`)."""
+    numbers = BRANCHES + 1 + jnp.arange(branches)
+    last = [last_index(jnp.where(rows.segments == number, 1, 0)) for number in numbers]
+    hidden = model.hidden_at(*rows, jnp.stack(last, axis=1))
+    found = _log_probs(model, hidden.reshape(-1, hidden.shape[-1]), verdicts)
+    return found.reshape(*hidden.shape[:2], 2)
+
+
+def _log_probs(model: Decoder, hidden: Float[Array, "B D"], verdicts: tuple[int, int]) -> Float[Array, "B 2"]:
+    hidden = constrain(hidden, "batch", "stream", rules=SPREAD)
     logits = constrain(model.logits(hidden), "batch", "vocab", rules=SPREAD)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     return log_probs[:, jnp.array(verdicts)]
@@ -75,7 +91,7 @@ def last_hidden(model: Decoder, rows: TokenRows, packed: int = 0) -> Float[Array
     if packed:
         together = pack(rows, packed)
         return together.at_last(model.hidden(*together.rows))
-    return model.hidden_at(*rows, last_index(rows.segments))
+    return model.hidden_at(*rows, last_index(rows.segments)[:, None])[:, 0]
 
 
 def last_index(segments: Int[Array, "B T"]) -> Int[Array, "B"]:

@@ -108,9 +108,9 @@ class RMSNorm(nnx.Module):
         return (wide * inverse * scale).astype(x.dtype)
 
 
-def place_at(x: Shaped[Array, "B T *rest"], index: Int[Array, "B"]) -> Shaped[Array, "B 1 *rest"]:
-    """One place of each row."""
-    return jnp.take_along_axis(x, index.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)
+def place_at(x: Shaped[Array, "B T *rest"], index: Int[Array, "B M"]) -> Shaped[Array, "B M *rest"]:
+    """Some places of each row."""
+    return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 def norm(config: DecoderConfig, width: int | None = None) -> RMSNorm:
@@ -158,12 +158,12 @@ class Attention(nnx.Module):
         return self.o(mixed.reshape(*x.shape[:-1], -1)), (k, v)
 
     def at(
-        self, x: Float[Array, "B T D"], angles: Rotation, index: Int[Array, "B"], mask: Bool[Array, "B 1 T"]
-    ) -> Float[Array, "B 1 D"]:
-        """The output at one place of each row, which sees the tokens of `mask`."""
+        self, x: Float[Array, "B T D"], angles: Rotation, index: Int[Array, "B M"], mask: Bool[Array, "B M T"]
+    ) -> Float[Array, "B M D"]:
+        """The output at some places of each row, which see the tokens of `mask`."""
         q = self.queries(place_at(x, index), Rotation(*(place_at(part, index) for part in angles)))
         k, v = (constrain(part, "batch", None, "kv", None) for part in self.keys_and_values(x, angles))
-        return self.o(mix(q, k, v, mask, self.cap).reshape(x.shape[0], 1, -1))
+        return self.o(mix(q, k, v, mask, self.cap).reshape(*index.shape, -1))
 
     def step(
         self,
@@ -228,9 +228,9 @@ class Block(nnx.Module):
         return self._rest(x, mixed), cached
 
     def at(
-        self, x: Float[Array, "B T D"], angles: Rotation, index: Int[Array, "B"], mask: Bool[Array, "B 1 T"]
-    ) -> Float[Array, "B 1 D"]:
-        """The stream behind the block at one place of each row."""
+        self, x: Float[Array, "B T D"], angles: Rotation, index: Int[Array, "B M"], mask: Bool[Array, "B M T"]
+    ) -> Float[Array, "B M D"]:
+        """The stream behind the block at some places of each row."""
         return self._rest(place_at(x, index), self.attention.at(self.attention_norm(x), angles, index, mask))
 
     def step(self, x, angles, keys, values, mask, slot):

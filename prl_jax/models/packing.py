@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
+from prl_jax.models.attention import BRANCHES
 from prl_jax.sharding import constrain, parts
 from prl_jax.types import TokenRows
 
@@ -57,6 +58,7 @@ def pack(rows: TokenRows, count: int) -> Packed:
     """Packs rows of one segment each into `count` rows, which must be enough (`rows_needed`)."""
     (size, length), shards = rows.tokens.shape, shards_of(rows.tokens.shape[0])
     assert count % shards == 0, (count, shards)
+    assert size < BRANCHES, size
     real = (rows.segments > 0).reshape(shards, size // shards, length)
     row, start, _ = jax.vmap(lambda lengths: _first_fit(lengths, count // shards, length))(real.sum(-1))
     rank = jnp.cumsum(real, axis=-1) - 1

@@ -8,7 +8,7 @@ import pytest
 from fakes import LetterTokenizer, make_decoder, token_rows, user
 
 from prl_jax.errors import UserError
-from prl_jax.judges import GenerativeJudge, judge_pairs
+from prl_jax.judges import GenerativeJudge, generative, judge_pairs
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row
 
 TOKENIZER = LetterTokenizer()
@@ -50,6 +50,45 @@ def test_row_20_exchanged_responses_exchange_the_orders(judge):
     np.testing.assert_allclose(there.z_21, back.z_12, atol=1e-5)
     np.testing.assert_allclose(there.p_first + back.p_first, 1.0, rtol=1e-5)
     assert np.abs(there.p_12 + there.p_21 - 1).max() > 0.05  # the orders do disagree
+
+
+@pytest.mark.parametrize(
+    ("shape", "template", "length"),
+    [
+        ({}, JudgeTemplate(), LENGTH),
+        ({"attention": "chunked", "layers": 2}, JudgeTemplate(shared_positions=True), LENGTH),
+        ({}, JudgeTemplate(), 9),  # some rows are cut
+    ],
+)
+def test_row_20_orders_that_share_a_row_answer_as_alone(shape, template, length, monkeypatch):
+    """What both begin with is read once; neither sees what the other shows."""
+    model = make_decoder(**{"layers": 1, **shape})
+    options = dict(max_length=length, batch_size=4)
+    judge = GenerativeJudge(model, TOKENIZER, template, **options)
+    alone = judge(PROMPTS, FIRST, SECOND)
+    calls = []
+    plain = generative.judge_both_orders
+    monkeypatch.setattr(generative, "_SHORTEST", 0)
+    monkeypatch.setattr(generative, "_SHARED", 9.0)
+    monkeypatch.setattr(
+        generative, "judge_both_orders", lambda *a, **k: calls.append(a[1].tokens.shape) or plain(*a, **k)
+    )
+    together = judge(PROMPTS, FIRST, SECOND)
+    assert calls == [(2, 2 * length)] * 3
+    for name in ("z_12", "z_21"):
+        np.testing.assert_allclose(getattr(together, name), getattr(alone, name), atol=2e-5, err_msg=name)
+    np.testing.assert_array_equal(together.cut, alone.cut)
+    assert alone.cut.any() == (length < LENGTH) and np.abs(alone.z_12 + alone.z_21).max() > 0.1
+
+
+def test_row_20_orders_share_a_row_where_prompts_are_long_and_no_window_counts_its_places(model):
+    options = dict(max_length=256, batch_size=4)
+    judge = GenerativeJudge(model, TOKENIZER, JudgeTemplate(), **options)
+    windowed = GenerativeJudge(make_decoder(layers=1, window=4), TOKENIZER, JudgeTemplate(), **options)
+    short = GenerativeJudge(model, TOKENIZER, JudgeTemplate(), max_length=64, batch_size=4)
+    long, brief = ([user("abc" * 30)], ["a"], ["bb"]), ([user("a")], ["abc" * 30], ["b"])
+    assert judge._shares(*long) and not judge._shares(*brief)
+    assert not windowed._shares(*long) and not short._shares(*long)
 
 
 def test_batch_size_and_mates_change_nothing(judge, model):

@@ -177,9 +177,9 @@ def test_the_state_at_one_place_is_that_of_the_whole_row(shape, rolled, monkeypa
         monkeypatch.setattr(decoder, "MOST_UNROLLED", 0)
     model = make_decoder(layers=3, qk_norm=True, post_norms=True, **shape)
     rows = token_rows([[3, 4, 5] * 5, [7] * 9, [1, 2]], 17)
-    index = jnp.array([14, 5, 1])
+    index = jnp.array([[14], [5], [1]])
     one = jax.jit(lambda model: jnp.sin(model.hidden_at(*rows, index)).sum())
-    other = jax.jit(lambda model: jnp.sin(model.hidden(*rows)[jnp.arange(3), index]).sum())
+    other = jax.jit(lambda model: jnp.sin(model.hidden(*rows)[jnp.arange(3), index[:, 0]]).sum())
     found, expected = jax.value_and_grad(one)(model), jax.value_and_grad(other)(model)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5 * max(1.0, float(np.abs(b).max())))

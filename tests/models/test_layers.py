@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fakes import make_decoder
 
-from prl_jax.models.attention import attention_mask
+from prl_jax.models.attention import BRANCHES, attention_mask
 from prl_jax.models.layers import RMSNorm
 from prl_jax.models.rope import rotate, rotation
 
@@ -45,6 +45,14 @@ def test_row_16_attention_mask_is_causal_within_segments_and_off_padding():
     mask = np.asarray(attention_mask(jnp.asarray(segments), 6))
     for b, t, s in np.ndindex(mask.shape):
         assert mask[b, t, s] == (s <= t and segments[b, s] > 0 and segments[b, t] == segments[b, s])
+
+
+def test_row_16_branches_see_their_stem_and_not_each_other():
+    one, two = BRANCHES, 2 * BRANCHES
+    segments = np.array([[one, one, one + 1, one + 1, one + 2, two, two + 1, 0, 1, 1]])
+    mask = np.asarray(attention_mask(jnp.asarray(segments), 10))[0]
+    seen = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], [5], [5, 6], [], [8], [8, 9]]
+    assert [np.flatnonzero(row).tolist() for row in mask] == seen
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])

@@ -6,7 +6,7 @@ from prl_jax.sampling.decode import decode, keys_of_rows, prefill, row_keys, tok
 from prl_jax.sampling.endings import StopReason, decode_responses, read_responses, reason_shares, stop_reasons
 from prl_jax.sampling.filters import filtered_log_probs, sample_categorical
 from prl_jax.sampling.generate import generate
-from prl_jax.sampling.respond import EncodedPrompts, encode_prompts, respond, shortened
+from prl_jax.sampling.respond import EncodedPrompts, encode_prompts, respond, shortened, unpadded
 
 __all__ = [
     "WHOLE",
@@ -32,4 +32,5 @@ __all__ = [
     "slots_of",
     "stop_reasons",
     "tokens_of",
+    "unpadded",
 ]

@@ -90,6 +90,15 @@ def respond(
     return read_responses(tokenizer, rollout, config)
 
 
+def unpadded(rollout: Rollout, longest: int) -> Rollout:
+    """A rollout without the padding that a longest response of so many tokens leaves in all (`static_length`)."""
+    length = static_length(longest, rollout.response.shape[1])
+    if length == rollout.response.shape[1]:
+        return rollout
+    parts = (part[:, :length] for part in (rollout.response, rollout.mask, rollout.logp))
+    return Rollout(rollout.prompt, rollout.prompt_mask, *parts, rollout.truncated)
+
+
 def shortened(encoded: EncodedPrompts, longest: int) -> EncodedPrompts:
     """Prompts without the padding that a longest one of so many tokens leaves in all (`static_length`)."""
     length = static_length(longest, encoded.tokens.shape[1])

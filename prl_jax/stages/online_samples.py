@@ -29,6 +29,7 @@ from prl_jax.sampling import (
     row_keys,
     shortened,
     stop_reasons,
+    unpadded,
 )
 from prl_jax.stages.online_anchors import KeptAnchors
 from prl_jax.streams import Stream, stream_key
@@ -67,6 +68,7 @@ class Step(NamedTuple):
       judged: the answers of each judge.
       greedy: `[N]` float32, the reward of the likeliest response to the row's prompt; None where nobody asks.
       stopped: `[N]`, why each response ended, see `stop_reasons`.
+      longest: tokens of the longest response that was drawn, what was drawn again included.
       redrawn: how many groups were drawn again.
     """
 
@@ -81,6 +83,7 @@ class Step(NamedTuple):
     truncated_prompts: int
     cut_judgements: int
     disagreement: float | None
+    longest: int
     redrawn: int = 0
 
 
@@ -106,7 +109,7 @@ def roll_out(setup: Setup, state: PolicyState, index: np.ndarray, n: int) -> Ste
         if len(groups):
             again = _draw(setup, state, index, n, beside, groups, attempt)
             done = _redrawn(done, again, rows_of(groups, size), setup.context.mesh)
-    return done
+    return done._replace(rollout=unpadded(done.rollout, done.longest))
 
 
 def stand_ins(setup: Setup, state: PolicyState, index: np.ndarray, n: int) -> Beside:
@@ -188,6 +191,7 @@ def _draw(
         truncated_prompts=group * int(cut.sum()),
         cut_judgements=cuts,
         disagreement=rewarded.disagreement,
+        longest=int(ended.mask.sum(1).max()),
         redrawn=len(groups) if attempt else 0,
     )
 
@@ -219,5 +223,6 @@ def _redrawn(done: Step, again: Step, rows: np.ndarray, mesh: Mesh) -> Step:
         stopped=np.where(taken, again.stopped, done.stopped),
         cut_judgements=rewarded.cut,
         disagreement=rewarded.disagreement,
+        longest=max(done.longest, again.longest),
         redrawn=done.redrawn + again.redrawn,
     )

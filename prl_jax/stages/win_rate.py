@@ -26,7 +26,7 @@ from prl_jax.models import Decoder
 from prl_jax.processes import batch_rows, fetch, put_batch, whole_batch
 from prl_jax.runs.context import StageContext, sampling_of
 from prl_jax.runs.pieces import Pieces
-from prl_jax.sampling import SamplingConfig, Support, respond
+from prl_jax.sampling import SamplingConfig, Support, respond, unpadded
 from prl_jax.stages.judging import judge_counters
 from prl_jax.streams import evaluation_key
 from prl_jax.text.chat import Prompt
@@ -140,6 +140,7 @@ def _kl(
 ) -> Float[np.ndarray, "N"]:
     """`log pi - log pi_opponent` of each response, in nats."""
     count, totals = len(rollout.response), []
+    rollout = unpadded(rollout, int(rollout.mask.sum(1).max()))
     for index in batch_rows(count, context.section.batch_size, context.mesh):
         part = Rollout(*put_batch(tuple(x[index] for x in rollout), context.mesh))
         totals.append(fetch(log_ratio(policy, opponent, part, temperature, support), context.mesh))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prl_jax.losses import chunked_logprobs
 from prl_jax.methods.surrogates import Frozen
-from prl_jax.models import Decoder, ScalarModel
+from prl_jax.models import Decoder, ScalarModel, last_index
 from prl_jax.sampling import WHOLE, Support
 from prl_jax.types import TokenRows
 
@@ -93,6 +93,7 @@ def response_logprobs(
 
 
 def response_values(critic: ScalarModel, rows: TokenRows, length: int) -> tuple[Float[Array, "B T"], Float[Array, "B"]]:
-    """Values before each of the last `length` tokens, and after the last one, float32."""
+    """Values before each of the last `length` tokens, and after the last valid one, float32."""
     values = critic.values(rows)
-    return values[:, -length - 1 : -1], values[:, -1]
+    after = jnp.take_along_axis(values, last_index(rows.segments)[:, None], axis=1)[:, 0]
+    return values[:, -length - 1 : -1], after

@@ -14,6 +14,7 @@ from prl_jax.sampling import StopReason
 from prl_jax.stages import online_step
 from prl_jax.stages.online_samples import roll_out
 from prl_jax.stages.online_step import iteration
+from prl_jax.text import padding
 from prl_jax.text.judging import JudgeTemplate
 from prl_jax.text.tokenizer import ByteTokenizer
 from prl_jax.training.policy import Updates
@@ -152,3 +153,24 @@ def test_scores_of_a_step_are_met_by_the_next_one(models, fresh):
     first = np.array(seen[:8])
     expected = (np.array(seen[8:]) - first.mean()) / first.std()
     np.testing.assert_allclose(done.reward, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_row_04_padding_that_no_response_needs_is_left_out_and_changes_nothing(setup, fresh, monkeypatch):
+    """Room for 32 tokens, of which the longest response takes fewer; what depends on the room still goes by it."""
+    sampling = dataclasses.replace(setup.sampling, max_new_tokens=32)
+    schedule = dataclasses.replace(setup.schedule, overlong=(28, 0.5), room=32, missing_eos_penalty=0.3)
+    roomy = setup._replace(sampling=sampling, schedule=schedule)
+    found = []
+    for shortest in (64, 4):
+        monkeypatch.setattr(padding, "_SHORTEST", shortest)
+        found.append(iteration(roomy, NO_UPDATES, fresh(), np.arange(4), 15, train_policy=True))
+    (_, whole, done, padded), (_, cut, other, experience) = found
+    length = other.rollout.mask.shape[1]
+    assert done.responses == other.responses and other.longest <= length <= 16 < done.rollout.mask.shape[1] == 32
+    assert float(whole["overlong_penalty"]) > 0
+    for name in set(whole) - {"judge_asked"}:
+        np.testing.assert_allclose(cut[name], whole[name], atol=2e-6, rtol=2e-5, err_msg=name)
+    for name in ("logp_old", "advantages", "mask"):
+        one, two = getattr(experience.frozen, name), getattr(padded.frozen, name)
+        np.testing.assert_allclose(one, two[:, :length], atol=2e-5, err_msg=name)
+    np.testing.assert_allclose(experience.critique.returns, padded.critique.returns[:, :length], atol=2e-5)

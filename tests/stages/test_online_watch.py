@@ -30,7 +30,9 @@ def step(method, judge, responses=tuple(RESPONSES)):
     """A step of two prompts with two responses each, judged as a stage does it."""
     asks = dict(group_size=2, anchors=ANCHORS, keys=jax.random.split(jax.random.key(0), 2))
     rewarded = rewards_of([judge], method.opponents, method.reward, PROMPTS, list(responses), **asks)
-    empty = dict(greedy=None, rollout=None, stopped=None, truncated_prompts=0, cut_judgements=0, disagreement=None)
+    empty = dict(
+        greedy=None, rollout=None, stopped=None, truncated_prompts=0, cut_judgements=0, disagreement=None, longest=4
+    )
     return Step(PROMPTS, list(responses), ANCHORS, rewarded.judged, rewarded.reward, **empty)
 
 

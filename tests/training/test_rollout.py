@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from fakes import make_decoder, make_rollout, make_scalar_model
 
+from prl_jax.models import last_index
 from prl_jax.training.rollout import join_rows, response_logprobs, response_values
 
 PROMPTS, LENGTHS, ROOM = [3, 1, 4], [2, 5, 1], 5
@@ -50,5 +51,7 @@ def test_values_stand_before_each_token_and_after_the_last(rollout, rows):
 
     (values, after), everywhere = run(critic)
     np.testing.assert_allclose(values, everywhere[:, 3:-1], atol=1e-6)
-    np.testing.assert_allclose(after, everywhere[:, -1], atol=1e-6)
+    last = last_index(rows.segments)
+    np.testing.assert_allclose(after, everywhere[np.arange(3), last], atol=1e-6)
+    assert len(set(last.tolist())) > 1
     assert values.shape == (3, ROOM) and after.shape == (3,)

@@ -31,4 +31,4 @@ def check(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None
         difference = np.linalg.norm(other.astype(np.float64) - array)
         if not difference <= limit * max(scale, least):
             wrong[name] = (difference, scale)
-    assert not wrong
+    assert not wrong, wrong

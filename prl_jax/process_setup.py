@@ -21,7 +21,7 @@ from absl import logging
 
 from prl_jax.errors import UserError
 
-_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+_STARTED_ANEW = "PRL_JAX_STARTED_ANEW"  # in the environment: the user's GLIBC_TUNABLES
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
@@ -117,20 +117,26 @@ def _give_up(number: int, stream: Any) -> None:
 def in_huge_pages() -> None:
     """Starts the program anew, before it has done anything, with a heap in huge pages where Linux has them.
 
-    glibc takes the setting from the environment, and before `main` alone. Where XLA's CPU backend allocates more than
-    what `keep_heap` can keep, 2 GiB, a step faults in all pages of it anew, and a huge one takes the place of 512. The
+    glibc takes the setting from the environment, and only before `main`. Where XLA's CPU backend allocates more than
+    `keep_heap` can keep, 2 GiB, each step faults in all its pages anew, and a huge one takes the place of 512. The
     programs that this one starts are not told.
     """
-    given = [part for part in os.environ.get("GLIBC_TUNABLES", "").split(":") if part]
-    if _HUGE_PAGES in given:
-        os.environ["GLIBC_TUNABLES"] = ":".join(part for part in given if part != _HUGE_PAGES)
-    elif sys.executable and not any("glibc.malloc.hugetlb" in part for part in given) and _has_huge_pages():
-        os.environ["GLIBC_TUNABLES"] = ":".join([*given, _HUGE_PAGES])
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    given = os.environ.get("GLIBC_TUNABLES")
+    if (before := os.environ.pop(_STARTED_ANEW, None)) is not None:
+        os.environ["GLIBC_TUNABLES"] = before
+        return
+    # A program inside another one, such as a notebook's kernel, is not this one to start.
+    own = bool(sys.executable) and sys.orig_argv[len(sys.orig_argv) - len(sys.argv) + 1 :] == sys.argv[1:]
+    if own and "glibc.malloc.hugetlb" not in (given or "") and _has_huge_pages():
+        os.environ[_STARTED_ANEW] = given or ""
+        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (given, "glibc.malloc.hugetlb=1")))
+        with contextlib.suppress(OSError):
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        os.environ["GLIBC_TUNABLES"] = os.environ.pop(_STARTED_ANEW)
 
 
 def _has_huge_pages() -> bool:
-    """Whether glibc can ask the kernel for them, release 2.35 or newer, and the kernel gives them to who asks."""
+    """Whether glibc can ask the kernel for them, from release 2.35 on, and the kernel grants them."""
     try:
         library, release = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
         given = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()

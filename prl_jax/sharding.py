@@ -79,9 +79,10 @@ def make_mesh(
 
     Args:
       data: copies of the parameters.
-      fsdp: parts of the parameters, which are gathered layer by layer; rows of a batch are cut along `data` and `fsdp`.
-      decode: parts of the parameters and of rows like those of `fsdp`, times as many. While responses are decoded, the
-        devices along it share rows, and each has some of the heads: a divisor of the key-value heads, close together.
+      fsdp: parts of the parameters, which are gathered layer by layer; rows of a batch are cut along `data`, `fsdp` and
+        `decode`.
+      decode: cuts each of the `fsdp` parts, of parameters and of rows, once more. While responses are decoded, the
+        devices along it share rows, and each has some of the heads. It divides the number of key-value heads.
       tensor: parts of heads, feed-forward width and vocabulary.
       sequence: parts of the positions of a row.
       devices: all by default.

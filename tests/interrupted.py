@@ -44,7 +44,7 @@ class Moment:
 
 
 def moments(seed: int, count: int, *, processes: int = 1) -> list[Moment]:
-    """Random moments, of each stage at most one more than of another while they are few, in the order of a run."""
+    """Random moments in the order of a run: one in every stage at least, or in `count` of them where there are more."""
     draw, order = random.Random(seed), ("start", "piece", "step", "write", "save")
     possible = [(index, 0, "start") for index in range(len(STAGES))]
     possible += [(STAGES.index(stage), n, "piece") for stage, total in PIECES.items() for n in range(1, total)]

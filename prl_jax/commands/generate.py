@@ -91,7 +91,7 @@ def generate_file(
 
     sampled = {"seed": seed, "max_new_tokens": max_new_tokens, **sampling}
     made_from = origin_of("generate", model, card, records, options, **sampled)
-    with rows_file(out, made_from, overwrite=options.overwrite) as file:
+    with jax.set_mesh(mesh), rows_file(out, made_from, overwrite=options.overwrite) as file:
         work("generate", chosen.records, size, answer, file, stop)
         file.finish()
     failed = sum(row["logp"] is None for row in file.rows)

@@ -17,7 +17,7 @@ from prl_jax.judges.scalar import score_rows
 from prl_jax.models import CACHE_AXES, ScalarModel
 from prl_jax.processes import whole_batch
 from prl_jax.runs.models import Policy
-from prl_jax.sampling import SamplingConfig, decode, decode_queued, prefill, slots_of
+from prl_jax.sampling import SamplingConfig, decode, prefill, slots_of
 from prl_jax.types import Rollout, SFTBatch
 
 
@@ -55,17 +55,18 @@ def generating(
     prefix: str = "",
     group: int = 1,
 ) -> Iterator[Step]:
-    """The functions that give `size` responses, `group` of them to a prompt, of the lengths of a policy."""
+    """The functions that give `size` responses, `group` of them to a prompt, of the lengths of a policy.
+
+    Continuous batching is one function, with a loop as long as the responses happen to be; here it counts as a batch of
+    the rows that it holds at a time.
+    """
     rows, before = models.rows, policy.card.max_prompt
+    size = max(slots_of(size, sampling.max_new_tokens, group) // group, 1) * group
     arguments = (policy.model, rows(size // group, before), rows(size // group, before, dtype=bool))
-    keys = models.whole(size, dtype=jax.eval_shape(lambda: jax.random.key(0)).dtype)
-    if (slots := slots_of(size, sampling.max_new_tokens, group)) < size:
-        queued = decode_queued.trace(*arguments, keys, config=sampling, slots=slots, group=group)
-        yield Step(stage, f"{prefix}decode", queued, (*arguments, keys), held)
-        return
     read = prefill.trace(*arguments, config=sampling, group=group)
     hidden, cache = models.placed(read.out_info, CACHE_AXES)
     yield Step(stage, f"{prefix}prefill", read, arguments, held, cache)
+    keys = models.whole(size, dtype=jax.eval_shape(lambda: jax.random.key(0)).dtype)
     seen = (rows(size, policy.model.config.vocab_size, dtype=bool),) if sampling.repetition_penalty != 1.0 else ()
     further = (policy.model, hidden, cache, keys, *seen)
     yield Step(stage, f"{prefix}decode", decode.trace(*further, config=sampling), further, held, cache)

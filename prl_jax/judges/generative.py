@@ -15,15 +15,15 @@ from prl_jax.errors import UserError
 from prl_jax.judges.base import Judged, check_lengths, in_batches, text_sizes
 from prl_jax.losses.preference import SPACES
 from prl_jax.models import Decoder, branch_log_probs, verdict_log_probs
-from prl_jax.models.attention import BRANCHES
+from prl_jax.models.attention import BRANCHES, choose
 from prl_jax.text.chat import Prompt
 from prl_jax.text.judging import JudgeRow, JudgeTemplate, encode_judge_row, verdict_ids
 from prl_jax.text.padding import pad_rows, static_length
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.types import TokenRows
 
-# Rows that both orders share have fewer tokens, and attention over longer ones takes more: they pay from so many tokens
-# of a judge's row on, and where no more than this share of the tokens is left.
+# Rows that both orders share have fewer tokens, but attention over longer rows takes more time. So they are shared
+# where a judge's row has so many tokens at least, and where no more than this share of all tokens is left.
 _SHORTEST, _SHARED = 128, 0.8
 
 
@@ -45,7 +45,7 @@ class GenerativeJudge:
       template: how a pair is put to it; its verdict words must be single tokens, or a `UserError` says so here.
       merge: how the two orders become one answer, see `Judged`; a judge is asked as it was trained (`trained_merge`).
       max_length: static length of a row.
-      batch_size: rows of one forward pass.
+      batch_size: rows of one forward pass; half as many where both orders share one.
       on_long: "truncate" (a row that is too long loses the beginning of its prompt) or "error".
       mesh: cuts the rows of a forward pass over its devices.
     """
@@ -91,13 +91,19 @@ class GenerativeJudge:
         """Whether it pays to read what both orders begin with once: told by the longest row of each batch."""
         check_lengths(prompts, first, second)
         # How far a window looks back is counted in places of the row, where the second order stands behind the first.
-        if self.max_length < _SHORTEST or any(self.model.config.local_layers):
+        # The kernels of accelerators know no branches.
+        decoder = self.model.config
+        fused = choose(decoder.attention, decoder.attending(self.max_length))[0] in ("cudnn", "splash")
+        if self.max_length < _SHORTEST or any(decoder.local_layers) or fused:
             return False
         order, half = np.argsort(text_sizes(prompts, first, second), kind="stable"), max(self.batch_size // 2, 1)
         alone = together = 0
         for end in range(half, len(order) + half, half):
             i = order[min(end, len(order)) - 1]
-            one, other = self._both(prompts[i], first[i], second[i])
+            try:
+                one, other = self._both(prompts[i], first[i], second[i])
+            except UserError:  # a row that is too long; who reads them all names the first one
+                return False
             alone += 2 * static_length(max(len(one.ids), len(other.ids)), self.max_length)
             both = len(one.ids) + len(other.ids) - _common(one, other)
             together += static_length(both, 2 * self.max_length)

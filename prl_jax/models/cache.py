@@ -18,8 +18,8 @@ class Cache(NamedTuple):
       values: a `[B, K, S, H]` array a layer.
       mask: `[B, S]` bool, the slots that hold a real token.
       next_position: `[B]` int32, the position of the row's next token.
-      slot: int32 scalar, where the next token is written, the same in every row. In front of the first slot is the last
-        one, for whoever goes on there (`sampling.continuous`).
+      slot: int32 scalar, where the next token is written, the same in every row. Slots form a ring: a window that
+        reaches back behind the first one goes on at the last one (`sampling.continuous`).
     """
 
     keys: tuple[Float[Array, "B K H S"], ...]

@@ -63,7 +63,7 @@ class Written(NamedTuple):
         return ~self.done & (self.index < self.response.shape[1])
 
     def sampled(self, config: SamplingConfig) -> Sampled:
-        """The responses, once no row is live."""
+        """The responses; those of rows that are live are not whole yet."""
         truncated = ~self.done
         if self.runs is not None:
             truncated |= _repeats(self.runs, config.repetition_times)

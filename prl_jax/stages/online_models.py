@@ -51,7 +51,7 @@ def construct(models: Models, name: str, examples: int) -> Learner:
     """Everything that the stage holds; `examples` are the prompts of its source."""
     section = models.config[name]
     reference, sampling = models.policy(section.policy), models.sampling(section.policy, **sampling_of(section))
-    method, schedule = method_in(section), schedule_in(section, sampling.support, sampling.max_new_tokens)
+    method, schedule = method_in(section), schedule_in(section, sampling.support)
     named = sorted({*judges_of(section), section.evaluation.judge, watched_by(section)} - {""})
     judges = {judge: models.judge(judge, batch_size=section.judge_batch_size) for judge in named}
     total, updates = steps_of(section, name, examples), schedule.epochs * schedule.minibatches

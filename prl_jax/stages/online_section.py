@@ -131,10 +131,10 @@ def method_in(section: ConfigDict) -> Method:
     return method_of({slot: section[slot].to_dict() for slot in SLOTS})
 
 
-def schedule_in(section: ConfigDict, support: Support = WHOLE, room: int = 0) -> Schedule:
-    """The schedule that a section asks for, with the tokens that its sampling leaves and those of a response."""
-    names = [field.name for field in dataclasses.fields(Schedule) if field.name not in ("support", "room")]
-    return Schedule(support=support, room=room, **{name: section[name] for name in names})
+def schedule_in(section: ConfigDict, support: Support = WHOLE) -> Schedule:
+    """The schedule that a section asks for, with the tokens that its sampling leaves."""
+    names = [field.name for field in dataclasses.fields(Schedule) if field.name != "support"]
+    return Schedule(support=support, **{name: section[name] for name in names})
 
 
 def steps_of(section: ConfigDict, name: str, examples: int) -> int:

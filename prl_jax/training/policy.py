@@ -108,7 +108,7 @@ def _length_terms(mask: Bool[Array, "N T"], schedule: Schedule) -> dict[str, Flo
     """Terms that the length of a response adds to its score; metrics have their mean sizes under the same names."""
     lengths, terms = mask.sum(1), {}
     if schedule.overlong:
-        terms["overlong_penalty"] = -overlong_penalty(lengths, schedule.room or mask.shape[1], *schedule.overlong)
+        terms["overlong_penalty"] = -overlong_penalty(lengths, mask.shape[1], *schedule.overlong)
     if schedule.length_weight:
         groups = lengths.reshape(-1, schedule.group_size)
         terms["length_term"] = schedule.length_weight * relative_brevity(groups).reshape(-1)

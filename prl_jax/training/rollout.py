@@ -38,7 +38,7 @@ class Critique(NamedTuple):
 class Experience(NamedTuple):
     """Rollouts of `N` rows with everything that stays fixed while the update goes over them.
 
-    `T` is the room of a response; the row of the policy is `P` prompt positions, left-padded, and the response.
+    `T` is the padded length of responses; the row of the policy is `P` prompt positions, left-padded, and the response.
 
     Attributes:
       rows: `[N, P + T]`, what the policy reads.

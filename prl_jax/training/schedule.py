@@ -27,7 +27,6 @@ class Schedule:
       accumulate: microbatches of a minibatch.
       temperature: of sampling; all log-probabilities use it.
       support: of sampling, the tokens that can be sampled; all log-probabilities leave out the others.
-      room: tokens that a response may have, whatever the longest one of a batch has; 0: as many as the arrays have.
       missing_eos_penalty: subtracted from the reward of a response without a stop token.
       mask_truncated: leaves such responses out of what trains the policy.
       stop_kl: once the `approx_kl` of a minibatch, in nats a token, is above this, the remaining updates of the step do
@@ -50,7 +49,6 @@ class Schedule:
     accumulate: int = 1
     temperature: float = 1.0
     support: Support = WHOLE
-    room: int = 0
     missing_eos_penalty: float = 0.0
     mask_truncated: bool = False
     stop_kl: float = 0.0

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from correctness.world import make_setup, policy_state
-from fakes import UtilityJudge, copy, make_decoder
+from fakes import UtilityJudge, copy, make_decoder, with_pieces
 
 from prl_jax.judges import Combination, GenerativeJudge, Scored, ensemble
 from prl_jax.methods.rewards import Moments
@@ -156,10 +156,8 @@ def test_scores_of_a_step_are_met_by_the_next_one(models, fresh):
 
 
 def test_row_04_padding_that_no_response_needs_is_left_out_and_changes_nothing(setup, fresh, monkeypatch):
-    """Room for 32 tokens, of which the longest response takes fewer; what depends on the room still goes by it."""
-    sampling = dataclasses.replace(setup.sampling, max_new_tokens=32)
-    schedule = dataclasses.replace(setup.schedule, overlong=(28, 0.5), room=32, missing_eos_penalty=0.3)
-    roomy = setup._replace(sampling=sampling, schedule=schedule)
+    """Room for 32 tokens, of which the longest response takes fewer; it stays where the loss counts it."""
+    roomy = setup._replace(sampling=dataclasses.replace(setup.sampling, max_new_tokens=32))
     found = []
     for shortest in (64, 4):
         monkeypatch.setattr(padding, "_SHORTEST", shortest)
@@ -167,10 +165,13 @@ def test_row_04_padding_that_no_response_needs_is_left_out_and_changes_nothing(s
     (_, whole, done, padded), (_, cut, other, experience) = found
     length = other.rollout.mask.shape[1]
     assert done.responses == other.responses and other.longest <= length <= 16 < done.rollout.mask.shape[1] == 32
-    assert float(whole["overlong_penalty"]) > 0
     for name in set(whole) - {"judge_asked"}:
         np.testing.assert_allclose(cut[name], whole[name], atol=2e-6, rtol=2e-5, err_msg=name)
     for name in ("logp_old", "advantages", "mask"):
         one, two = getattr(experience.frozen, name), getattr(padded.frozen, name)
         np.testing.assert_allclose(one, two[:, :length], atol=2e-5, err_msg=name)
     np.testing.assert_allclose(experience.critique.returns, padded.critique.returns[:, :length], atol=2e-5)
+    counted = with_pieces(roomy.method, surrogate=dict(reduce="seq_mean_room_mean"))
+    penalised = dataclasses.replace(roomy.schedule, overlong=(4, 0.5))
+    for other in (roomy._replace(method=counted), roomy._replace(schedule=penalised)):
+        assert roll_out(other, fresh(), np.arange(4), 15).rollout.mask.shape[1] == 32

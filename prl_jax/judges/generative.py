@@ -112,7 +112,7 @@ class GenerativeJudge:
     def _branches(
         self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
     ) -> list[tuple[Float[np.ndarray, "N 2"], Bool[np.ndarray, "N 2"]]]:
-        """What `_log_probs` returns, for each of both orders, which share a row."""
+        """As `_log_probs` for each of both orders, which share a row."""
 
         def encode(index: Int[np.ndarray, "n"]) -> tuple[TokenRows, Bool[np.ndarray, "n 4"]]:
             pairs = [self._both(prompts[i], first[i], second[i]) for i in index]

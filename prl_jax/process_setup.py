@@ -121,18 +121,25 @@ def in_huge_pages() -> None:
     `keep_heap` can keep, 2 GiB, each step faults in all its pages anew, and a huge one takes the place of 512. The
     programs that this one starts are not told.
     """
-    given = os.environ.get("GLIBC_TUNABLES")
-    if (before := os.environ.pop(_STARTED_ANEW, None)) is not None:
-        os.environ["GLIBC_TUNABLES"] = before
-        return
+    if _STARTED_ANEW in os.environ:
+        return _restore_tunables()
+    given = os.environ.get("GLIBC_TUNABLES", "")
     # A program inside another one, such as a notebook's kernel, is not this one to start.
     own = bool(sys.executable) and sys.orig_argv[len(sys.orig_argv) - len(sys.argv) + 1 :] == sys.argv[1:]
-    if own and "glibc.malloc.hugetlb" not in (given or "") and _has_huge_pages():
-        os.environ[_STARTED_ANEW] = given or ""
+    if own and "glibc.malloc.hugetlb" not in given and _has_huge_pages():
+        os.environ[_STARTED_ANEW] = given
         os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (given, "glibc.malloc.hugetlb=1")))
         with contextlib.suppress(OSError):
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-        os.environ["GLIBC_TUNABLES"] = os.environ.pop(_STARTED_ANEW)
+        _restore_tunables()
+
+
+def _restore_tunables() -> None:
+    """Leaves the environment as the user had it, for the programs that this one starts."""
+    if before := os.environ.pop(_STARTED_ANEW):
+        os.environ["GLIBC_TUNABLES"] = before
+    else:
+        os.environ.pop("GLIBC_TUNABLES", None)
 
 
 def _has_huge_pages() -> bool:

@@ -36,7 +36,7 @@ class Prefilled(NamedTuple):
     cache: Cache
 
 
-# Logical axes of these arrays, by name: each device holds the rows that it decodes.
+# Logical axes of these arrays, by name: each device holds the rows that it decodes, or of these its heads.
 CACHE_AXES = {
     "hidden": ("rows", "stream"),
     "keys": ("cached", "kept", "head_dim", "slots"),

@@ -65,7 +65,12 @@ def verdict_log_probs(
 def branch_log_probs(
     model: Decoder, rows: TokenRows, verdicts: tuple[int, int], branches: int
 ) -> Float[Array, "B M 2"]:
-    """The same behind the last token of each of `branches` branches of rows that are trees (`attention.BRANCHES`)."""
+    """Log-probabilities of two tokens as in `verdict_log_probs`, behind the last token of each of `M` branches.
+
+    Args:
+      model, verdicts: as of `verdict_log_probs`.
+      rows: trees of so many `branches` each (`attention.BRANCHES`).
+    """
     numbers = BRANCHES + 1 + jnp.arange(branches)
     last = [last_index(jnp.where(rows.segments == number, 1, 0)) for number in numbers]
     hidden = model.hidden_at(*rows, jnp.stack(last, axis=1))

@@ -81,7 +81,7 @@ def test_row_20_orders_that_share_a_row_answer_as_alone(shape, template, length,
     assert alone.cut.any() == (length < LENGTH) and np.abs(alone.z_12 + alone.z_21).max() > 0.1
 
 
-def test_row_20_orders_share_a_row_where_prompts_are_long_and_no_window_counts_its_places(model):
+def test_row_20_orders_share_a_row_where_prompts_are_long_and_no_window_counts_its_places(model, monkeypatch):
     options = dict(max_length=256, batch_size=4)
     judge = GenerativeJudge(model, TOKENIZER, JudgeTemplate(), **options)
     windowed = GenerativeJudge(make_decoder(layers=1, window=4), TOKENIZER, JudgeTemplate(), **options)
@@ -89,6 +89,8 @@ def test_row_20_orders_share_a_row_where_prompts_are_long_and_no_window_counts_i
     long, brief = ([user("abc" * 30)], ["a"], ["bb"]), ([user("a")], ["abc" * 30], ["b"])
     assert judge._shares(*long) and not judge._shares(*brief)
     assert not windowed._shares(*long) and not short._shares(*long)
+    monkeypatch.setattr(generative, "choose", lambda *_: ("splash", ""))  # a kernel that knows no branches
+    assert not judge._shares(*long)
 
 
 def test_batch_size_and_mates_change_nothing(judge, model):
@@ -111,7 +113,10 @@ def test_identical_responses_are_even(judge):
     assert judge_pairs(judge, PROMPTS, FIRST, FIRST).p_first.tolist() == [0.5] * 5
 
 
-def test_long_rows_are_refused_when_asked(model):
+@pytest.mark.parametrize("shortest", [128, 0])
+def test_the_first_row_that_is_too_long_is_refused_when_asked(model, shortest, monkeypatch):
+    """Not the longest one, which is looked at first where orders may share a row."""
+    monkeypatch.setattr(generative, "_SHORTEST", shortest)
     strict = GenerativeJudge(model, TOKENIZER, JudgeTemplate(), max_length=LENGTH, on_long="error")
-    with pytest.raises(UserError, match="holds 16"):
-        strict([user("abcdefghij")], ["klm"], ["nop"])
+    with pytest.raises(UserError, match="take 23 tokens.*holds 16"):
+        strict([user("a"), user("abcdefghij"), user("abcdefghijkl")], ["k", "klm", "klm"], ["n", "nop", "nop"])

@@ -147,6 +147,7 @@ def revision(checkout: Path) -> str:
 
 def serve(args: argparse.Namespace) -> None:
     """One contender. What libraries print goes to standard error: standard output has the answers alone."""
+    set_up(args.package)  # it may start the process anew, which then has its standard output still
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     tell = lambda **values: answers.write(json.dumps(values) + "\n")  # noqa: E731
@@ -169,9 +170,8 @@ def serve(args: argparse.Namespace) -> None:
         tell(**summary(args.workload, args.size, times), first_call_s=first_call)
 
 
-@contextmanager
-def built(package: Path, name: str, size: str) -> Iterator[Step]:
-    """A workload of a checkout, as the step to repeat, in a process that is set up as that of `prl run`."""
+def set_up(package: Path) -> None:
+    """Makes the process what that of `prl run` is, with the package of a checkout."""
     sys.path.insert(0, str(package.resolve()))
     from prl_jax import process_setup
 
@@ -179,6 +179,11 @@ def built(package: Path, name: str, size: str) -> Iterator[Step]:
         process_setup.in_huge_pages()
     process_setup.quiet()
     process_setup.keep_heap()
+
+
+@contextmanager
+def built(package: Path, name: str, size: str) -> Iterator[Step]:
+    """A workload of a checkout, as the step to repeat, in a process that is set up for it."""
     earlier = (package / "prl_jax" / "stages" / "artifacts.py").is_file()
     workloads = importlib.import_module("workloads_98a61d9" if earlier else "workloads")
     import jax

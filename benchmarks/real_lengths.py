@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import itertools
 import json
 import statistics
 import time
@@ -88,10 +89,8 @@ def measured(name: str, count: int, new_tokens: int, rounds: int) -> Iterator[di
     times, found = alternated(both_ways(lambda: judge(prompts, first, second).z_12), rounds)
     gap = float(np.abs(found["padded"] - found["bucketed"]).max())
     yield {"work": "judge", **filled(lengths, most), **times, "largest_difference_of_logits": gap}
-    times, found = alternated(both_orders(lambda: judge(prompts, first, second)[:2]), rounds)
-    gap = float(np.abs(np.array(found["apart"]) - np.array(found["together"])).max())
-    chosen = judge._shares(prompts, first, second)
-    yield {"work": "both orders", "chosen": chosen, **times, "largest_difference_of_logits": gap}
+    yield {"work": "both orders", **shared(judge, prompts, first, second, rounds)}
+    yield {"work": "four responses with each other", **shared(judge, *groups(records), rounds)}
     lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in prompts]
     most = rounded(max(lengths))
     answer = lambda: answered(model, tokenizer, prompts, most, new_tokens, world.mesh).response  # noqa: E731
@@ -99,6 +98,30 @@ def measured(name: str, count: int, new_tokens: int, rounds: int) -> Iterator[di
     yield {"work": f"{new_tokens} new tokens", **filled(lengths, most), **times}
     yield ended(model, tokenizer, records, most, rounds, world.mesh)
     yield from fitted(world, tokenizer, records, rounds)
+
+
+def groups(records: list[PreferenceRecord]) -> tuple[list[Any], list[str], list[str]]:
+    """Every two of four responses to a prompt: a record's own ones and, for their lengths, those of its neighbour."""
+    columns: list[tuple[Any, str, str]] = []
+    for one, other in zip(records[::2], records[1::2], strict=False):
+        texts = dict.fromkeys((one.chosen, one.rejected, other.chosen, other.rejected))
+        columns += [(one.prompt, *pair) for pair in itertools.combinations(texts, 2)]
+    prompts, first, second = (list(column) for column in zip(*columns, strict=True))
+    return prompts, first, second
+
+
+def shared(
+    judge: GenerativeJudge, prompts: list[Any], first: list[str], second: list[str], rounds: int
+) -> dict[str, Any]:
+    """Comparisons in both orders, a row for each and in rows that several share, and which way the judge chooses."""
+    calls, plain = [], generative.judge_trees
+    counted = lambda *args, **options: calls.append(1) or plain(*args, **options)  # noqa: E731
+    with mock.patch.object(generative, "judge_trees", counted):
+        judge(prompts, first, second)
+    times, found = alternated(apart_and_together(lambda: judge(prompts, first, second)[:2]), rounds)
+    gap = float(np.abs(np.array(found["apart"]) - np.array(found["together"])).max())
+    rows = {"comparisons": len(prompts), "chosen": bool(calls)}
+    return {**rows, **times, "largest_difference_of_logits": gap}
 
 
 def ended(
@@ -241,8 +264,8 @@ def both_ways(work: Callable[[], np.ndarray]) -> dict[str, Callable[[], np.ndarr
     return {"padded": whole, "bucketed": work}
 
 
-def both_orders(work: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
-    """Judging with a row for each order, and with one for both."""
+def apart_and_together(work: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
+    """Judging with a row for each comparison in each order, and in rows that several share."""
 
     def way(limit: float) -> Any:
         with mock.patch.object(generative, "_SHARED", limit):

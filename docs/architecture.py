@@ -23,7 +23,7 @@ from test_layering import LAYERS, PACKAGE, imports_of, package_sources, room_of 
 
 FILE = ROOT / "docs" / "architecture.svg"
 # In pixels: the picture, the column of labels, a row, and in it a box, the least space between two of them, and a line.
-WIDTH, LEFT, ROW, BOX, GAP, THIN = 1480, 84, 72, 34, 14, 8
+WIDTH, LEFT, ROW, BOX, GAP, THIN = 1560, 84, 72, 34, 14, 8
 COLOURS = ("#e4e4e4", "#cfe0f3", "#cdebe4", "#dcedc8", "#fdeec4", "#fbdcc0")  # of layers 0 to 4, and of those above
 STYLE = "text{font:15px sans-serif;fill:#222}.layer{font-size:13px;fill:#666}path{fill:none;stroke:#5d6b7a}"
 

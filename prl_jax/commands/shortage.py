@@ -25,7 +25,7 @@ _CALLS = {
     r"\bupdates\.warm_up\(": "warm_up",
     r"\bupdates\.train\(": "update",
     r"\blog_ratio\(": "log_ratio",
-    r"\b(in_batches|forward|judge_rows|judge_both_orders|score_rows)\(": "judge",
+    r"\b(in_batches|forward|judge_rows|judge_trees|score_rows)\(": "judge",
     r"\b(load_\w+|from_hf|restore\w*|construct|create_state|sharded_init)\(": "loading",
 }
 _INSIDE = {"respond": "generate", "measure": "evaluation"}

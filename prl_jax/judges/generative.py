@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -13,17 +12,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prl_jax.errors import UserError
 from prl_jax.judges.base import Judged, check_lengths, in_batches, text_sizes
+from prl_jax.judges.trees import joined, tree_rows, trees
 from prl_jax.losses.preference import SPACES
 from prl_jax.models import Decoder, branch_log_probs, verdict_log_probs
-from prl_jax.models.attention import BRANCHES, choose
+from prl_jax.models.attention import choose
 from prl_jax.text.chat import Prompt
 from prl_jax.text.judging import JudgeRow, JudgeTemplate, encode_judge_row, verdict_ids
 from prl_jax.text.padding import pad_rows, static_length
 from prl_jax.text.tokenizer import Tokenizer
 from prl_jax.types import TokenRows
 
-# Rows that both orders share have fewer tokens, but attention over longer rows takes more time. So they are shared
-# where a judge's row has so many tokens at least, and where no more than this share of all tokens is left.
+# Trees have fewer tokens than their rows, but attention over longer rows takes more time. So rows share one where a
+# judge's row has so many tokens at least, and where no more than this share of all tokens is left.
 _SHORTEST, _SHARED = 128, 0.8
 
 
@@ -45,7 +45,7 @@ class GenerativeJudge:
       template: how a pair is put to it; its verdict words must be single tokens, or a `UserError` says so here.
       merge: how the two orders become one answer, see `Judged`; a judge is asked as it was trained (`trained_merge`).
       max_length: static length of a row.
-      batch_size: rows of one forward pass; half as many where both orders share one.
+      batch_size: rows of one forward pass; fewer, by how many share one, where several do (`trees`).
       on_long: "truncate" (a row that is too long loses the beginning of its prompt) or "error".
       mesh: cuts the rows of a forward pass over its devices.
     """
@@ -69,9 +69,7 @@ class GenerativeJudge:
         self.verdicts = verdict_ids(tokenizer, template)
 
     def __call__(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Judged:
-        if self._shares(prompts, first, second):
-            (z_12, cut_12), (z_21, cut_21) = (_logits(*order) for order in self._branches(prompts, first, second))
-            return Judged(z_12, z_21, self.merge, cut_12 | cut_21)
+        check_lengths(prompts, first, second)
         count = len(prompts)
         z, cut = _logits(*self._log_probs([*prompts, *prompts], [*first, *second], [*second, *first]))
         return Judged(z[:count], z[count:], self.merge, cut[:count] | cut[count:])
@@ -87,45 +85,75 @@ class GenerativeJudge:
         """`[N]` probability of the two verdict tokens together, in the order given."""
         return np.exp(self._log_probs(prompts, first, second)[0]).sum(-1)
 
-    def _shares(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> bool:
-        """Whether it pays to read what both orders begin with once: told by the longest row of each batch."""
+    def _log_probs(
+        self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
+    ) -> tuple[Float[np.ndarray, "N 2"], Bool[np.ndarray, "N 2"]]:
+        """Log-probabilities of the two verdicts; and whether a row was cut, and its responses are then the same."""
         check_lengths(prompts, first, second)
-        # How far a window looks back is counted in places of the row, where the second order stands behind the first.
-        # The kernels of accelerators know no branches.
+        sizes = text_sizes(prompts, first, second)
+        if (grown := self._grown(prompts, first, second, sizes)) is not None:
+            return self._branches(prompts, first, second, grown)
+
+        def encode(index: Int[np.ndarray, "n"]) -> tuple[TokenRows, Bool[np.ndarray, "n 2"]]:
+            encoded = [self._encode(prompts[i], first[i], second[i]) for i in index]
+            ids, positions = [row.ids for row in encoded], [row.positions for row in encoded]
+            rows = pad_rows(ids, self.max_length, pad_id=self.tokenizer.pad_id, positions=positions)
+            return rows, np.array([(row.truncated, row.even) for row in encoded], bool)
+
+        forward = functools.partial(judge_rows, self.model, verdicts=self.verdicts)
+        return in_batches(forward, encode, len(prompts), self.batch_size, self.mesh, sizes)
+
+    def _grown(
+        self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str], sizes: Sequence[int]
+    ) -> list[list[int]] | None:
+        """The trees that the rows make, where it pays to read them so, else None: told by the longest of each batch."""
+        # How far a window looks back is counted in places of the row, where a branch stands behind the others. The
+        # kernels of accelerators know no branches.
         decoder = self.model.config
         fused = choose(decoder.attention, decoder.attending(self.max_length))[0] in ("cudnn", "splash")
         if self.max_length < _SHORTEST or any(decoder.local_layers) or fused:
-            return False
-        order, half = np.argsort(text_sizes(prompts, first, second), kind="stable"), max(self.batch_size // 2, 1)
-        alone = together = 0
-        for end in range(half, len(order) + half, half):
-            i = order[min(end, len(order)) - 1]
-            try:
-                one, other = self._both(prompts[i], first[i], second[i])
-            except UserError:  # a row that is too long; who reads them all names the first one
-                return False
-            alone += 2 * static_length(max(len(one.ids), len(other.ids)), self.max_length)
-            both = len(one.ids) + len(other.ids) - _common(one, other)
-            together += static_length(both, 2 * self.max_length)
-        return together <= _SHARED * alone
+            return None
+        grown = trees(prompts, first)
+        most = max(map(len, grown))
+        if most == 1:
+            return None
+        encode = lambda i: self._encode(prompts[i], first[i], second[i])  # noqa: E731
+        of_tree = [sum(sizes[i] for i in tree) for tree in grown]
+        try:
+            alone = _tokens(sizes, lambda i: len(encode(i).ids), self.batch_size, self.max_length)
+            together = _tokens(
+                of_tree,
+                lambda tree: len(joined([encode(i) for i in grown[tree]])[0]),
+                max(self.batch_size // most, 1),
+                most * self.max_length,
+            )
+        except UserError:  # a row that is too long; who reads them all names the first one
+            return None
+        return grown if together <= _SHARED * alone else None
 
     def _branches(
-        self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
-    ) -> list[tuple[Float[np.ndarray, "N 2"], Bool[np.ndarray, "N 2"]]]:
-        """As `_log_probs` for each of both orders, which share a row."""
+        self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str], grown: Sequence[Sequence[int]]
+    ) -> tuple[Float[np.ndarray, "N 2"], Bool[np.ndarray, "N 2"]]:
+        """As `_log_probs`, of rows in trees."""
+        most = max(map(len, grown))
 
-        def encode(index: Int[np.ndarray, "n"]) -> tuple[TokenRows, Bool[np.ndarray, "n 4"]]:
-            pairs = [self._both(prompts[i], first[i], second[i]) for i in index]
-            rows = both_orders(pairs, 2 * self.max_length, pad_id=self.tokenizer.pad_id)
-            return rows, np.array([(a.truncated, a.even, b.truncated, b.even) for a, b in pairs], bool)
+        def encode(index: Int[np.ndarray, "n"]) -> tuple[TokenRows, Bool[np.ndarray, "n K"]]:
+            rows = [[self._encode(prompts[i], first[i], second[i]) for i in grown[tree]] for tree in index]
+            known = np.zeros((len(rows), most, 2), bool)
+            for of_tree, tree in zip(known, rows, strict=True):
+                of_tree[: len(tree)] = [(row.truncated, row.even) for row in tree]
+            together = tree_rows(rows, most * self.max_length, pad_id=self.tokenizer.pad_id)
+            return together, known.reshape(len(rows), -1)
 
-        forward = functools.partial(judge_both_orders, self.model, verdicts=self.verdicts)
-        sizes, rows = text_sizes(prompts, first, second), max(self.batch_size // 2, 1)
-        found, known = in_batches(forward, encode, len(prompts), rows, self.mesh, sizes)
-        return [(found[:, order], known[:, 2 * order : 2 * order + 2]) for order in range(2)]
-
-    def _both(self, prompt: Prompt, first: str, second: str) -> tuple[JudgeRow, JudgeRow]:
-        return self._encode(prompt, first, second), self._encode(prompt, second, first)
+        forward = functools.partial(judge_trees, self.model, verdicts=self.verdicts, branches=most)
+        sizes = text_sizes(prompts, first, second)
+        of_tree, rows = [sum(sizes[i] for i in tree) for tree in grown], max(self.batch_size // most, 1)
+        found, known = in_batches(forward, encode, len(grown), rows, self.mesh, of_tree)
+        known = known.reshape(found.shape)
+        values, flags = np.zeros((len(prompts), 2), np.float32), np.zeros((len(prompts), 2), bool)
+        for tree, of_branches, known_of in zip(grown, found, known, strict=True):
+            values[tree], flags[tree] = of_branches[: len(tree)], known_of[: len(tree)]
+        return values, flags
 
     def _encode(self, prompt: Prompt, first: str, second: str) -> JudgeRow:
         return encode_judge_row(
@@ -138,48 +166,13 @@ class GenerativeJudge:
             on_long=self.on_long,
         )
 
-    def _log_probs(self, prompts, first, second) -> tuple[Float[np.ndarray, "N 2"], Bool[np.ndarray, "N 2"]]:
-        """Log-probabilities of the two verdicts; and whether a row was cut, and its responses are then the same."""
-        check_lengths(prompts, first, second)
 
-        def encode(index: Int[np.ndarray, "n"]) -> tuple[TokenRows, Bool[np.ndarray, "n 2"]]:
-            encoded = [self._encode(prompts[i], first[i], second[i]) for i in index]
-            ids, positions = [row.ids for row in encoded], [row.positions for row in encoded]
-            rows = pad_rows(ids, self.max_length, pad_id=self.tokenizer.pad_id, positions=positions)
-            return rows, np.array([(row.truncated, row.even) for row in encoded], bool)
-
-        forward = functools.partial(judge_rows, self.model, verdicts=self.verdicts)
-        sizes = text_sizes(prompts, first, second)
-        return in_batches(forward, encode, len(prompts), self.batch_size, self.mesh, sizes)
-
-
-def both_orders(pairs: Sequence[tuple[JudgeRow, JudgeRow]], length: int, *, pad_id: int) -> TokenRows:
-    """Rows of both orders: what they begin with as a stem, and the rest of each as a branch (`attention.BRANCHES`).
-
-    Args:
-      pairs: of each comparison the rows of its two orders.
-      length: static length, twice that of one order.
-      pad_id: fills the padding.
-
-    Returns:
-      `[N, length]` numpy arrays, right-padded; every token has the position that it has in its own row.
-    """
-    stems = [_common(one, other) for one, other in pairs]
-    joined = [(one.ids + other.ids[stem:], one.positions + other.positions[stem:])
-              for stem, (one, other) in zip(stems, pairs, strict=True)]  # fmt: skip
-    rows = pad_rows([ids for ids, _ in joined], length, pad_id=pad_id, positions=[places for _, places in joined])
-    place, end = np.arange(length)[None], np.array([len(one.ids) for one, _ in pairs])[:, None]
-    branch = (place >= np.array(stems)[:, None]).astype(np.int32) + (place >= end)
-    segments: Any = np.where(rows.segments > 0, BRANCHES + branch, 0).astype(np.int32)
-    return rows._replace(segments=segments)
-
-
-def _common(one: JudgeRow, other: JudgeRow) -> int:
-    """Tokens that two rows begin with, in the same positions; at least the last one of each is its own."""
-    count = min(len(one.ids), len(other.ids)) - 1
-    rows = [np.array([row.ids[:count], row.positions[:count]]) for row in (one, other)]
-    differ = np.any(rows[0] != rows[1], axis=0)
-    return int(np.argmax(differ)) if differ.any() else count
+def _tokens(sizes: Sequence[int], length: Callable[[int], int], batch_size: int, most: int) -> int:
+    """Tokens, padding included, of rows in batches of about the same length, by the longest row of each."""
+    order = np.argsort(sizes, kind="stable")
+    ends = [min(end, len(order)) for end in range(batch_size, len(order) + batch_size, batch_size)]
+    rows = np.diff([0, *ends]).tolist()
+    return sum(count * static_length(length(int(order[end - 1])), most) for count, end in zip(rows, ends, strict=True))
 
 
 def _logits(
@@ -195,6 +188,6 @@ def judge_rows(model: Decoder, rows: TokenRows, verdicts: tuple[int, int]) -> Fl
     return verdict_log_probs(model, rows, verdicts)
 
 
-@functools.partial(jax.jit, static_argnames="verdicts")
-def judge_both_orders(model: Decoder, rows: TokenRows, verdicts: tuple[int, int]) -> Float[Array, "B 2 2"]:
-    return branch_log_probs(model, rows, verdicts, branches=2)
+@functools.partial(jax.jit, static_argnames=("verdicts", "branches"))
+def judge_trees(model: Decoder, rows: TokenRows, verdicts: tuple[int, int], branches: int) -> Float[Array, "B M 2"]:
+    return branch_log_probs(model, rows, verdicts, branches)

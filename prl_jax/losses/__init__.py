@@ -36,6 +36,7 @@ from prl_jax.losses.direct_links import (
     robust_link,
     sigmoid_link,
 )
+from prl_jax.losses.importance import truncated_importance
 from prl_jax.losses.lengths import overlong_penalty, relative_brevity
 from prl_jax.losses.logprobs import chunked_cross_entropy, chunked_logprobs, lm_loss
 from prl_jax.losses.pairwise_ppo import (
@@ -121,6 +122,7 @@ __all__ = [
     "smooth_label",
     "symmetrise",
     "token_rewards",
+    "truncated_importance",
     "verdict_prob",
     "weighted_sigmoid_loss",
     "win_rate",

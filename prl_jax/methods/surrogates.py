@@ -20,6 +20,7 @@ from prl_jax.losses import (
     reduce_tokens,
     reinforce_loss,
     single_regression_loss,
+    truncated_importance,
 )
 from prl_jax.losses.pairwise_ppo import LINKS
 from prl_jax.losses.ppo import RATIO_LEVELS, REDUCTIONS
@@ -71,6 +72,13 @@ class Surrogate(Protocol):
         """The denominator that the loss will have, from the mask alone."""
         ...
 
+    def corrected(self, frozen: Frozen, logp_sampled: Float[Array, "N T"], cap: float) -> Frozen:
+        """The same for responses of a policy older than `logp_old` has it, whose log-probs are `logp_sampled`.
+
+        `cap` is that of `losses.truncated_importance`.
+        """
+        ...
+
 
 class _OfTokens:
     """Losses of tokens, which the regulariser stands beside."""
@@ -82,6 +90,15 @@ class _OfTokens:
     @property
     def reduce(self) -> str:
         raise NotImplementedError
+
+    @property
+    def _level(self) -> str:
+        return "token"
+
+    def corrected(self, frozen: Frozen, logp_sampled: Float[Array, "N T"], cap: float) -> Frozen:
+        # The loss of a token is as many times as large as its advantage: a weight of one is a weight of the other.
+        weights = truncated_importance(frozen.logp_old, logp_sampled, frozen.mask, cap=cap, level=self._level)
+        return frozen._replace(advantages=weights * frozen.advantages)
 
     def denominator(self, mask):
         return reduce_tokens(jnp.zeros(mask.shape, jnp.float32), mask, self.reduce)[1]
@@ -105,6 +122,10 @@ class TokenClip(_OfTokens):
     dual: float = 0.0
     reduce: str = "token_mean"
     ratio: str = "token"
+
+    @property
+    def _level(self) -> str:
+        return self.ratio
 
     def __post_init__(self) -> None:
         check_range(self, ("low",), 0.0, 1.0, above=True)
@@ -174,7 +195,14 @@ class CISPO(_OfTokens):
         return cispo_loss(logp, frozen.logp_old, frozen.advantages, frozen.mask, **options)
 
 
-class _OfPairs:
+class _OfResponses:
+    """Losses of whole responses, which hold the divergence themselves. What they ask of `logp_old` is who sampled."""
+
+    def corrected(self, frozen: Frozen, logp_sampled: Float[Array, "N T"], cap: float) -> Frozen:
+        return frozen._replace(logp_old=logp_sampled)
+
+
+class _OfPairs(_OfResponses):
     """Losses of pairs: rows 0 and 1, 2 and 3, ... are two responses to one prompt.
 
     A pair trains the policy where both of its responses do.
@@ -303,7 +331,7 @@ class PairRegression(_OfPairs):
 
 
 @dataclasses.dataclass(frozen=True)
-class SingleRegression:
+class SingleRegression(_OfResponses):
     """The log-ratio of each response fitted to its advantage, see `losses.single_regression_loss` (SPPO).
 
     Source: arXiv 2405.00675.

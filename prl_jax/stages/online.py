@@ -21,14 +21,15 @@ from prl_jax.processes import is_leader
 from prl_jax.runs.best import BestSoFar
 from prl_jax.runs.context import StageContext, base_name, sampling_of
 from prl_jax.runs.models import LoadedModels
-from prl_jax.runs.training import Training, train_stage
+from prl_jax.runs.training import Position, Training, train_stage
 from prl_jax.stages.anchors import read_anchors
 from prl_jax.stages.kind import Kind
+from prl_jax.stages.online_ahead import Ahead
 from prl_jax.stages.online_anchors import KeptAnchors
 from prl_jax.stages.online_checks import CHECKS
 from prl_jax.stages.online_costs import COSTS
 from prl_jax.stages.online_models import Learner, construct
-from prl_jax.stages.online_samples import Setup
+from prl_jax.stages.online_samples import Setup, sample
 from prl_jax.stages.online_section import (
     RULES,
     anchors_stage,
@@ -77,13 +78,27 @@ def run(context: StageContext) -> dict[str, float]:
 
     watching = setup.method, setup.schedule.group_size, truth_of(context.config, section, built.judges)
 
+    ahead = Ahead(context.mesh)
+
     def step(state: PolicyState, n: int, samples: JsonlLog) -> tuple[PolicyState, Mapping[str, jax.Array]]:
-        state, metrics, done, experience = iteration(setup, updates, state, next(iterator), n, train_policy=n > warmup)
+        sampled = None
+        if setup.schedule.rollouts_ahead:
+            # Devices sample for the next step while this process reads the texts of this one and asks its judges.
+            sampled = ahead.take() or sample(setup, state, next(iterator), n)
+            if n < total:
+                ahead.put(sample(setup, state, next(iterator), n + 1))
+        index = next(iterator) if sampled is None else sampled.index
+        train_policy = n > warmup
+        state, metrics, done, experience = iteration(
+            setup, updates, state, index, n, train_policy=train_policy, sampled=sampled
+        )
         if log_every and n % log_every == 0:
             samples.write(sample_rows(setup, n, done, experience))
         return state, {**metrics, **(watched(*watching, done) if due(n, log_every, total) else {})}
 
-    changing = {"kept_anchors": setup.anchors} if isinstance(setup.anchors, KeptAnchors) else {}
+    changing: dict[str, Position] = {"ahead": ahead} if setup.schedule.rollouts_ahead else {}
+    if isinstance(setup.anchors, KeptAnchors):
+        changing["kept_anchors"] = setup.anchors
     training = Training(
         card=setup.card,
         tokenizer=setup.tokenizer,

@@ -31,6 +31,7 @@ from prl_jax.sampling import (
     stop_reasons,
     unpadded,
 )
+from prl_jax.stages.online_ahead import Sampled
 from prl_jax.stages.online_anchors import KeptAnchors
 from prl_jax.streams import Stream, stream_key
 from prl_jax.text.chat import Prompt
@@ -99,15 +100,16 @@ class Beside(NamedTuple):
     likeliest: list[str] | None
 
 
-def roll_out(setup: Setup, state: PolicyState, index: np.ndarray, n: int) -> Step:
+def roll_out(setup: Setup, state: PolicyState, index: np.ndarray, n: int, sampled: Sampled | None = None) -> Step:
     """Samples and judges `group_size` responses to each prompt of the step; once more those to prompts whose responses
-    all earn the same, where the schedule says so."""
+    all earn the same, where the schedule says so. What is `sampled` already is judged alone."""
     size, beside = setup.schedule.group_size, stand_ins(setup, state, index, n)
-    done = _draw(setup, state, index, n, beside, np.arange(len(index)), 0)
+    sampled = sample(setup, state, index, n) if sampled is None else sampled
+    done = _judged(setup, state, sampled, n, beside, np.arange(len(index)), 0)
     for attempt in range(1, setup.schedule.draws):
         groups = np.flatnonzero(flat_groups(done.reward, size))
         if len(groups):
-            again = _draw(setup, state, index, n, beside, groups, attempt)
+            again = _judged(setup, state, sample(setup, state, index, n, attempt), n, beside, groups, attempt)
             done = _redrawn(done, again, rows_of(groups, size), setup.context.mesh)
     if setup.schedule.overlong or setup.method.surrogate.reduce == "seq_mean_room_mean":
         return done  # they read from the arrays how much room a response has
@@ -147,31 +149,42 @@ def sampled_for(setup: Setup, state: PolicyState, prompts: Sequence[Prompt], sam
     return respond(model, setup.tokenizer, prompts, **options)[0]
 
 
-def _draw(
-    setup: Setup, state: PolicyState, index: np.ndarray, n: int, beside: Beside, groups: np.ndarray, attempt: int
-) -> Step:
-    """One draw: responses to all prompts of the step, so that every draw has the same shapes; the judges are asked
-    about those of the given groups alone."""
-    context, size, method = setup.context, setup.schedule.group_size, setup.method
-    asked = [setup.records[i].prompt for i in index]
-    prompts = [prompt for prompt in asked for _ in range(size)]
-    anchors = [texts for texts in beside.anchors for _ in range(size)]
-    read, group = prompts_to_read(asked, size, context.mesh)
+def sample(setup: Setup, state: PolicyState, index: np.ndarray, n: int, attempt: int = 0) -> Sampled:
+    """Responses to all prompts of the step, so that every draw has the same shapes. Nothing waits for them here."""
+    context, size = setup.context, setup.schedule.group_size
+    read, group = prompts_to_read([setup.records[i].prompt for i in index], size, context.mesh)
     local_prompts = [read[i] for i in local_rows(context.mesh, len(read))]
     encoded = encode_prompts(setup.tokenizer, local_prompts, length=setup.card.max_prompt)
     encoded = put_batch(shortened(encoded, greatest(int(encoded.mask.sum(1).max()))), context.mesh)
-    sampling, drawing = (stream_key(context.key, stream, n) for stream in (Stream.RESPONSES, Stream.OPPONENTS))
-    if attempt:
-        again = stream_key(context.key, Stream.REDRAWS, n)
-        sampling, drawing = (jax.random.fold_in(again, 2 * attempt + k) for k in range(2))
-    keys = row_keys(sampling, 0, len(prompts))
+    keys = row_keys(_key(setup, Stream.RESPONSES, n, attempt), 0, size * len(index))
     rollout = generate(state.policy.model, encoded.tokens, encoded.mask, keys, config=setup.sampling, group=group)
-    known, cut = fetch((rollout, encoded.truncated), context.mesh)
+    # A copy: the next update takes the state's arrays.
+    return Sampled(index, rollout, encoded.truncated, jnp.copy(state.policy.step))
+
+
+def _key(setup: Setup, stream: Stream, n: int, attempt: int) -> jax.Array:
+    """The key of responses, or of the opponents that they meet, in the first draw of a step or a later one."""
+    if not attempt:
+        return stream_key(setup.context.key, stream, n)
+    again = stream_key(setup.context.key, Stream.REDRAWS, n)
+    return jax.random.fold_in(again, 2 * attempt + (stream is Stream.OPPONENTS))
+
+
+def _judged(
+    setup: Setup, state: PolicyState, sampled: Sampled, n: int, beside: Beside, groups: np.ndarray, attempt: int
+) -> Step:
+    """One draw; the judges are asked about the given groups alone."""
+    context, size, method, index = setup.context, setup.schedule.group_size, setup.method, sampled.index
+    asked = [setup.records[i].prompt for i in index]
+    prompts = [prompt for prompt in asked for _ in range(size)]
+    anchors = [texts for texts in beside.anchors for _ in range(size)]
+    rollout = sampled.rollout
+    known, cut = fetch((rollout, sampled.truncated), context.mesh)
     responses, ended = read_responses(setup.tokenizer, known, setup.sampling)
     if setup.sampling.stop:
         mine = local_rows(context.mesh, len(prompts))
         rollout = Rollout(*put_batch(tuple(x[mine] for x in ended), context.mesh))
-    rows, keys = rows_of(groups, size), row_keys(drawing, 0, len(index))[groups]
+    rows, keys = rows_of(groups, size), row_keys(_key(setup, Stream.OPPONENTS, n, attempt), 0, len(index))[groups]
     moments = None if state.scores is None else Moments(*map(jnp.asarray, fetch(tuple(state.scores), context.mesh)))
     asks = functools.partial(rewards_of, setup.judges, method.opponents, method.reward, keys=keys, moments=moments)
     of = lambda texts, chosen: [texts[i] for i in chosen]  # noqa: E731
@@ -190,7 +203,7 @@ def _draw(
         greedy=greedy,
         rollout=rollout,
         stopped=stop_reasons(ended, setup.sampling.stop_ids),
-        truncated_prompts=group * int(cut.sum()),
+        truncated_prompts=len(prompts) // len(cut) * int(cut.sum()),
         cut_judgements=cuts,
         disagreement=rewarded.disagreement,
         longest=int(ended.mask.sum(1).max()),

@@ -75,6 +75,10 @@ def declare(method: str = "pairwise_rl", **values: Any) -> dict[str, Any]:
         length_weight=0.0,  # of a reward for being shorter than the other responses to the prompt
         flat_groups="keep",  # responses to a prompt that all earn the same: "keep" them, "drop" or "redraw" them
         redraws=1,  # how often such responses are sampled again, at most; those that remain flat are dropped
+        # Whether the responses of a step are sampled while the one before is judged and learned from: devices do not
+        # wait for judges that are asked over the network, and the policy that samples is one step older.
+        rollouts_ahead=False,
+        importance_cap=2.0,  # with it, how much a token weighs at most that has become likelier since; 0: all weigh 1
         reference_every="0 steps",  # after so many steps the reference becomes what the policy is, again and again
         reference_ema=0.0,  # or the share of the way to the policy that it goes in each step; with neither it stays
         # Pieces of the method (`prl_jax.methods`): each has a kind, and the fields of that kind.

@@ -17,6 +17,7 @@ from prl_jax.processes import fetch, greatest, local_rows, put_batch
 from prl_jax.runs.pieces import check_finite
 from prl_jax.sampling import StopReason, reason_shares
 from prl_jax.stages.judging import imitations, judge_counters
+from prl_jax.stages.online_ahead import Sampled
 from prl_jax.stages.online_anchors import KeptAnchors
 from prl_jax.stages.online_samples import Setup, Step, roll_out
 from prl_jax.streams import Stream, stream_key
@@ -31,12 +32,19 @@ SAMPLES_A_STEP = 4  # rows of samples.jsonl
 
 
 def iteration(
-    setup: Setup, updates: Updates, state: PolicyState, index: np.ndarray, n: int, *, train_policy: bool
+    setup: Setup,
+    updates: Updates,
+    state: PolicyState,
+    index: np.ndarray,
+    n: int,
+    *,
+    train_policy: bool,
+    sampled: Sampled | None = None,
 ) -> tuple[PolicyState, dict[str, jax.Array | float], Step, Experience]:
-    """One step: sample, judge, freeze, update."""
+    """One step: sample (unless that is done), judge, freeze, update."""
     method, schedule = setup.method, setup.schedule
     state = scheduled(state, n, setup.total, method)
-    done = roll_out(setup, state, index, n)
+    done, before_updates = roll_out(setup, state, index, n, sampled), jnp.copy(state.policy.step)
     check_finite(done.reward, f"{setup.context.name}: the judge's rewards at step {n}")
     kept = None if schedule.flat_groups == "keep" else ~flat_groups(done.reward, schedule.group_size)
     train_policy &= kept is None or bool(kept.any())
@@ -76,6 +84,8 @@ def iteration(
         metrics["anchors_replaced"] = jnp.asarray(left)
     if setup.reference_every:
         metrics["reference_age"] = jnp.asarray((n - 1) % setup.reference_every)
+    if sampled is not None:
+        metrics["staleness"] = before_updates - sampled.updates
     if state.entropy is not None:
         metrics["entropy_weight"] = jnp.copy(state.entropy)
     if kept is not None:

@@ -41,6 +41,8 @@ class Schedule:
         or "redraw" (they are sampled again, and dropped if that does not help); dynamic sampling (arXiv 2503.14476).
       redraws: how often a group is sampled again, at most.
       reference_ema: the share of the way to the policy that the reference goes in each step; 0: it stays where it is.
+      rollouts_ahead: whether the policy that samples is one step older than the one that learns from it.
+      importance_cap: with it, the most that a token weighs, see `losses.truncated_importance`; 0 corrects nothing.
     """
 
     group_size: int = 1
@@ -59,6 +61,8 @@ class Schedule:
     flat_groups: str = "keep"
     redraws: int = 1
     reference_ema: float = 0.0
+    rollouts_ahead: bool = False
+    importance_cap: float = 2.0
 
     def __post_init__(self) -> None:
         for name in ("group_size", "epochs", "minibatches", "accumulate", "redraws"):
@@ -88,9 +92,15 @@ class Schedule:
             raise UserError(f"flat_groups={self.flat_groups!r}: one response is always a flat group; set group_size")
         if self.flat_groups != "redraw" and self.redraws != 1:
             raise UserError(f"redraws={self.redraws}: nothing is drawn again with flat_groups={self.flat_groups!r}")
-
         if not 0 <= self.reference_ema < 1:
             raise UserError(f"reference_ema={self.reference_ema}, expected at least 0 and below 1")
+        if not (self.importance_cap == 0 or self.importance_cap >= 1):
+            raise UserError(f"importance_cap={self.importance_cap}, expected 0 (none is corrected) or at least 1")
+        if self.rollouts_ahead and self.flat_groups == "redraw":
+            raise UserError(
+                "rollouts_ahead=True: with flat_groups='redraw' a newer policy would draw again what an older one has "
+                "drawn; set flat_groups='drop'"
+            )
 
     @property
     def draws(self) -> int:

@@ -1,6 +1,7 @@
 """A generative judge: both orders, one verdict token."""
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 from fakes import LetterTokenizer, make_decoder, token_rows, user
 
 from prl_jax.errors import UserError
-from prl_jax.judges import GenerativeJudge, generative, judge_pairs
+from prl_jax.judges import GenerativeJudge, Judged, generative, judge_pairs
+from prl_jax.judges.base import text_sizes
+from prl_jax.judges.trees import MOST, trees
 from prl_jax.text.judging import JudgeTemplate, encode_judge_row
 
 TOKENIZER = LetterTokenizer()
@@ -60,37 +63,70 @@ def test_row_20_exchanged_responses_exchange_the_orders(judge):
         ({}, JudgeTemplate(), 9),  # some rows are cut
     ],
 )
-def test_row_20_orders_that_share_a_row_answer_as_alone(shape, template, length, monkeypatch):
-    """What both begin with is read once; neither sees what the other shows."""
+def test_row_20_comparisons_that_share_a_row_answer_as_alone(shape, template, length, monkeypatch):
+    """What they begin with is read once; none sees what another one shows. One of the prompts is asked about twice."""
     model = make_decoder(**{"layers": 1, **shape})
     options = dict(max_length=length, batch_size=4)
     judge = GenerativeJudge(model, TOKENIZER, template, **options)
     alone = judge(PROMPTS, FIRST, SECOND)
-    calls = []
-    plain = generative.judge_both_orders
-    monkeypatch.setattr(generative, "_SHORTEST", 0)
-    monkeypatch.setattr(generative, "_SHARED", 9.0)
-    monkeypatch.setattr(
-        generative, "judge_both_orders", lambda *a, **k: calls.append(a[1].tokens.shape) or plain(*a, **k)
-    )
+    calls = always_share(monkeypatch)
     together = judge(PROMPTS, FIRST, SECOND)
-    assert calls == [(2, 2 * length)] * 3
-    for name in ("z_12", "z_21"):
-        np.testing.assert_allclose(getattr(together, name), getattr(alone, name), atol=2e-5, err_msg=name)
-    np.testing.assert_array_equal(together.cut, alone.cut)
+    assert calls == [(1, 4 * length)] * 4
+    same_answers(together, alone)
     assert alone.cut.any() == (length < LENGTH) and np.abs(alone.z_12 + alone.z_21).max() > 0.1
 
 
-def test_row_20_orders_share_a_row_where_prompts_are_long_and_no_window_counts_its_places(model, monkeypatch):
+def always_share(monkeypatch) -> list[tuple[int, ...]]:
+    """Rows share trees wherever they can; the shapes of these."""
+    calls, plain = [], generative.judge_trees
+    monkeypatch.setattr(generative, "_SHORTEST", 0)
+    monkeypatch.setattr(generative, "_SHARED", 9.0)
+    monkeypatch.setattr(generative, "judge_trees", lambda *a, **k: calls.append(a[1].tokens.shape) or plain(*a, **k))
+    return calls
+
+
+def same_answers(found: Judged, expected: Judged) -> None:
+    for name in ("z_12", "z_21"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=2e-5, err_msg=name)
+    np.testing.assert_array_equal(found.cut, expected.cut)
+
+
+def test_all_opponents_of_a_response_share_what_stands_before_them(judge, monkeypatch):
+    """Six responses to a prompt, every two of them in both orders: 30 rows in 12 trees of two and three branches."""
+    texts = ("a", "bcd", "e", "kk", "lm", "o")
+    first, second = zip(*itertools.combinations(texts, 2), strict=True)
+    prompts = [user("ab")] * len(first)
+    alone = judge(prompts, first, second)
+    one_order = judge.one_order(prompts, first, second)
+    always_share(monkeypatch)
+    grown = trees([*prompts, *prompts], [*first, *second])
+    assert sorted(map(len, grown)) == [2] * 6 + [3] * 6 and sorted(sum(grown, [])) == list(range(30))
+    same_answers(judge(prompts, first, second), alone)
+    same_answers(judge.one_order(prompts, first, second), one_order)
+
+
+def test_rows_share_a_tree_by_prompt_and_first_response():
+    ask, other = user("ab"), user("c")
+    grown = trees([ask, other, ask, ask, ask, other, ask], ["x", "x", "y", "x", "z", "x", "x"])
+    assert sorted(map(sorted, grown)) == [[0, 3, 6], [1, 5], [2, 4]]
+    many = trees([ask] * 9, ["x"] * 9)
+    assert [len(tree) for tree in many] == [3, 3, 3] and max(map(len, trees([ask] * 20, ["x"] * 20))) == MOST
+
+
+def test_row_20_rows_share_a_tree_where_they_begin_long_and_no_window_counts_its_places(model, monkeypatch):
     options = dict(max_length=256, batch_size=4)
     judge = GenerativeJudge(model, TOKENIZER, JudgeTemplate(), **options)
     windowed = GenerativeJudge(make_decoder(layers=1, window=4), TOKENIZER, JudgeTemplate(), **options)
     short = GenerativeJudge(model, TOKENIZER, JudgeTemplate(), max_length=64, batch_size=4)
-    long, brief = ([user("abc" * 30)], ["a"], ["bb"]), ([user("a")], ["abc" * 30], ["b"])
-    assert judge._shares(*long) and not judge._shares(*brief)
-    assert not windowed._shares(*long) and not short._shares(*long)
+    long, brief = (
+        ([user("abc" * 30)] * 2, ["a", "bb"], ["bb", "a"]),
+        ([user("a")] * 2, ["abc" * 30, "b"], ["b", "abc" * 30]),
+    )
+    shares = lambda judge, columns: judge._grown(*columns, text_sizes(*columns)) is not None  # noqa: E731
+    assert shares(judge, long) and not shares(judge, brief)
+    assert not shares(windowed, long) and not shares(short, long)
     monkeypatch.setattr(generative, "choose", lambda *_: ("splash", ""))  # a kernel that knows no branches
-    assert not judge._shares(*long)
+    assert not shares(judge, long)
 
 
 def test_batch_size_and_mates_change_nothing(judge, model):

@@ -31,7 +31,7 @@ def get_config():
     )
     switches = dict(
         stop_kl=1e-9, skip_updates=2, spike=50.0, overlong=(2, 0.5), length_weight=0.1,
-        reference_ema=0.1, regulariser=dict(kind="loss_kl", ends=(0.01, 0.02)),
+        reference_ema=0.1, rollouts_ahead=True, regulariser=dict(kind="loss_kl", ends=(0.01, 0.02)),
     )
     stages = dict(
         sft=c.sft(**lengths, **few),
@@ -67,6 +67,8 @@ def test_each_switch_is_logged(workdir):
     np.testing.assert_allclose([row["entropy_weight"] for row in rows], [0, 0.02 / 3, 0.04 / 3, 0.02], rtol=1e-5)
     np.testing.assert_allclose([row["kl_coef"] for row in rows][::3], [0.05, 0.01], rtol=1e-5)
     assert all(row["stopped_updates"] > 0 and row["kl_loss"] > 0 for row in rows[2:])  # the first step is a warm-up
+    assert [row["staleness"] > 0 for row in rows] == [False, False, True, True]
+    assert all({"importance", "importance_capped", "sampler_kl"} <= row.keys() for row in rows)
     first, third = (read_rows(workdir / stage / "metrics.jsonl")[0] for stage in ("first", "third"))
     assert not (everywhere | {"flat_groups", "redrawn"}) & first.keys() and {"flat_groups", "redrawn"} <= third.keys()
 

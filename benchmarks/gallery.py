@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/gallery.py --seeds 0 --methods grpo dpo inpo --workdir runs/gallery --out /tmp/gallery
 
 Each method and seed is a run of its own, `prl run --config experiments/FAMILY.py:NAME` in a folder of its own, so that
-one that fails stands in the table and stops no other. What runs share, SFT and judges, is made once: a stage whose
-section, and those of the stages before it, another run of the seed has too is copied from there. Writes `gallery.json`,
+one that fails stands in the table and stops no other. What runs share, SFT and judges, is made once (`--shared`).
+Writes `gallery.json`,
 `gallery.md` and `gallery.svg` to --out after every run, and runs nothing that `gallery.json` there has already, so that
 several days or machines can share the work; without that file the same command reads finished runs from --workdir.
 
@@ -18,36 +18,24 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from common import experiment, write_result
 from gallery_figure import draw
 from ml_collections import ConfigDict
 
-from prl_jax.file_names import METRICS_FILE, PAIRS_FILE
+from prl_jax.comparing.budget import COUNTS, taken_by
 from prl_jax.methods import METHODS
 from prl_jax.methods.direct_table import DIRECT
 from prl_jax.recipes.rounds import ITERATIVE
 from prl_jax.reporting.means import t_interval
-from prl_jax.runs.context import StageContext
-from prl_jax.runs.workdir import Workdir
-from prl_jax.sharding import make_mesh
-from prl_jax.stages import KINDS
-from prl_jax.stages.kind import Checking
-from prl_jax.stages.online_costs import judged_rows
-from prl_jax.stages.online_section import judges_of, method_in, steps_of
-from prl_jax.stages.pairs_section import judges_in, responses_of
 
 FAMILIES: Mapping[str, Mapping[str, Any]] = {"online": METHODS, "direct": DIRECT, "iterative": ITERATIVE}
-COUNTS = ("sampled", "trained", "judged")  # tokens of responses, those with their passes, and rows that judges read
 NUMBERS = ("win_rate", "utility", "correctness", "kl", "length", "seconds")
 
 Row = dict[str, Any]
@@ -99,39 +87,12 @@ def one_run(family: str, words: str, seed: int, folder: Path) -> Row:
     config.seed = config.gold.seed = seed
     config.lock()
     if not (workdir / "summary.json").is_file():
-        shared = borrow(config, workdir, folder / "shared")
-        flags = [f"--config.seed={seed}", f"--config.gold.seed={seed}"]
+        flags = [f"--config.seed={seed}", f"--config.gold.seed={seed}", "--shared", str(folder / "shared")]
         command = [sys.executable, "-m", "prl_jax", "run", "--config", f"experiments/{family}.py:{words}", *flags]
         done = subprocess.run([*command, "--workdir", str(workdir)], stderr=subprocess.PIPE, text=True)
-        lend(workdir, shared)
         if done.returncode:
             return {"failed": done.stderr.strip().splitlines()[-1][:300]}
     return told(config, workdir)
-
-
-def borrow(config: ConfigDict, workdir: Path, shared: Path) -> dict[str, Path]:
-    """Copies the finished stages that another run has made, and says where this run's stages would be kept."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    if not (workdir / "config.json").is_file():
-        Workdir(workdir, config).create()
-    places, digest = {}, hashlib.sha256(json.dumps([config.gold.to_dict(), config.model.to_dict()]).encode())
-    for name in config.stages:
-        section = config[name]
-        digest.update(json.dumps([name, section.to_dict()], sort_keys=True).encode())
-        if KINDS[section.kind].family not in ("policy", "judge", "anchors") or section.kind in ("online", "direct"):
-            break  # what comes behind a method is its own
-        places[name] = shared / f"{name}_{digest.hexdigest()[:16]}"
-        if places[name].is_dir() and not (workdir / name).exists():
-            shutil.copytree(places[name], workdir / name)
-    return places
-
-
-def lend(workdir: Path, places: Mapping[str, Path]) -> None:
-    """Keeps the finished stages for other runs."""
-    for name, place in places.items():
-        if (workdir / name / "result.json").is_file() and not place.exists():
-            shutil.copytree(workdir / name, place.with_suffix(".part"))
-            place.with_suffix(".part").rename(place)
 
 
 def told(config: ConfigDict, workdir: Path) -> Row:
@@ -147,42 +108,6 @@ def told(config: ConfigDict, workdir: Path) -> Row:
         counts = {key: counts[key] + taken.get(key, 0) for key in COUNTS}
         seconds += json.loads((workdir / name / "result.json").read_text())["seconds"]
     return {**found, **counts, "seconds": round(seconds, 1)}
-
-
-def taken_by(config: ConfigDict, name: str, workdir: Path) -> dict[str, int] | None:
-    """Counts what a stage of a method has sampled, trained on and judged; None for a stage that methods share. A
-    response is as many tokens as it has bytes, and one that ends it; of those that were sampled for pairs the ones that
-    were taken stand for all."""
-    section, folder = config[name], workdir / name
-    if section.kind == "online":
-        steps, method = steps_of(section, name, 0), method_in(section)
-        rows = steps * section.prompts_per_step * section.group_size
-        tokens = rows * fmean(row["response_length"] for row in read_rows(folder / METRICS_FILE, "response_length"))
-        judged = steps * len(judges_of(section)) * judged_rows(config, section, method)
-        return {"sampled": round(tokens), "trained": round(tokens * section.epochs), "judged": judged}
-    if section.kind == "pairs":
-        prompts = int(json.loads((folder / "result.json").read_text())["metrics"]["prompts"])
-        number, scores = responses_of(section), Checking(config, KINDS).scores
-        each = sum(number if scores(judge) else number * (number - 1) for judge in judges_in(section))
-        tokens = mean_tokens(read_rows(folder / PAIRS_FILE))
-        return {"sampled": round(prompts * (number - section.include_reference) * tokens), "judged": prompts * each}
-    if section.kind == "direct" or (section.kind == "sft" and name.startswith("direct_")):
-        context = StageContext(name, config, Workdir(workdir, config), make_mesh())
-        rows = [vars(one) for one in context.records(section.data, KINDS[section.kind].rules.sources["data"])]
-        responses = int(section.duration.split()[0]) * section.batch_size * (2 if section.kind == "direct" else 1)
-        return {"trained": round(responses * mean_tokens(rows))}
-    return None
-
-
-def read_rows(path: Path, key: str = "") -> list[Row]:
-    """The rows of a JSONL file; with a key, those that have it."""
-    return [row for row in map(json.loads, path.read_text().splitlines()) if key in row or not key]
-
-
-def mean_tokens(rows: Sequence[Row]) -> float:
-    """The mean number of tokens of the responses in rows of preferences or demonstrations."""
-    texts = [row[key] for row in rows for key in ("chosen", "rejected", "response") if key in row]
-    return fmean(len(text.encode()) + 1 for text in texts)
 
 
 def table(rows: Sequence[Row]) -> list[Row]:

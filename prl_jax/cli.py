@@ -39,6 +39,8 @@ USAGE = """Usage: prl COMMAND [flags]
                 writes the model of a stage as a Hugging Face checkpoint, or its adapters for PEFT
   prl report    --workdir DIR [DIR ...]
                 builds report.html, report.md and the figures from the files of one or several runs
+  prl compare   --config FILE.py[:args] --workdir DIR [--seeds N] [--repetitions R] [--jobs J] [--quick]
+                runs the arms of a comparison over several seeds, each a run of its own, and counts them together
   prl pairs     export --pairs FILE.jsonl[.gz] --out FILE.csv|FILE.jsonl [--seed N] [--limit N]
                 writes pairs into a file in which a person says which response is better
   prl pairs     import --pairs FILE.jsonl[.gz] --labels FILE.csv|FILE.jsonl --out FILE.jsonl
@@ -161,7 +163,8 @@ def _run_until(stop: StopSignal, argv: Sequence[str]) -> None:
     number = values.num_processes if several else 1
     timeout = values.heartbeat_timeout
     with joined(values.coordinator, number, values.process_id, heartbeat_timeout=timeout, tell=tell):
-        workdir = run_stages(values.config, local_path(values.workdir), stop)
+        shared = local_path(values.shared) if values.shared else None
+        workdir = run_stages(values.config, local_path(values.workdir), stop, shared=shared)
         if not is_leader():
             return
     report = build_report([workdir.path])
@@ -293,6 +296,23 @@ def _report(argv: Sequence[str]) -> None:
     print(f"Report: {build_report([local_path(path) for path in (*values.workdir, *remainder)])}")
 
 
+def _compare(argv: Sequence[str]) -> None:
+    values = flags.compare_flags(argv)
+    parse(values, ["prl compare", *argv], required=("config", "workdir"))
+    with _stopping() as stop:
+        import jax
+
+        # This process counts; those that it starts take the accelerators.
+        jax.config.update("jax_platforms", "cpu")
+        from prl_jax.commands.compare import compare
+
+        options = {name: values[name].value for name in ("seeds", "repetitions", "jobs", "quick")}
+        page, failed = compare(values.config, local_path(values.workdir), **options, stop=stop)
+    print(f"Comparison: {page}")
+    if failed:
+        raise UserError(f"{len(failed)} runs failed, which the same command tries again; {failed[0]}")
+
+
 def _pairs(argv: Sequence[str]) -> None:
     part = argv[0] if argv else ""
     if part not in ("export", "import"):
@@ -339,6 +359,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int | None]] = MappingProxyType
         "generate": _generate,
         "export": _export,
         "report": _report,
+        "compare": _compare,
         "pairs": _pairs,
     }
 )

@@ -6,6 +6,7 @@ SUMMARY_FILE = "summary.json"  # what an evaluation came to
 REPORT_FILE = "report.html"
 REPORT_TEXT_FILE = "report.md"
 LOCK_FILE = ".lock"
+COMPARISON_FILE = "comparison.json"  # what the runs of a comparison come to
 DATA_DIR = "data"  # built-in data, and measurements of others
 MEASURED_DIR = "measured"
 ANSWERS_DIR = "answers"  # of remote judges, among the data

@@ -19,7 +19,8 @@ LAYERS = {
     "methods": 2, "data": 2, "sampling": 2, "judges": 2, "optim": 2, "checkpoint": 2, "metrics": 2, "progress": 2,
     "training": 3, "evaluation": 3, "measuring": 3,
     "artifacts": 4, "config": 4, "reporting": 4,
-    "runs": 5, "costs": 6, "stages": 7, "recipes": 8, "inputs": 8, "plan": 9, "commands": 10, "cli": 11, "__main__": 12,
+    "runs": 5, "costs": 6, "stages": 7, "comparing": 8, "inputs": 8, "recipes": 9, "plan": 9, "commands": 10, "cli": 11,
+    "__main__": 12,
 }  # fmt: skip
 SIDEWAYS = {
     # User-facing messages exist in every room.

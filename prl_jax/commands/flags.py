@@ -18,6 +18,9 @@ def run_flags(argv: Sequence[str]) -> flags.FlagValues:
     """Flags of `prl run`."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Folder of the run, new or to be continued.", flag_values=values)
+    flags.DEFINE_string(
+        "shared", "", "Folder through which runs share stages that are the same, such as judges.", flag_values=values
+    )
     processes = functools.partial(flags.DEFINE_integer, flag_values=values)
     flags.DEFINE_bool("distributed", False, "Join the processes that the cluster has started.", flag_values=values)
     flags.DEFINE_string(
@@ -89,6 +92,20 @@ def export_flags(_: Sequence[str]) -> flags.FlagValues:
     dtypes = ["", "float32", "bfloat16"]
     flags.DEFINE_enum("dtype", "", dtypes, "Type of the parameters; '' as trained.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace an earlier export in --out.", flag_values=values)
+    return values
+
+
+def compare_flags(_: Sequence[str]) -> flags.FlagValues:
+    """Flags of `prl compare`."""
+    values = flags.FlagValues()
+    number = functools.partial(flags.DEFINE_integer, flag_values=values, lower_bound=1)
+    text = "FILE.py[:ARGUMENTS], an experiment with a get_comparison()."
+    flags.DEFINE_string("config", None, text, flag_values=values)
+    flags.DEFINE_string("workdir", None, "Folder of the comparison, new or to be continued.", flag_values=values)
+    number("seeds", 3, "Sets of data, SFT and judges.")
+    number("repetitions", 5, "How often each arm is trained on each set.")
+    number("jobs", 1, "Runs at once.")
+    flags.DEFINE_bool("quick", False, "Everything small, to see it work.", flag_values=values)
     return values
 
 
@@ -225,6 +242,7 @@ FLAGS: Mapping[str, Callable[[Sequence[str]], flags.FlagValues]] = MappingProxyT
         "generate": generate_flags,
         "export": export_flags,
         "report": report_flags,
+        "compare": compare_flags,
         "pairs export": pairs_export_flags,
         "pairs import": pairs_import_flags,
     }

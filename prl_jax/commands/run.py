@@ -13,8 +13,9 @@ import jax
 from ml_collections import ConfigDict
 
 from prl_jax.commands.shortage import shortage_told
+from prl_jax.comparing.sharing import keep, places, take
 from prl_jax.errors import Stopped, UserError
-from prl_jax.file_names import LOCK_FILE
+from prl_jax.file_names import CHECKPOINTS_DIR, LOCK_FILE
 from prl_jax.files import lock, make_directory, open_lock
 from prl_jax.inputs.checks import check_config
 from prl_jax.inputs.checks_of_data import check_finished, check_inputs, recognise_models
@@ -22,7 +23,7 @@ from prl_jax.inputs.lengths import with_lengths
 from prl_jax.inputs.measurements import Measurements
 from prl_jax.plan.expected import announce
 from prl_jax.plan.knobs import helpful_keys
-from prl_jax.processes import is_leader, wait_for_all
+from prl_jax.processes import greatest, is_leader, wait_for_all
 from prl_jax.runs.context import StageContext, first_model, keep_tokenizer, trains_from_text
 from prl_jax.runs.pieces import drop_pieces
 from prl_jax.runs.stopping import StopSignal
@@ -31,9 +32,14 @@ from prl_jax.sharding import make_mesh
 from prl_jax.stages import KINDS
 
 
-def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -> Workdir:
+def run_stages(
+    config: ConfigDict, path: Path, stop: StopSignal | None = None, *, shared: Path | None = None
+) -> Workdir:
     """Runs what is not finished in the workdir; an interrupted stage continues from its last checkpoint, or behind the
     last of its pieces.
+
+    Stages that another run has left in the folder `shared`, and would be the same here, are copied from there, and what
+    others may need is left there (`comparing.places`).
 
     Raises:
       UserError: before anything is written, for whatever can be told to be wrong by then.
@@ -66,9 +72,12 @@ def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -
         for name in config.stages:
             if workdir.finished(name) and is_leader():
                 print(f"{name:<16} finished before, skipped", file=sys.stderr)
+        kept = {} if shared is None else places(config, shared)
         for context in contexts:
             if stop():
                 raise Stopped(f"{context.name} is not started")
+            if context.name in kept and _taken(context, kept[context.name]):
+                continue
             stop.starts()
             make_directory(context.directory)
             start = time.monotonic()
@@ -80,8 +89,23 @@ def run_stages(config: ConfigDict, path: Path, stop: StopSignal | None = None) -
                 kind = KINDS[context.section.kind]
                 workdir.finish(context.name, kind=kind.name, family=kind.family, metrics=metrics, seconds=seconds)
                 drop_pieces(context.directory)
+                if context.name in kept:
+                    keep(context.directory, kept[context.name])
             wait_for_all(f"{context.name} is finished")
     return workdir
+
+
+def _taken(context: StageContext, place: Path) -> bool:
+    """Takes a stage that has begun nowhere, or elsewhere alone, from where another run has kept it."""
+    if is_leader() and not (context.directory / CHECKPOINTS_DIR).exists():
+        taken = take(place, context.directory)
+    else:
+        taken = False
+    if not greatest(int(taken)):
+        return False
+    _tell(f"{context.name:<16} taken from {place}")
+    wait_for_all(f"{context.name} is taken")
+    return True
 
 
 def _tell(line: str) -> None:

@@ -68,6 +68,7 @@ def build(stages: dict[str, dict[str, Any]], **values: Any) -> ConfigDict:
                 noise=0.05,
                 ties=0.1,
                 intransitivity=0.0,
+                scale=0.0,
                 reference="demonstration",
             ),
             # Sizes of the axes of the device mesh (`sharding.make_mesh`); one may be -1, the rest.

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 from prl_jax.errors import UserError
 
 Sets = Sequence[Float[np.ndarray, "_ _"]]
-"""Of each set of judges `[R, N]`, the wins of `R` repetitions at the `N` prompts of the set: win probabilities, samples
+"""The wins of `R` repetitions at the `N` prompts of each set of judges, `[R, N]`: win probabilities, samples
 of a prompt averaged. Both numbers may differ from set to set."""
 
 
@@ -101,8 +101,8 @@ def compare_arms(first: Sets, second: Sets, *, seed: int = 0, samples: int = 200
         return Compared(difference, None, None)
     if difference.error == 0:
         return Compared(difference, 1.0 if value == 0 else 0.0, 0.0)
-    p_value = 2 * stats.t.sf(abs(value) / difference.error, difference.freedom)
-    reach = stats.t.ppf(0.975, difference.freedom) + stats.t.ppf(0.8, difference.freedom)
+    p_value = 2 * stdtr(difference.freedom, -abs(value) / difference.error)
+    reach = stdtrit(difference.freedom, 0.975) + stdtrit(difference.freedom, 0.8)
     return Compared(difference, float(p_value), float(reach * difference.error))
 
 
@@ -165,5 +165,5 @@ def _estimate(value: float, draws: Float[np.ndarray, "S"], repetitions: Sequence
     if units < 2:
         return Estimate(value, None, None, None, 0, *counts)
     error = float(draws.std() * math.sqrt(units / (units - 1)))
-    half = float(stats.t.ppf(0.975, units - 1)) * error
+    half = float(stdtrit(units - 1, 0.975)) * error
     return Estimate(value, value - half, value + half, error, units - 1, *counts)

@@ -56,7 +56,7 @@ def built_in_direct(method: str, judge: str, size: Size) -> ConfigDict:
     if judge:
         stages |= dict(pairs=c.pairs(judge=judge, prompts=c.source(limit=size.prompts)))
         data = _split(c.source(kind="stage", path="pairs"), size.prompts)
-    stages[method] = c.direct(method, **{**_training(size, made=bool(judge)), **data})
+    stages[method] = c.direct(method, **{**training(size, made=bool(judge)), **data})
     return _with_evaluation(
         stages, {method: DIRECT[method].title}, judge, size, f"{DIRECT[method].title}: built-in tasks"
     )
@@ -78,11 +78,11 @@ def built_in_rounds(name: str, judge: str, size: Size) -> ConfigDict:
     stages = dict(sft=demonstrated(size), **_judge_stages((word,), size))
     if word == "own":
         start = "dpo"  # a policy whose log-ratios mean something
-        stages[start] = c.direct("dpo", **_training(size))
+        stages[start] = c.direct("dpo", **training(size))
         judges = _own_judges(method, start)
     prompts = c.source(limit=size.prompts)
     pairs = lambda here: c.pairs(**_ranked(method, here, word), prompts=prompts)  # noqa: E731
-    train = lambda here: _trained(method, here, size.prompts, _training(size, made=True), fitted(size, 3e-4) | LENGTHS)  # noqa: E731
+    train = lambda here: _trained(method, here, size.prompts, training(size, made=True), fitted(size, 3e-4) | LENGTHS)  # noqa: E731
     made = rounds(method.rounds, pairs, train, start=start, replay=method.replay)
     arms = {stage: f"{method.title}, round {stage.split('_')[1]}" for stage in made if stage.startswith("direct_")}
     return _with_evaluation({**stages, **made}, arms, word, size, f"{method.title}: built-in tasks", judges)
@@ -223,7 +223,7 @@ def _split(made: Section, prompts: int) -> Section:
     return dict(data=made | dict(skip=few), validation=made | dict(limit=few))
 
 
-def _training(size: Size, *, made: bool = False) -> Section:
+def training(size: Size, *, made: bool = False) -> Section:
     """Keys of a stage that learns from the built-in pairs or, less and more slowly, from a policy's own samples: about
     two epochs of these, which more would only teach by heart."""
     steps, learning_rate = (max(size.direct // 5, 2), 5e-5) if made else (size.direct, 1e-4)

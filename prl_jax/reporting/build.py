@@ -46,26 +46,27 @@ def build_report(workdirs: Sequence[Path]) -> Path:
     page = directory / REPORT_FILE
     try:
         figures = write_figures(runs, directory, pooled=not obstacles(runs))
-        context = {**_context(runs), "figures": _figures(figures)}
-        environment = _environment()
+        context = {**_context(runs), "figures": figures_of(figures)}
+        pages = environment()
         for name in (REPORT_TEXT_FILE, REPORT_FILE):
-            write_text(directory / name, environment.get_template(f"{name}.jinja").render(context))
+            write_text(directory / name, pages.get_template(f"{name}.jinja").render(context))
     except OSError as error:
         raise UserError(f"{page}: cannot write the report ({error.strerror}); make room and try again") from error
     return page
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """The templates of pages."""
+    pages = jinja2.Environment(
         loader=jinja2.PackageLoader("prl_jax", "reporting"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["md"] = _markdown
-    environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
-    return environment
+    pages.filters["md"] = _markdown
+    pages.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
+    return pages
 
 
 def _context(runs: Sequence[RunFiles]) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def _context(runs: Sequence[RunFiles]) -> dict[str, Any]:
     }
 
 
-def _figures(paths: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+def figures_of(paths: Mapping[str, Path]) -> dict[str, dict[str, str]]:
     """Figure name -> file name and data URI, so that the page shows it without the file."""
     return {
         name: {"file": path.name, "uri": "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()}

@@ -22,8 +22,8 @@ from prl_jax.reporting.tables import DASH, arms_of, decimal, interval, is_traine
 from prl_jax.reporting.watching import TRUTH_PANELS  # noqa: E402
 
 COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#db2777", "#0891b2", "#854d0e", "#475569")
-_INK, _FAINT = "#1f2937", "#9ca3af"
-_STYLE = {
+_INK, FAINT = "#1f2937", "#9ca3af"
+STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 9,
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
@@ -113,7 +113,7 @@ def write_figures(runs: Sequence[RunFiles], directory: Path, *, pooled: bool = T
         )
         makers[f"truth_{stage.name}"] = lambda stage=stage, twins=twins: truth_figure([stage, *twins])
     paths = {}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for name, make in makers.items():
             figure = make()
             if figure is not None:
@@ -159,7 +159,7 @@ def learning_figure(
         axes.xaxis.get_major_locator().set_params(integer=True)  # there is no half a step
         if key == "win_rate":
             axes.set_title(f"Win rate against {label(against)}" if against else title)
-            axes.axhline(0.5, color=_FAINT, linewidth=1.0, linestyle="--")
+            axes.axhline(0.5, color=FAINT, linewidth=1.0, linestyle="--")
         if sum(_has(rows, key) for key in keys) > 1:
             axes.legend()
     for axes in list(grid.flat)[len(panels) :]:
@@ -182,7 +182,7 @@ def win_rate_against_kl_figure(runs: Sequence[RunFiles], *, pooled: bool = True)
         return None
     starts = {start_of(run, stage.name) for run, stage in found}
     against = label(starts.pop()) if len(starts) == 1 and starts != {""} else "what each policy started from"
-    axes.axhline(0.5, color=_FAINT, linewidth=1.0, linestyle="--")
+    axes.axhline(0.5, color=FAINT, linewidth=1.0, linestyle="--")
     axes.set(xlabel="KL to the reference (nats per response)", ylabel=f"win rate against {against}")
     axes.set_title("Win rate against KL over training, 95 % intervals over prompts")
     axes.legend(loc="best", title="policy (larger marker: its result)", title_fontsize=8, alignment="left")
@@ -207,7 +207,7 @@ def reliability_figure(judges: Sequence[Mapping[str, Any]]) -> Figure | None:
         frequency = np.array([number(bin_, "frequency") for bin_ in bins], np.float64)
         count = np.array([number(bin_, "count") or 0.0 for bin_ in bins])
         low = np.array([number(bin_, "low") or 0.0 for bin_ in bins])
-        top.plot([0.5, 1], [0.5, 1], color=_FAINT, linewidth=1.0, linestyle="--", label="calibrated")
+        top.plot([0.5, 1], [0.5, 1], color=FAINT, linewidth=1.0, linestyle="--", label="calibrated")
         top.vlines(
             confidence, np.minimum(confidence, frequency), np.maximum(confidence, frequency), color=color, alpha=0.35
         )
@@ -238,7 +238,7 @@ def arms_figure(runs: Sequence[RunFiles], *, pooled: bool = True) -> Figure | No
         return None
     figure = Figure(figsize=(6.4, 0.9 + 0.42 * len(names)), layout="constrained")
     axes = figure.subplots()
-    axes.axvline(0.5, color=_FAINT, linewidth=1.0, linestyle="--")
+    axes.axvline(0.5, color=FAINT, linewidth=1.0, linestyle="--")
     for row, index, arm in marks:
         offset = 0.0 if len(runs) == 1 or not pooled else 0.5 * (index / (len(runs) - 1) - 0.5)
         value = number(arm, "win_rate") or 0.0

@@ -172,16 +172,17 @@ def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> tuple[
 
 
 def rank_scores(
-    judge: Judge, prompts: Sequence[Prompt], candidates: Candidates, size: int, piece: Pieces
+    judge: Judge, prompts: Sequence[Prompt], candidates: Candidates, size: int, piece: Pieces, prefix: str = ""
 ) -> tuple[Float[np.ndarray, "K N"], int]:
     """`[K, N]` scores of the K-th response to each of N prompts: a scalar judge's, or the mean win probability against
     the prompt's other responses (round robin, both orders), of which the usable ones count, where there are any.
 
-    The judge is asked of `size` prompts at a time. Also returns how often it did not see all of prompt and responses.
+    The judge is asked of `size` prompts at a time; `prefix` tells its pieces from those of others. Also returns how
+    often it did not see all of prompt and responses.
     """
     if isinstance(judge, ScoringJudge):
-        return scored(judge, prompts, candidates, size, piece)
-    met = compared(judge, prompts, candidates, size, piece)
+        return scored(judge, prompts, candidates, size, piece, prefix)
+    met = compared(judge, prompts, candidates, size, piece, prefix)
     usable = candidates.usable
     counts = np.where(usable.any(axis=0), usable, True).astype(float)  # as opponents
     wins = np.einsum("ijn,jn->in", met.wins, counts)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +30,8 @@ from prl_jax.runs.context import StageContext, sampling_of
 from prl_jax.runs.judges import JUDGES
 from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.pieces import Pieces, batches
+from prl_jax.stages.anchors import rank_scores
+from prl_jax.stages.candidates import Candidates, rankings
 from prl_jax.stages.judging import judge_counters
 from prl_jax.stages.win_rate import Sampled, finite, sample_policy
 from prl_jax.text.chat import Prompt, prompt_text
@@ -56,26 +60,37 @@ def called(name: str) -> str:
     return PurePath(name).name or name
 
 
-def arm_rows(section: ConfigDict) -> list[tuple[str, str, str, float]]:
-    """The rows of the final table: name, stage, the judge that it learned from or "", temperature.
+class ArmRow(NamedTuple):
+    """A row of the final table before anything is sampled: `judge` is the one that it learned from, or "", or that
+    chooses the best of `best_of` responses."""
 
-    The first ones are the opponent's own, sampled and greedy.
-    """
+    name: str
+    stage: str
+    judge: str
+    temperature: float
+    best_of: int = 1
+
+
+def arm_rows(section: ConfigDict) -> list[ArmRow]:
+    """The rows of the final table. The first ones are the opponent's own, sampled and greedy."""
     opponent = called(section.opponent)
-    rows = [(f"{opponent}, sampled", section.opponent, "", section.temperature)] if section.temperature else []
-    rows += [(f"{opponent}, greedy", section.opponent, "", 0.0)]
-    arms = section.arms.items()
-    return rows + [(arm.title or called(stage), stage, arm.judge, section.temperature) for stage, arm in arms]
+    rows = [ArmRow(f"{opponent}, sampled", section.opponent, "", section.temperature)] if section.temperature else []
+    rows += [ArmRow(f"{opponent}, greedy", section.opponent, "", 0.0)]
+    for stage, arm in section.arms.items():
+        rows.append(ArmRow(arm.title or called(stage), stage, arm.judge, section.temperature, arm.get("best_of", 1)))
+    return rows
 
 
-def arms_pieces(section: ConfigDict, records: Sequence[PromptRecord]) -> int:
-    """In how many pieces `compare_arms` comes."""
+def arms_pieces(section: ConfigDict, records: Sequence[PromptRecord], choosers: Mapping[str, Judge]) -> int:
+    """In how many pieces `compare_arms` comes; `choosers` are the judges that choose among responses, by name."""
     if not section.opponent:
         return 0
-    columns = [section.samples if temperature else 1 for *_, temperature in arm_rows(section)]
+    rows = arm_rows(section)
+    columns = [section.samples * row.best_of if row.temperature else 1 for row in rows]
+    chosen = [section.samples * rankings(choosers[row.judge], row.best_of) for row in rows if row.best_of > 1]
     opponents = section.samples if section.temperature else 1
     judged = len(columns) * section.samples * (1 + has_anchors(section, records))
-    return (opponents + sum(columns) + judged) * batches(len(records), section.batch_size)
+    return (opponents + sum(columns) + sum(chosen) + judged) * batches(len(records), section.batch_size)
 
 
 def has_anchors(section: ConfigDict, records: Sequence[PromptRecord]) -> bool:
@@ -87,8 +102,10 @@ def compare_arms(
     records: Sequence[PromptRecord],
     judges: Mapping[str, Mapping[str, Any]],
     piece: Pieces,
+    choosers: Mapping[str, Judge] = MappingProxyType({}),
 ) -> Table:
-    """Samples, judges and compares all arms; `judges` holds what is known of judges that arms learned from."""
+    """Samples, judges and compares all arms; `judges` holds what is known of judges that arms learned from, `choosers`
+    are those that choose the best of several responses."""
     section = context.section
     models = LoadedModels(context)
     judge = models.judge(section.judge, batch_size=section.batch_size)
@@ -97,12 +114,14 @@ def compare_arms(
     opponents = draw(opponent, "opponents", temperature=section.temperature, as_opponent=True).texts
     arms = []
     rows = arm_rows(section)
-    for i, (name, stage, learned, temperature) in enumerate(rows):
-        policy = opponent
-        if stage != section.opponent:
-            policy = models.policy(stage).model
-        sampled = draw(policy, f"arm_{i}", temperature=temperature)
-        arms.append(Arm(name, stage, i < len(rows) - len(section.arms), learned or None, sampled))
+    for i, row in enumerate(rows):
+        policy = opponent if row.stage == section.opponent else models.policy(row.stage).model
+        sampled = draw(policy, f"arm_{i}", temperature=row.temperature, times=row.best_of)
+        if row.best_of > 1:
+            sampled = _best_of(
+                sampled, row.best_of, choosers[row.judge], records, piece, f"arm_{i}", section.batch_size
+            )
+        arms.append(Arm(row.name, row.stage, i < len(rows) - len(section.arms), row.judge or None, sampled))
     ask = functools.partial(_judged, piece, judge, [record.prompt for record in records], section.batch_size)
     both = [ask(f"orders_{i}", arm.sampled.texts, opponents) for i, arm in enumerate(arms)]
     wins = [_wins(orders) for orders in both]
@@ -131,6 +150,26 @@ def compare_arms(
     }
     first = section.prompts.skip
     return Table(summary, _win_rows(records, arms, wins, first), _side_by_side(records, arms, gold))
+
+
+def _best_of(
+    sampled: Sampled, count: int, judge: Judge, records: Sequence[PromptRecord], piece: Pieces, name: str, size: int
+) -> Sampled:
+    """The best of each `count` responses to a prompt, as the judge ranks them: by score, or by wins over each other.
+
+    The divergence from the policy that sampled is that of best-of-n without ties, `log n - (n - 1) / n` (arXiv
+    2112.09332, appendix), an upper bound where responses are the same.
+    """
+    prompts, texts, tokens = [record.prompt for record in records], [], []
+    for k in range(0, len(sampled.texts), count):
+        part = sampled.texts[k : k + count]
+        candidates = Candidates(part, np.zeros((count, len(prompts)), bool))
+        scores, _ = rank_scores(judge, prompts, candidates, size, piece, f"{name}_{k}_")
+        best = scores.argmax(0)
+        texts.append([part[b][n] for n, b in enumerate(best.tolist())])
+        tokens.append(sampled.tokens[np.arange(len(prompts)), k + best])
+    divergence = np.full((len(prompts), len(texts)), math.log(count) - (count - 1) / count)
+    return Sampled(texts, divergence, np.array(tokens).T)
 
 
 def switches(section: ConfigDict) -> str:

@@ -40,7 +40,8 @@ def declare(**values: Any) -> dict[str, Any]:
         judges=(),
         pairs=source(split="test"),
         opponent="sft",  # the policy that the arms are compared with; "" evaluates judges only
-        # Stage of a trained policy -> dict(title=, judge=): its one name in every table, and whom it learned from.
+        # Stage of a policy -> dict(title=, judge=, best_of=1): its one name in every table, and whom it learned from;
+        # or, with best_of above 1, who chooses the best of so many responses for each one that counts.
         arms={},
         prompts=source(split="test", limit=512),
         samples=4,  # a prompt
@@ -76,7 +77,12 @@ def check_arms(check: Checking, name: str) -> None:
         check.reference(name, "judges", judge, ("judge",))
     for stage, arm in section.arms.items():
         check.reference(name, "arms", stage, ("policy",))
-        conform(dict(arm.items()), {"title": "", "judge": ""}, f"{name}.arms.{stage}.")
+        conform(
+            dict(arm.items()),
+            {"title": "", "judge": "", **({"best_of": 1} if "best_of" in arm else {})},
+            f"{name}.arms.{stage}.",
+        )
+        _check_best_of(check, name, stage)
         if arm.judge not in ("", *section.judges, *check.config.judges):
             raise UserError(f"{name}.arms.{stage}.judge={arm.judge!r}, expected one of {name}.judges, of judges, or ''")
     if section.arms and not section.opponent:
@@ -89,6 +95,19 @@ def check_arms(check: Checking, name: str) -> None:
                 raise UserError(f"{name}.arms.{stage}.title: another row is called {title!r} too; choose another title")
 
 
+def _check_best_of(check: Checking, name: str, stage: str) -> None:
+    """Raises `UserError` for a choice of the best response that nobody can make."""
+    section, arm = check.config[name], check.config[name].arms[stage]
+    count = arm.get("best_of", 1)
+    key = f"{name}.arms.{stage}.best_of={count}"
+    if count < 1:
+        raise UserError(f"{key}, expected at least 1")
+    if count > 1 and not arm.judge:
+        raise UserError(f"{key}: nobody chooses; name a judge in {name}.arms.{stage}.judge")
+    if count > 1 and not section.temperature:
+        raise UserError(f"{key}: greedy responses are all the same; set {name}.temperature above 0")
+
+
 def run(context: StageContext) -> dict[str, float]:
     """Writes `summary.json` of the workdir, and `wins.jsonl` and `samples.jsonl` of the stage; returns the main
     figures."""
@@ -97,10 +116,13 @@ def run(context: StageContext) -> dict[str, float]:
     pairs = list(context.records(section.pairs, "preference")) if section.judges else []
     judged = len(section.judges) * batches(len(pairs), section.batch_size)
     table = Table({"arms": [], "notes": []}, [], [])
-    with pieces(context, judged + arms_pieces(section, prompts)) as piece:
+    models = LoadedModels(context)
+    named = {row.judge for row in arm_rows(section) if row.best_of > 1} if section.opponent else set()
+    choosers = {judge: models.judge(judge, batch_size=section.batch_size) for judge in sorted(named)}
+    with pieces(context, judged + arms_pieces(section, prompts, choosers)) as piece:
         judges = {name: evaluate_judge(context, name, pairs, piece) for name in section.judges}
         if section.opponent:
-            table = compare_arms(context, prompts, judges, piece)
+            table = compare_arms(context, prompts, judges, piece, choosers)
     summary = {"title": context.config.title, "seed": context.config.seed, "judges": judges, **table.summary}
     if is_leader():
         if section.opponent:
@@ -147,6 +169,7 @@ def _bayes(context: StageContext, records: Sequence[PreferenceRecord]) -> float:
         noise=arguments.noise,
         ties=arguments.ties,
         intransitivity=arguments.intransitivity,
+        sharpness=arguments.scale,
     )
 
 

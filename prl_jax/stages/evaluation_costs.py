@@ -65,8 +65,13 @@ def calls(estimate: Estimate, name: str) -> Iterator[Call]:
     if section.opponent:
         responses = estimate.examples(name, "prompts") * section.samples
         policies = len(section.arms) + 3  # the opponent's samples twice, and its greedy responses
-        yield from estimate.generate(section.opponent, section.batch_size, responses * policies)
+        chosen = [arm for arm in section.arms.values() if arm.get("best_of", 1) > 1]
+        drawn = policies + sum(arm.best_of - 1 for arm in chosen)
+        yield from estimate.generate(section.opponent, section.batch_size, responses * drawn)
         yield from estimate.judge(models.judge(section.judge), section.batch_size, 4 * responses * policies)
+        for arm in chosen:
+            rows = arm.best_of * (1 if models.scores(arm.judge) else arm.best_of - 1)
+            yield from estimate.judge(models.judge(arm.judge), section.batch_size, responses * rows)
 
 
 COSTS = Costs(functions, held, calls)

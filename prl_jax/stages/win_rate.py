@@ -101,9 +101,11 @@ def sample_policy(
     name: str,
     *,
     temperature: float,
+    times: int = 1,
     as_opponent: bool = False,
 ) -> Sampled:
-    """Responses of a policy to the prompts of an evaluation stage, as pieces that are called `name`."""
+    """Responses of a policy to the prompts of an evaluation stage, as pieces that are called `name`; `times` as many as
+    the section says, unless they are greedy."""
     section = context.section
     directory = context.stage(section.opponent)
     card, tokenizer = read_card(directory, context.defaults), model_tokenizer(directory, context.defaults)
@@ -128,7 +130,7 @@ def sample_policy(
 
     columns = []
     # Greedy responses are all the same: one is enough, against each of the opponent's samples.
-    for k in range(section.samples if temperature else 1):
+    for k in range(section.samples * times if temperature else 1):
         columns.append(piece.each(f"{name}_{k}", prompts, size, functools.partial(sample, k)))
     texts = [[text for text, _, _ in column] for column in columns]
     numbers = np.array([[row[1:] for row in column] for column in columns], np.float64)

@@ -4,8 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from comparing import curve, tables, write_prompts
+from two_arms import curve, make_judge, tables, write_prompts
 
+from prl_jax.judges import Scored
 from prl_jax.stages import arms, win_rate
 
 
@@ -32,6 +33,37 @@ def test_row_37_equal_policies_win_alike_whatever_their_stages_are_called(world)
     # The curves of training have the same prompts, opponents and noise as each other, and as the table.
     curves = [curve(folder, prompts, stage, policy="alike")["win_rate"] for stage in ("ppo", "another_ppo")]
     assert curves[0] == curves[1] == pytest.approx(wins["Twin"][:, 0].mean())
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_the_best_of_several_is_the_one_that_its_judge_prefers(world, scores, tmp_path, monkeypatch):
+    """It wins at least as often by that judge as what it is chosen from, which is the first samples of the policy."""
+    prompts, judge = world[1], make_judge()
+    if scores:
+        worth = lambda asked, texts: [judge.utility(*row) for row in zip(asked, texts, strict=True)]  # noqa: E731
+        judge.scored = lambda *rows: Scored(np.array(worth(*rows), np.float32), np.zeros(len(rows[0]), bool))
+    best = dict(other=dict(title="best of 3", judge="genrm", best_of=3))
+    compare = tables(tmp_path, prompts, monkeypatch)
+    one = compare(arms_of=dict(other=dict(title="alone", judge="")))
+    monkeypatch.setattr(arms, "sample_policy", spied(arms.sample_policy, seen := []))
+    more = compare(arms_of=best, choosers={"genrm": judge}, judge=judge)
+    drawn = next(texts for texts in seen if len(texts) == 6)  # three for each of two samples
+    letters = "abcdefg"
+    for n, sample in enumerate(more.samples):
+        utilities = [judge.utility(letters[n], column[n]) for column in drawn[:3]]
+        assert sample["responses"]["best of 3"] == drawn[int(np.argmax(utilities))][n]
+    of = lambda table: next(row for row in table.summary["arms"] if not row["is_opponent"])  # noqa: E731
+    assert of(more)["win_rate"] > of(one)["win_rate"] + 0.05
+    np.testing.assert_allclose(of(more)["kl"], np.log(3) - 2 / 3)
+
+
+def spied(function, seen):
+    def call(*args, **options):
+        found = function(*args, **options)
+        seen.append(found.texts)
+        return found
+
+    return call
 
 
 def test_row_37_differences_are_paired(world):

@@ -5,10 +5,10 @@ import json
 import jax
 import numpy as np
 import pytest
-from comparing import POLICIES, N, curve, make_judge, measurer, tables, write_prompts
 from fakes import UtilityJudge
 from ml_collections import ConfigDict
 from running import refused, says
+from two_arms import POLICIES, N, curve, make_judge, measurer, tables, write_prompts
 
 from prl_jax.stages import config as c
 from prl_jax.stages import win_rate

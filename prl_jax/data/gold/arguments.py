@@ -30,6 +30,7 @@ class GoldArguments:
       noise: how often a label is flipped.
       ties: probability of a tie where p* is 1/2.
       intransitivity: weight of the cyclic part of p*, in units of utility.
+      scale: how sharply utility decides, the same for all prompts; 0: each prompt has a scale of its own.
       reference: what prompt rows carry as their reference, "demonstration" or "gold" (the best response).
     """
 
@@ -45,6 +46,7 @@ class GoldArguments:
     noise: float = 0.05
     ties: float = 0.1
     intransitivity: float = 0.0
+    scale: float = 0.0
     reference: str = "demonstration"
 
     def rows(self, kind: str, split: str) -> int:
@@ -98,8 +100,9 @@ def make_arguments(given: Mapping[str, Any]) -> GoldArguments:
     for name in ("form_ignored", "filler", "slip", "noise", "ties"):
         if name in values:
             values[name] = _number(name, values[name], 0.0, 0.5 if name == "noise" else 1.0, float)
-    if "intransitivity" in values:
-        values["intransitivity"] = _number("intransitivity", values["intransitivity"], 0.0, 10.0, float)
+    for name, most in (("intransitivity", 10.0), ("scale", 100.0)):
+        if name in values:
+            values[name] = _number(name, values[name], 0.0, most, float)
     if values.get("reference", "gold") not in ("demonstration", "gold"):
         _fail("reference", values["reference"], "'demonstration' or 'gold'")
     for name in ("validation_rows", "test_rows"):

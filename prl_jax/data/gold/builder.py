@@ -117,7 +117,8 @@ def _prompt_row(rng: random.Random, task: GoldTask, args: GoldArguments) -> dict
 def _preference_row(rng: random.Random, task: GoldTask, args: GoldArguments) -> dict[str, Any]:
     pair = candidates.sample_pair(rng, task, args)
     prompt = families.render(pair.task)
-    p_star = preferences.preference(prompt, pair.first, pair.second, intransitivity=args.intransitivity)
+    how = dict(intransitivity=args.intransitivity, sharpness=args.scale)
+    p_star = preferences.preference(prompt, pair.first, pair.second, **how)
     p_first, p_tie, _ = preferences.annotate(p_star, noise=args.noise, ties=args.ties)
     draw = rng.random()
     tie = p_first <= draw < p_first + p_tie

@@ -140,15 +140,15 @@ def cyclic(a: Attributes, b: Attributes) -> float:
     )
 
 
-def preference(prompt: str, first: str, second: str, *, intransitivity: float = 0.0) -> float:
+def preference(prompt: str, first: str, second: str, *, intransitivity: float = 0.0, sharpness: float = 0.0) -> float:
     """Noise-free `p*(first > second | prompt)`.
 
-    `intransitivity` weighs the cyclic part in units of utility. Exactly 0.5 for equal texts, and
-    `p(a, b) + p(b, a) == 1` exactly.
+    `intransitivity` weighs the cyclic part in units of utility, `sharpness` stands in the place of the prompt's `scale`
+    unless it is 0. Exactly 0.5 for equal texts, and `p(a, b) + p(b, a) == 1` exactly.
     """
     a, b = attributes(prompt, first), attributes(prompt, second)
     gap = utility(prompt, first) - utility(prompt, second)
-    logit = scale(prompt) * (gap + intransitivity * cyclic(a, b))
+    logit = (sharpness or scale(prompt)) * (gap + intransitivity * cyclic(a, b))
     high = 1.0 / (1.0 + math.exp(-abs(logit)))
     return high if logit >= 0 else 1.0 - high
 
@@ -161,7 +161,7 @@ def annotate(p_star: float, *, noise: float, ties: float) -> tuple[float, float,
 
 
 def label_distribution(
-    prompt: str, first: str, second: str, *, noise: float, ties: float, intransitivity: float
+    prompt: str, first: str, second: str, *, noise: float, ties: float, intransitivity: float, sharpness: float = 0.0
 ) -> tuple[float, float, float]:
     """Returns the probabilities that an annotator says first, tie, second.
 
@@ -169,11 +169,17 @@ def label_distribution(
     sample of p* that is flipped with probability `noise`. The truth that calibration is measured against is
     `first + tie / 2`.
     """
-    return annotate(preference(prompt, first, second, intransitivity=intransitivity), noise=noise, ties=ties)
+    p_star = preference(prompt, first, second, intransitivity=intransitivity, sharpness=sharpness)
+    return annotate(p_star, noise=noise, ties=ties)
 
 
 def bayes_accuracy(
-    pairs: Iterable[tuple[str, str, str]], *, noise: float, ties: float, intransitivity: float = 0.0
+    pairs: Iterable[tuple[str, str, str]],
+    *,
+    noise: float,
+    ties: float,
+    intransitivity: float = 0.0,
+    sharpness: float = 0.0,
 ) -> float:
     """Expected accuracy, against sampled labels and with ties left out, of a judge that knows p*.
 
@@ -182,7 +188,7 @@ def bayes_accuracy(
     right = total = 0.0
     for prompt, first, second in pairs:
         p_first, _, p_second = label_distribution(
-            prompt, first, second, noise=noise, ties=ties, intransitivity=intransitivity
+            prompt, first, second, noise=noise, ties=ties, intransitivity=intransitivity, sharpness=sharpness
         )
         right += max(p_first, p_second)
         total += p_first + p_second

@@ -42,8 +42,10 @@ def load(section: ConfigDict, around: Surroundings) -> AnnotatorJudge:
     gold = make_arguments(gold_arguments(around.config))
     noise, ties = (getattr(gold, key) if section[key] == AS_GOLD else section[key] for key in _MOST)
 
+    how = dict(noise=noise, ties=ties, intransitivity=gold.intransitivity, sharpness=gold.scale)
+
     def labels(prompt: str, first: str, second: str) -> tuple[float, float, float]:
-        return label_distribution(prompt, first, second, noise=noise, ties=ties, intransitivity=gold.intransitivity)
+        return label_distribution(prompt, first, second, **how)
 
     return AnnotatorJudge(labels, seed=section.seed)
 

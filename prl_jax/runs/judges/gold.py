@@ -20,8 +20,9 @@ def declare(**values: Any) -> dict[str, Any]:
 
 def load(section: ConfigDict, around: Surroundings) -> GoldJudge:
     """The judge of the tasks as the config has them."""
-    strength = make_arguments(gold_arguments(around.config)).intransitivity
-    return GoldJudge(lambda prompt, first, second: preference(prompt, first, second, intransitivity=strength))
+    arguments = make_arguments(gold_arguments(around.config))
+    how = dict(intransitivity=arguments.intransitivity, sharpness=arguments.scale)
+    return GoldJudge(lambda prompt, first, second: preference(prompt, first, second, **how))
 
 
 KIND = JudgeKind(

@@ -67,12 +67,13 @@ def tables(folder, prompts: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     monkeypatch.setattr(win_rate, "read_card", lambda *_: card)
     monkeypatch.setattr(win_rate, "model_tokenizer", lambda *_: TOKENIZER)
 
-    def compare(judge=None, **values):
+    def compare(judge=None, arms_of=None, choosers=None, **values):
         chosen["judge"] = judge or make_judge()
+        two = dict(alike=dict(title="Twin", judge=""), other=dict(title="", judge="genrm"))
         section = c.evaluation(
             judge="genrm",
             prompts=c.source(kind="jsonl", path=prompts),
-            arms=dict(alike=dict(title="Twin", judge=""), other=dict(title="", judge="genrm")),
+            arms=arms_of or two,
             samples=2,
             batch_size=4,
             bootstrap=100,
@@ -82,10 +83,12 @@ def tables(folder, prompts: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         context = make_context(folder / str(len(values)) / str(id(judge)), "evaluation", **stages)
         context.workdir.create()
         records = list(context.records(context.section.prompts, "prompt"))
-        with pieces(context, 99) as piece:
-            first = arms.compare_arms(context, records, {"genrm": {"accuracy": 0.7}}, piece)
-        with pieces(context, 99) as piece:  # an interrupted evaluation reads what was kept
-            again = arms.compare_arms(context, records, {"genrm": {"accuracy": 0.7}}, piece)
+        asks, known = choosers or {}, {"genrm": {"accuracy": 0.7}}
+        count = arms.arms_pieces(context.section, records, asks)
+        with pieces(context, count) as piece:
+            first = arms.compare_arms(context, records, known, piece, asks)
+        with pieces(context, count) as piece:  # an interrupted evaluation reads what was kept
+            again = arms.compare_arms(context, records, known, piece, asks)
         assert first == again
         return first
 

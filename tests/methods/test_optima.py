@@ -126,7 +126,7 @@ def pieces_of(name):
 
 FIRST = {pieces_of(name): name for name in reversed(METHODS)}.values()  # one of each surrogate with its baseline
 each = lambda names: [  # noqa: E731
-    name if name in FIRST else pytest.param(name, marks=pytest.mark.long) for name in names
+    name if name in FIRST else pytest.param(name, marks=pytest.mark.nightly) for name in names
 ]
 
 

@@ -13,7 +13,7 @@ SEED = 12
 @pytest.mark.parametrize(
     ("processes", "count", "stages"),
     [
-        (2, 4, ("anchors",)),
+        (2, 2, ("anchors",)),
         pytest.param(1, 20, tuple(PIECES), marks=pytest.mark.nightly),
         pytest.param(2, 20, tuple(PIECES), marks=pytest.mark.nightly),
     ],

@@ -1,5 +1,6 @@
 """Tiny GGUF files of the tests' checkpoints, as llama.cpp's converter writes them."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -169,3 +170,26 @@ def factors(config: Mapping[str, Any]) -> np.ndarray:
             smooth = (context / length - low) / (high - low)
             found.append(1 / ((1 - smooth) / scaling["factor"] + smooth))
     return np.array(found, np.float32)
+
+
+def tokens_of(directory: Path, pre: str | None = None) -> dict[str, Any]:
+    """The keys of the tokenizer in a Hugging Face directory; byte-level where `pre` names how it cuts text."""
+    saved = json.loads((directory / "tokenizer.json").read_text())
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    vocab = dict(saved["model"]["vocab"])
+    added = {token["content"]: token for token in saved["added_tokens"]}
+    vocab |= {content: token["id"] for content, token in added.items()}
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    types = [(3 if added[t]["special"] else 4) if t in added else 6 if t.startswith("<0x") else 1 for t in tokens]
+    found = {"model": "gpt2" if pre else "llama", "pre": pre, "tokens": tokens, "token_type": np.array(types, np.int32)}
+    if pre:
+        found["merges"] = [" ".join(pair) for pair in saved["model"]["merges"]]
+    else:
+        found["scores"] = -np.arange(len(tokens), dtype=np.float32)
+    for key, name in (("bos", "bos_token"), ("eos", "eos_token"), ("padding", "pad_token"), ("unknown", "unk_token")):
+        if isinstance(config.get(name), str):
+            found[f"{key}_token_id"] = vocab[config[name]]
+    template = directory / "chat_template.jinja"
+    return {f"tokenizer.ggml.{key}": value for key, value in found.items()} | {
+        "tokenizer.chat_template": template.read_text() if template.exists() else None
+    }

@@ -46,8 +46,8 @@ USAGE = """Usage: prl COMMAND [flags]
   prl pairs     import --pairs FILE.jsonl[.gz] --labels FILE.csv|FILE.jsonl --out FILE.jsonl
                 makes preference pairs of that file
 
-For --model, DIR is a stage directory of a workdir or a Hugging Face checkpoint. `prl COMMAND --help` lists the flags of
-a command."""
+For --model, DIR is a stage directory of a workdir, a Hugging Face checkpoint, or a GGUF file of llama.cpp. `prl COMMAND
+--help` lists the flags of a command."""
 
 EXIT_DOES_NOT_FIT = 1
 EXIT_USER_ERROR = 2

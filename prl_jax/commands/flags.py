@@ -70,7 +70,10 @@ def generate_flags(_: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
     number = functools.partial(flags.DEFINE_integer, flag_values=values)
     flags.DEFINE_string(
-        "model", None, "Directory of a policy: a stage's, or a Hugging Face checkpoint.", flag_values=values
+        "model",
+        None,
+        "Directory of a policy: a stage's, or a Hugging Face checkpoint; or a GGUF file.",
+        flag_values=values,
     )
     flags.DEFINE_string("prompts", None, "Prompts, .jsonl or .jsonl.gz.", flag_values=values)
     flags.DEFINE_string("out", None, "Where the responses go, .jsonl.", flag_values=values)

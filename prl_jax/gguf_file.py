@@ -181,7 +181,10 @@ class _Cursor:
         length = self.number("<Q")
         if not 0 < length <= MAX_NAME:
             raise ValueError(f"a name of {length} bytes")
-        return self.take(length).decode("utf-8")
+        found = self.take(length).decode("utf-8")
+        if not found.isprintable():
+            raise ValueError(f"the name {quoted(found)}")
+        return found
 
     def shape(self) -> tuple[int, ...]:
         axes = self.number("<I")

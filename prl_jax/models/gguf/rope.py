@@ -98,7 +98,10 @@ def scaling_of(factors: np.ndarray, head_dim: int, theta: float, where: str) -> 
 
 def _candidates(factors: np.ndarray, factor: float, head_dim: int, theta: float) -> list[tuple[float, int]]:
     """Values of `high` and of the original context that may have made the factors."""
-    turns = _frequencies(head_dim, theta).astype(np.float64) / (2 * math.pi)  # of a position
+    with np.errstate(all="ignore"):  # of a base that no model has
+        turns = _frequencies(head_dim, theta).astype(np.float64) / (2 * math.pi)  # of a position
+    if not (np.all(np.isfinite(turns)) and np.all(turns > 0) and factor > 1.0 + _CLOSE):
+        return []
     kept = (1.0 / factors - 1.0 / factor) / (1.0 - 1.0 / factor)
     between = np.flatnonzero((kept > 10 * _CLOSE) & (kept < 1.0 - 10 * _CLOSE))
     contexts = [2**i for i in range(24)]
@@ -112,7 +115,7 @@ def _candidates(factors: np.ndarray, factor: float, head_dim: int, theta: float)
         highs, lengths = [4.0], [(1.0 + 3.0 * kept[between[0]]) / turns[between[0]]]
     else:  # nothing tells more than between which frequencies it happens
         highs, lengths = [4.0], []
-    found = [(high, round(length)) for high, length in itertools.product(highs[::-1], lengths) if length >= 1]
+    found = [(high, round(length)) for high, length in itertools.product(highs[::-1], lengths) if 1 <= length < 2**31]
     return found + [(4.0, length) for length in contexts]
 
 

@@ -37,6 +37,8 @@ USAGE = """Usage: prl COMMAND [flags]
                 writes a response to each prompt
   prl export    --workdir DIR --stage NAME --out DIR [--adapters] [--dtype bfloat16]
                 writes the model of a stage as a Hugging Face checkpoint, or its adapters for PEFT
+  prl export    --workdir DIR --stage NAME --out FILE.gguf --format gguf [--gguf_type q8_0]
+                writes it as a file of llama.cpp
   prl report    --workdir DIR [DIR ...]
                 builds report.html, report.md and the figures from the files of one or several runs
   prl compare   --config FILE.py[:args] --workdir DIR [--seeds N] [--repetitions R] [--jobs J] [--quick]
@@ -274,8 +276,18 @@ def _rows_shortage(command: str, *keys: str) -> Iterator[None]:
 def _export(argv: Sequence[str]) -> None:
     values = flags.export_flags(argv)
     parse(values, ["prl export", *argv], required=("workdir", "stage", "out"))
-    from prl_jax.commands.export import export_model
+    from prl_jax.commands.export import export_gguf, export_model
 
+    if values.format == "gguf":
+        foreign = {"--adapters": values.adapters, "--dtype": values.dtype, "--notokenizer": not values.tokenizer}
+        for flag in (flag for flag, given in foreign.items() if given):
+            raise UserError(f"prl export: {flag} goes with --format huggingface; leave it out")
+        paths = local_path(values.workdir), values.stage, _file(values.out)
+        export_gguf(*paths, kind=values.gguf_type, overwrite=values.overwrite)
+        print(f"Exported: {values.out}")
+        return
+    if values.gguf_type:
+        raise UserError("prl export: --gguf_type goes with --format gguf; give both or neither")
     export_model(
         local_path(values.workdir),
         values.stage,

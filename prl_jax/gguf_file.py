@@ -77,11 +77,20 @@ def read_header(path: Path | str) -> Header:
     Raises:
       UserError: the file cannot be read, is none of GGUF or cut off, or its header contradicts itself.
     """
+    return _read_header(Path(path), *stamp(path))
+
+
+def stamp(path: Path | str) -> tuple[int, int, int]:
+    """Size, time of change and number of a file: what is made of it may be kept while they stay.
+
+    Raises:
+      UserError: there is none.
+    """
     try:
         found = os.stat(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a GGUF file") from error
-    return _read_header(Path(path), found.st_size, found.st_mtime_ns, found.st_ino)
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 @functools.lru_cache(maxsize=4)

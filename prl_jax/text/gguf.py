@@ -8,6 +8,7 @@ has for this knows neither the rule of SmolLM nor the normal form of Qwen.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from prl_jax.errors import UserError, quoted
-from prl_jax.gguf_file import read_header
+from prl_jax.gguf_file import read_header, stamp
 from prl_jax.text.common import one_line
 from prl_jax.text.quiet import quiet
 
@@ -130,8 +131,15 @@ def read_gguf_tokenizer(path: Path) -> Any:
     Raises:
       UserError: the file has none, or one that cannot be rebuilt; by name.
     """
-    said = read_header(path).metadata
-    vocabulary = Vocabulary(said, str(path))
+    backend, names = _built(Path(path), *stamp(path))
+    return _wrapped(backend, names, read_header(path).metadata.get("tokenizer.chat_template"))
+
+
+@functools.lru_cache(maxsize=2)
+def _built(path: Path, *_: int) -> tuple[Any, dict[str, str | None]]:
+    """The `tokenizers` tokenizer of a file, and its special tokens by name. It is kept, since a large vocabulary takes
+    seconds, and whoever gets it makes a copy."""
+    vocabulary = Vocabulary(read_header(path).metadata, str(path))
     kind = vocabulary.get("model")
     builders = {"gpt2": _byte_level, "llama": _sentencepiece}
     if kind not in builders:
@@ -141,11 +149,11 @@ def read_gguf_tokenizer(path: Path) -> Any:
         backend = builders[kind](vocabulary)
         _add_tokens(backend, vocabulary)
         _add_ends(backend, vocabulary, names)
-        return _wrapped(backend, names, said.get("tokenizer.chat_template"))
     except UserError:
         raise
-    except Exception as error:  # the libraries raise many kinds for broken vocabularies
+    except Exception as error:  # the library raises many kinds for broken vocabularies
         raise vocabulary.broken(one_line(error)) from error
+    return backend, names
 
 
 def _byte_level(vocabulary: Vocabulary) -> Any:

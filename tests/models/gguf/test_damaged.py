@@ -1,5 +1,6 @@
 """Damaged and hostile GGUF files: one line each, and no more memory than the file is worth."""
 
+import itertools
 import struct
 import tracemalloc
 from pathlib import Path
@@ -17,6 +18,7 @@ from prl_jax.models.gguf import from_gguf
 from prl_jax.text.tokenizer import load_tokenizer
 
 ONE_LAYER = {**hf_checkpoints.CASES["llama"], "num_hidden_layers": 1}
+NUMBER = itertools.count()
 NUMBERS = (0, 1, 2**7, 2**8 - 1, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1)
 
 
@@ -30,15 +32,17 @@ def whole(tmp_path_factory) -> bytes:
     return gguf_files.write(folder / "m.gguf", config, tokens=tokens).read_bytes()
 
 
-def header_of(data: bytes, folder: Path) -> int:
-    """How many bytes the header of a file has."""
-    path = folder / "header.gguf"
-    path.write_bytes(data)
+@pytest.fixture(scope="module")
+def size(whole, tmp_path_factory) -> int:
+    """How many bytes the header of that file has."""
+    path = tmp_path_factory.mktemp("header") / "m.gguf"
+    path.write_bytes(whole)
     return min(tensor.start for tensor in read_header(path).tensors.values())
 
 
-def reads_or_refuses(path: Path, data: bytes) -> str:
+def reads_or_refuses(folder: Path, data: bytes) -> str:
     """Reads model and tokenizer of a file; what is wrong with it, if anything, in one line."""
+    path = folder / f"{next(NUMBER)}.gguf"  # a header is kept by name, size and time, and these are quick
     path.write_bytes(data)
     try:
         from_gguf(path)
@@ -46,26 +50,26 @@ def reads_or_refuses(path: Path, data: bytes) -> str:
     except UserError as error:
         assert "\n" not in str(error) and len(str(error)) < 2000 and path.name in str(error), error
         return str(error)
+    finally:
+        path.unlink()
     return ""
 
 
 def test_a_whole_file_is_read(whole, tmp_path):
-    assert reads_or_refuses(tmp_path / "m.gguf", whole) == ""
+    assert reads_or_refuses(tmp_path, whole) == ""
 
 
 @settings(max_examples=40, deadline=None)
 @given(share=st.floats(0, 1, exclude_max=True), in_header=st.booleans())
-def test_a_file_that_is_cut_off_is_refused(whole, tmp_path_factory, share, in_header):
-    folder = tmp_path_factory.getbasetemp()
-    size = header_of(whole, folder) if in_header else len(whole)
-    assert reads_or_refuses(folder / "cut.gguf", whole[: int(share * size)])
+def test_a_file_that_is_cut_off_is_refused(whole, size, tmp_path_factory, share, in_header):
+    end = int(share * (size if in_header else len(whole)))
+    assert reads_or_refuses(tmp_path_factory.getbasetemp(), whole[:end])
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_a_header_with_other_bytes_is_read_or_refused(whole, tmp_path_factory, data):
-    folder = tmp_path_factory.getbasetemp()
-    changed, size = bytearray(whole), header_of(whole, folder)
+def test_a_header_with_other_bytes_is_read_or_refused(whole, size, tmp_path_factory, data):
+    changed = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 3))):
         # The pairs of metadata, the tokens, or the descriptions of tensors.
         start = data.draw(st.sampled_from([8, 24, size // 2, size - 600]))
@@ -74,7 +78,7 @@ def test_a_header_with_other_bytes_is_read_or_refused(whole, tmp_path_factory, d
             changed[place] = data.draw(st.integers(0, 255))
         else:
             changed[place : place + 8] = struct.pack("<Q", data.draw(st.sampled_from(NUMBERS)))
-    reads_or_refuses(folder / "changed.gguf", bytes(changed))
+    reads_or_refuses(tmp_path_factory.getbasetemp(), bytes(changed))
 
 
 def text(value: str) -> bytes:

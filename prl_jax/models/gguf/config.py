@@ -79,7 +79,9 @@ def hf_config(header: Header) -> dict[str, Any]:
             raise UserError(f"{path}: {name}.{key}={said[key]}, expected {values['head_dim']}, the size of a head")
     if EMBEDDING not in header.tensors:
         raise UserError(f"{path}: no tensor {EMBEDDING}; expected a whole language model")
-    values["vocab_size"] = header.tensors[EMBEDDING].shape[0]
+    values["vocab_size"] = rows = header.tensors[EMBEDDING].shape[0]
+    if said.get("vocab_size", rows) != rows:
+        raise UserError(f"{path}: {name}.vocab_size={said['vocab_size']}, but {EMBEDDING} has {rows} rows")
     values["tie_word_embeddings"] = OUTPUT not in header.tensors
     if "attention_bias" in family.defaults:
         values["attention_bias"] = "blk.0.attn_q.bias" in header.tensors

@@ -87,6 +87,7 @@ REFUSED = {
     "llama.attention.layer_norm_rms_epsilon=nan": dict(llama__attention__layer_norm_rms_epsilon=float("nan")),
     "llama.rope.freq_base='x' (expected a number above 0)": dict(llama__rope__freq_base="x"),
     "llama.rope.dimension_count=4, expected 8": dict(llama__rope__dimension_count=4),
+    "llama.vocab_size=41, but token_embd.weight has 40 rows": dict(llama__vocab_size=41),
     "llama.attention.value_length=16, expected 8": dict(llama__attention__value_length=16),
     "rope.scaling.type='longrope' is not supported": dict(llama__rope__scaling__type="longrope"),
     "rope.scaling.type='yarn' without": dict(llama__rope__scaling__type="yarn"),

@@ -24,6 +24,11 @@ from prl_jax.text.quiet import quiet
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's types of tokens
 SPACE = "\u2581"  # what SentencePiece writes for a space
 MAX_PIECE = 256  # characters of a token that merges are told from; the longest known have half as many
+# Keys under `tokenizer.ggml.`, beside the ids of special tokens. Another one may change what text becomes.
+_KEYS = frozenset(
+    {"model", "pre", "tokens", "token_type", "token_type_count", "scores", "merges", "add_bos_token", "add_eos_token"}
+    | {"add_sep_token", "add_space_prefix", "remove_extra_whitespaces"}
+)
 SPECIALS: Mapping[str, str] = MappingProxyType(
     {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 )
@@ -81,6 +86,11 @@ class Vocabulary:
 
     def __init__(self, said: Mapping[str, Any], where: str) -> None:
         self.said, self.where = said, where
+        keys = [key.removeprefix("tokenizer.ggml.") for key in said if key.startswith("tokenizer.ggml.")]
+        unknown = [key for key in keys if key not in _KEYS and not key.endswith("_token_id")]
+        if unknown or self.flag("remove_extra_whitespaces", False):
+            key = unknown[0] if unknown else "remove_extra_whitespaces"
+            raise self.broken(f"tokenizer.ggml.{key} is not supported")
         tokens, types = self.get("tokens"), self.get("token_type")
         if not isinstance(tokens, list) or not tokens:
             raise self.broken("tokenizer.ggml.tokens: expected a list of texts")

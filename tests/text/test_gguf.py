@@ -103,6 +103,8 @@ def test_texts_begin_as_the_file_says(tmp_path):
 
 BYTE_LEVEL = {
     "tokenizer.ggml.model='bert' is not supported; supported: gpt2, llama": dict(model="bert"),
+    "tokenizer.ggml.normalizer.lowercase is not supported": {"normalizer.lowercase": True},
+    "tokenizer.ggml.remove_extra_whitespaces is not supported": dict(remove_extra_whitespaces=True),
     "tokenizer.ggml.model=None": dict(model=None),
     "tokenizer.ggml.pre='default' is not supported; supported: gpt-2": dict(pre="default"),
     "tokenizer.ggml.pre=None": dict(pre=None),

@@ -47,12 +47,12 @@ def architecture_of(header: Header) -> tuple[str, Architecture]:
             f"{path}: general.architecture={short(name)} is not supported; supported: {', '.join(ARCHITECTURES)}"
         )
     kind = said.get("general.type", "model")
-    if kind != "model":
+    if not isinstance(kind, str) or kind != "model":
         raise UserError(f"{path}: general.type={short(kind)}, expected 'model': a language model with all its weights")
     parts = said.get("split.count", 1)
-    if parts not in (0, 1):
+    if not isinstance(parts, int) or parts > 1:
         raise UserError(
-            f"{path}: is one of {parts} files of a model; join them with llama.cpp's llama-gguf-split --merge"
+            f"{path}: is one of {short(parts)} files of a model; join them with llama.cpp's llama-gguf-split --merge"
         )
     return name, ARCHITECTURES[name]
 
@@ -111,13 +111,14 @@ def _said(header: Header, name: str, known: Architecture) -> dict[str, Any]:
         if key not in said:
             wrong.append(f"{prefix}{key} is missing")
     for key, value in said.items():
-        if key in PER_LAYER and isinstance(value, np.ndarray) and len(set(value.tolist())) == 1:
-            said[key] = value = value.tolist()[0]
-        if key in FIXED:
-            if value not in FIXED[key] if not isinstance(value, np.ndarray) else value.any():
-                wrong.append(f"{prefix}{key}={short(value)} (supported: {FIXED[key][0]})")
-        elif key in INERT or (key == PATTERN and known.period):
+        if key in INERT or (key == PATTERN and known.period):
             continue
+        if isinstance(value, np.ndarray):  # of numbers for each layer
+            value = value.tolist()
+            said[key] = value = value[0] if key in PER_LAYER and len(set(value)) == 1 else value
+        if key in FIXED:
+            if value not in FIXED[key]:
+                wrong.append(f"{prefix}{key}={short(value)} (supported: {FIXED[key][0]})")
         elif key in targets or key in OTHERS:
             kind = OTHERS.get(key) or (int if targets[key] in _INTEGERS else float)
             zero = kind is float and value == 0 and not isinstance(value, bool)  # no cap, no scaling

@@ -92,6 +92,11 @@ REFUSED = {
     "rope.scaling.type='longrope' is not supported": dict(llama__rope__scaling__type="longrope"),
     "rope.scaling.type='yarn' without": dict(llama__rope__scaling__type="yarn"),
     "is one of 3 files of a model": dict(split__count=3),
+    "is one of array([1, 1]": dict(split__count=np.array([1, 1])),
+    "general.type=array([1": dict(general__type=np.array([1, 2])),
+    "llama.expert_count=[0, 0] (supported: 0)": dict(llama__expert_count=np.array([0, 0])),
+    "llama.rope.freq_base=[0.0, 0.0] (expected": dict(llama__rope__freq_base=np.zeros(2)),
+    "llama.block_count=['a']": dict(llama__block_count=["a"]),
     "general.type='adapter'": dict(general__type="adapter"),
 }
 

@@ -138,6 +138,12 @@ def test_all_that_is_wrong_with_tensors_is_one_message(tmp_path):
     refused(gguf_files.write(path, LLAMA, tensors={"token_embd.weight": None}), "no tensor token_embd.weight")
 
 
+def test_types_that_the_library_does_not_dequantise_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("prl_jax.models.gguf.load.readable", lambda kind: kind != "Q8_0")
+    path = gguf_files.write(tmp_path / "model.gguf", BLOCKS, "Q8_0")
+    refused(path, "of types that the gguf library does not dequantise: Q8_0")
+
+
 def test_weights_that_are_not_finite_are_counted(tmp_path):
     norm = np.array([np.nan, np.inf, *[1.0] * 30], np.float32)
     path = gguf_files.write(tmp_path / "model.gguf", LLAMA, tensors={"output_norm.weight": norm})

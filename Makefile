@@ -25,7 +25,7 @@ test-newest: .venv-newest/.installed
 test-nightly: test-slow test-newest mutants
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 15 -m nightly
 
-# Compares the losses with TRL's trainers, in an environment with torch (docs/parity.md).
+# Compares with TRL's trainers, transformers and llama.cpp, in an environment with torch (docs/parity.md).
 parity: .venv-parity/.installed
 	.venv-parity/bin/python -m pytest -q parity
 

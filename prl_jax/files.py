@@ -191,6 +191,11 @@ def _share(folder: Path) -> None:
             path.chmod(mode)
 
 
+def user_cache() -> Path:
+    """The folder in which the package keeps what it can make or fetch anew."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prl_jax"
+
+
 def make_directory(path: AnyPath) -> None:
     """Makes a folder and its parents. Errors: `UserError` when it cannot."""
     try:

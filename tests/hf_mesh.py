@@ -7,7 +7,7 @@ import hf_checkpoints
 import jax
 import numpy as np
 
-from prl_jax.models import LOGICAL_AXES, from_hf, to_hf
+from prl_jax.models import LOGICAL_AXES, from_gguf, from_hf, to_gguf, to_hf
 from prl_jax.models.hf import read_config
 from prl_jax.models.hf.files import Tensors
 from prl_jax.sharding import make_mesh, tree_shardings
@@ -45,12 +45,20 @@ def check(folder: Path, config: dict, dtype: str) -> None:
         assert one.index.keys() == other.index.keys()
         for name in one.index:
             assert one.read(name).tobytes() == other.read(name).tobytes(), (weights, name)
+    # The same by a file of llama.cpp, whose permuted rows and quantised blocks are cut as well.
+    to_gguf(model, folder / "model.gguf", kind="q8_0", source=read_config(source))
+    alone, cut = (flatten(from_gguf(folder / "model.gguf", mesh=where)) for where in (None, mesh))
+    for name, array in cut.items():
+        assert array.sharding == shardings[name], name
+        np.testing.assert_array_equal(np.asarray(array), np.asarray(alone[name]), err_msg=name)
 
 
 if __name__ == "__main__":
     assert jax.device_count() == 8
     for case, dtype in (("llama-head-dim", "bfloat16"), ("gemma3", "float32")):
         config = {**hf_checkpoints.CASES[case], "head_dim": 16}
+        if "query_pre_attn_scalar" in config:
+            config["query_pre_attn_scalar"] = 16  # which a file of llama.cpp can say
         with tempfile.TemporaryDirectory() as folder:
             check(Path(folder), config, dtype)
     print("equal")

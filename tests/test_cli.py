@@ -555,6 +555,27 @@ def test_an_export_is_replaced_only_when_asked_and_never_what_is_read(workdir, t
     assert os.listdir(tmp_path) == ["model"]
 
 
+def test_a_file_of_llama_cpp_goes_out_and_generates_the_same(workdir, tmp_path):
+    argv = ("export", "--workdir", workdir, "--format", "gguf", "--stage")
+    out = tmp_path / "model.gguf"
+    assert prl(*argv, "sft", "--out", out).code == 0
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "sort ba."}, {"prompt": "rev abc."}])
+    greedy = ("--temperature", 0, "--max_new_tokens", 4)
+    rows = [generate(model, prompts, tmp_path / "o.jsonl", *greedy) for model in (workdir / "sft", out)]
+    assert [row["response"] for row in rows[0]] == [row["response"] for row in rows[1]]
+    before = out.read_bytes()
+    assert says(refused(*argv, "sft", "--out", out), "is there already", "--overwrite")
+    assert prl(*argv, "sft", "--out", out, "--overwrite", "--gguf_type", "f16").code == 0
+    assert len(before) > len(out.read_bytes()) > len(before) // 3
+    assert says(refused(*argv, "bt", "--out", tmp_path / "bt.gguf"), "holds a judge that scores")
+    assert says(refused(*argv, "sft", "--out", f"{tmp_path}/"), "names a folder")
+    assert says(refused(*argv, "sft", "--out", workdir / "sft" / "m.gguf"), "is inside the model that is read")
+    for flags in (("--adapters",), ("--dtype", "bfloat16"), ("--notokenizer",)):
+        assert says(refused(*argv, "sft", "--out", out, *flags), flags[0], "goes with --format huggingface")
+    argv = ("export", "--workdir", workdir, "--stage", "sft", "--out", tmp_path / "m", "--gguf_type", "f16")
+    assert says(refused(*argv), "--gguf_type goes with --format gguf")
+
+
 def umask():
     before = os.umask(0)
     os.umask(before)

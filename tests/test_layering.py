@@ -14,7 +14,7 @@ ROOT = Path(prl_jax.__file__).parent
 # A room is a module or a folder right under the package. It imports rooms of lower layers, and itself.
 LAYERS = {
     "errors": 0, "files": 0, "memory": 0, "process_setup": 0, "types": 0, "masked": 0, "tree": 0,
-    "streams": 0, "file_names": 0,
+    "streams": 0, "file_names": 0, "gguf_file": 0,
     "losses": 1, "text": 1, "sharding": 1, "processes": 1, "integrity": 1, "models": 1,
     "methods": 2, "data": 2, "sampling": 2, "judges": 2, "optim": 2, "checkpoint": 2, "metrics": 2, "progress": 2,
     "training": 3, "evaluation": 3, "measuring": 3,
@@ -24,7 +24,7 @@ LAYERS = {
 }  # fmt: skip
 SIDEWAYS = {
     # User-facing messages exist in every room.
-    ("files", "errors"), ("process_setup", "errors"),
+    ("files", "errors"), ("process_setup", "errors"), ("gguf_file", "errors"),
     ("models", "sharding"), ("processes", "sharding"),  # arrays are born on the mesh
     ("losses", "sharding"),  # chunks of the vocabulary are cut like it
 }  # fmt: skip

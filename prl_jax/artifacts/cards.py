@@ -9,8 +9,10 @@ from typing import Any
 from prl_jax.errors import UserError, quoted
 from prl_jax.file_names import MODEL_FILE
 from prl_jax.files import local_path, read_object
+from prl_jax.gguf_file import is_gguf, read_header
 from prl_jax.models import DecoderConfig
 from prl_jax.models.config import DTYPES
+from prl_jax.models.gguf import hf_config
 from prl_jax.models.hf.config import CONFIG_FILE, context_length, decoder_config, is_reward_model, read_config
 from prl_jax.models.hf.generation import end_tokens, read_generation
 from prl_jax.models.hf.peft import adapter_base
@@ -18,7 +20,7 @@ from prl_jax.sampling import SamplingConfig, check_ids
 from prl_jax.text.judging import JudgeTemplate
 from prl_jax.text.tokenizer import HFTokenizer, Tokenizer
 
-_EXPECTED = "a stage of a workdir, such as WORKDIR/sft, or a Hugging Face checkpoint"
+_EXPECTED = "a stage of a workdir, such as WORKDIR/sft, a Hugging Face checkpoint, or a GGUF file"
 EXPORT_FILE = "prl_model.json"  # beside an exported checkpoint: what its config.json cannot say of a judge
 _KINDS = ("policy", "scalar_judge", "generative_judge")
 _MOST_NEW_TOKENS = 1024  # of a response where nobody says how long it may be
@@ -207,8 +209,10 @@ def check_lengths(card: ModelCard, where: Path | str) -> None:
 
 
 def read_card(directory: Path, defaults: Defaults = NO_DEFAULTS) -> ModelCard:
-    """Returns the card of a model directory; a directory that holds no model is a `UserError`."""
+    """Returns the card of a model directory, or of a GGUF file; one that holds no model is a `UserError`."""
     path = directory / MODEL_FILE
+    if is_gguf(local_path(directory)):
+        return _foreign_card(directory, hf_config(read_header(directory)), None, defaults)
     if not local_path(directory).is_dir():
         raise UserError(f"{directory}: no such directory; give {_EXPECTED}")
     base = adapter_base(directory)
@@ -246,14 +250,26 @@ def is_huggingface(directory: Path) -> bool:
     return bool({"model_type", "architectures"} & set(read_config(directory)))
 
 
+def stands_alone(directory: Path) -> bool:
+    """Whether a model directory is no stage's: one in Hugging Face's format, or a GGUF file. Its tokenizer lies there
+    too, and not in a folder of its own."""
+    return is_gguf(directory) or is_huggingface(directory)
+
+
 def _huggingface_card(directory: Path, defaults: Defaults) -> ModelCard:
-    values, where = read_config(directory), str(directory / CONFIG_FILE)
+    return _foreign_card(directory, read_config(directory), read_generation(directory), defaults)
+
+
+def _foreign_card(
+    directory: Path, values: dict[str, Any], generation: dict[str, Any] | None, defaults: Defaults
+) -> ModelCard:
+    """The card of a model that a config.json describes, or what stands for one."""
+    where = str(directory if is_gguf(directory) else directory / CONFIG_FILE)
     config, context = decoder_config(values, where), context_length(values, where)
     stored = values.get("torch_dtype", values.get("dtype"))
     stored = stored if stored in DTYPES else "float32"
     settings = dict(dtype=defaults.dtype or stored, remat=defaults.remat, attention=defaults.attention)
     config = dataclasses.replace(config, param_dtype=stored, **settings)
-    generation = read_generation(directory)
     said: dict[str, Any] = {"kind": "scalar_judge" if is_reward_model(values, where) else "policy"}
     ours = directory / EXPORT_FILE
     if ours.is_file():

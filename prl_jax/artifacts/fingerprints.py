@@ -17,6 +17,7 @@ from prl_jax.artifacts.cards import EXPORT_FILE
 from prl_jax.errors import UserError
 from prl_jax.file_names import CHECKPOINTS_DIR, MODEL_FILE, TOKENIZER_DIR
 from prl_jax.files import read_object
+from prl_jax.gguf_file import is_gguf
 from prl_jax.models.hf.peft import adapter_base
 
 # Names of the files of a model in Hugging Face's format, its tokenizer included.
@@ -32,11 +33,13 @@ _BLOCK, _BLOCKS = 2**16, 64
 
 def model_files(directory: Path) -> dict[str, str]:
     """File of a model directory -> its size and checksum, in words; those of the model that it adapts begin with
-    "base/". Nothing for what is no directory.
+    "base/". A GGUF file is one of its own; nothing for what is neither.
 
     Raises:
       UserError: a file cannot be read.
     """
+    if is_gguf(directory) and os.path.isfile(directory):
+        return {directory.name: _look(directory)}
     if not os.path.isdir(directory):  # a text that is too long for a path is none either
         return {}
     paths = [path for path in directory.iterdir() if any(fnmatch(path.name, name) for name in HUGGINGFACE_FILES)]

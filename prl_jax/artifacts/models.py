@@ -1,4 +1,4 @@
-"""Model directories, of stages and in Hugging Face's format: what `--model DIR` and `init_from` read."""
+"""Models that `--model` and `init_from` name: directories of stages or in Hugging Face's format, and GGUF files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from prl_jax.artifacts.cards import (
     Defaults,
     ModelCard,
     check_lengths,
-    is_huggingface,
     read_card,
+    stands_alone,
     stop_ids,
     trained_length,
 )
@@ -25,8 +25,10 @@ from prl_jax.checkpoint import Checkpoints
 from prl_jax.errors import UserError, naming
 from prl_jax.file_names import CHECKPOINTS_DIR, MODEL_FILE, TOKENIZER_DIR
 from prl_jax.files import write_json
+from prl_jax.gguf_file import is_gguf
 from prl_jax.judges import GenerativeJudge, Judge, PolicyReader, ScalarJudge
 from prl_jax.models import LOGICAL_AXES, Decoder, ScalarModel, from_hf, merge
+from prl_jax.models.gguf import from_gguf
 from prl_jax.models.hf.peft import adapter_base, load_adapters
 from prl_jax.processes import is_leader
 from prl_jax.sharding import tree_shardings
@@ -53,9 +55,9 @@ def load_model(
     """The model of a directory, on the mesh.
 
     Args:
-      directory: of a stage, or in Hugging Face's format.
+      directory: of a stage, or in Hugging Face's format; or a GGUF file.
       mesh: the devices.
-      defaults: what the latter does not say.
+      defaults: what the latter two do not say.
       trunks: frozen decoders that are in memory already, by directory. What is loaded here joins them, and models with
         adapters on the same one share it.
     """
@@ -66,11 +68,12 @@ def load_model(
         decoder.config = dataclasses.replace(decoder.config, unused=unused_ids(tokenizer, decoder.config.vocab_size))
         card = dataclasses.replace(card, decoder=dataclasses.asdict(decoder.config), base=None)
         return card, decoder, tokenizer
-    if is_huggingface(directory):
+    if stands_alone(directory):
         config = dataclasses.replace(card.config, unused=unused_ids(tokenizer, card.config.vocab_size))
         card = dataclasses.replace(card, decoder=dataclasses.asdict(config))
         settings = dict(compute_dtype=config.dtype, remat=config.remat, attention=config.attention)
-        model = from_hf(directory, dtype=config.param_dtype, **settings, unused=config.unused, mesh=mesh)
+        read = from_gguf if is_gguf(directory) else from_hf
+        model = read(directory, dtype=config.param_dtype, **settings, unused=config.unused, mesh=mesh)
         return card, model, tokenizer
     like = abstract_model(functools.partial(_make, card), mesh)
     if card.base is not None:
@@ -90,12 +93,12 @@ def model_tokenizer(directory: Path, defaults: Defaults = NO_DEFAULTS) -> Tokeni
     """
     card, base = read_card(directory, defaults), adapter_base(directory)
     if base is None:
-        place = directory if is_huggingface(directory) else directory / TOKENIZER_DIR
+        place = directory if stands_alone(directory) else directory / TOKENIZER_DIR
         tokenizer = load_tokenizer(place, card.template_args)
     elif not holds_tokenizer(directory):
         if not (directory / TEMPLATE_FILE).is_file():
             return model_tokenizer(base, defaults)
-        place = base if is_huggingface(base) else base / TOKENIZER_DIR
+        place = base if stands_alone(base) else base / TOKENIZER_DIR
         with naming(str(directory / TEMPLATE_FILE)):
             tokenizer = HFTokenizer(place, card.template_args, _read_template(directory / TEMPLATE_FILE))
     else:
@@ -114,7 +117,7 @@ def _read_template(path: Path) -> str:
 
 def _check_same_ids(directory: Path, tokenizer: HFTokenizer, base: Path) -> None:
     """Refuses an adapter whose tokenizer is of another vocabulary than the model that it belongs to."""
-    place = base if is_huggingface(base) else base / TOKENIZER_DIR
+    place = base if stands_alone(base) else base / TOKENIZER_DIR
     known = HFTokenizer(place) if holds_tokenizer(place) else None
     differing = tokenizer.differing(known) if known is not None else []
     if differing:

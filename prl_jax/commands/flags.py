@@ -70,7 +70,10 @@ def generate_flags(_: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
     number = functools.partial(flags.DEFINE_integer, flag_values=values)
     flags.DEFINE_string(
-        "model", None, "Directory of a policy: a stage's, or a Hugging Face checkpoint.", flag_values=values
+        "model",
+        None,
+        "Directory of a policy: a stage's, or a Hugging Face checkpoint; or a GGUF file.",
+        flag_values=values,
     )
     flags.DEFINE_string("prompts", None, "Prompts, .jsonl or .jsonl.gz.", flag_values=values)
     flags.DEFINE_string("out", None, "Where the responses go, .jsonl.", flag_values=values)
@@ -86,7 +89,12 @@ def export_flags(_: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     flags.DEFINE_string("stage", None, "Stage whose model to export.", flag_values=values)
-    flags.DEFINE_string("out", None, "Folder to write, in Hugging Face's format.", flag_values=values)
+    flags.DEFINE_string("out", None, "Folder to write; with --format gguf a file.", flag_values=values)
+    formats, text = ["huggingface", "gguf"], "Hugging Face's, or the one of llama.cpp."
+    flags.DEFINE_enum("format", formats[0], formats, text, flag_values=values)
+    kinds = ["", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+    text = "With --format gguf: type of the matrices; '' as the parameters."
+    flags.DEFINE_enum("gguf_type", "", kinds, text, flag_values=values)
     flags.DEFINE_bool("adapters", False, "Only the adapters, in PEFT's format.", flag_values=values)
     flags.DEFINE_bool("tokenizer", True, "Write the tokenizer too.", flag_values=values)
     dtypes = ["", "float32", "bfloat16"]
@@ -137,6 +145,19 @@ def pairs_import_flags(_: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_bool("overwrite", False, "Replace --out where it is there already.", flag_values=values)
     _define_limits(values)
     return values
+
+
+def models_get_flags(_: Sequence[str]) -> flags.FlagValues:
+    """Flags of `prl models get`."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("out", "", "Folder to make; '' for one in the user's cache.", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "Replace --out where it is there already.", flag_values=values)
+    return values
+
+
+def models_list_flags(_: Sequence[str]) -> flags.FlagValues:
+    """Flags of `prl models list`, which has none."""
+    return flags.FlagValues()
 
 
 def _define_cache(values: flags.FlagValues) -> None:
@@ -245,6 +266,8 @@ FLAGS: Mapping[str, Callable[[Sequence[str]], flags.FlagValues]] = MappingProxyT
         "compare": compare_flags,
         "pairs export": pairs_export_flags,
         "pairs import": pairs_import_flags,
+        "models get": models_get_flags,
+        "models list": models_list_flags,
     }
 )
 

@@ -95,10 +95,11 @@ def _is_rows(path: Path) -> bool:
 
 
 def digest_of(directories: Iterable[Path]) -> str:
-    """Tells whether model directories are those of an earlier command: names, sizes and times of their files."""
+    """Tells whether model directories, or files, are those of an earlier command: names, sizes and times of files."""
     digest = hashlib.sha256()
     for directory in directories:
-        for path in sorted(path for path in directory.resolve().rglob("*") if path.is_file()):
+        root = directory.resolve()
+        for path in sorted(path for path in (root, *root.rglob("*")) if path.is_file()):
             if not _is_rows(path):  # which a command may have put there
                 found = path.stat()
                 digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))

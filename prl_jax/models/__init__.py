@@ -3,6 +3,7 @@
 from prl_jax.models.cache import CACHE_AXES, Cache, Prefilled
 from prl_jax.models.config import DecoderConfig, LoraConfig, RopeScaling
 from prl_jax.models.decoder import LOGICAL_AXES, Decoder
+from prl_jax.models.gguf import from_gguf, to_gguf
 from prl_jax.models.heads import (
     ScalarHead,
     ScalarModel,
@@ -31,11 +32,13 @@ __all__ = [
     "ScalarModel",
     "branch_log_probs",
     "combine",
+    "from_gguf",
     "from_hf",
     "last_index",
     "merge",
     "preset",
     "split",
+    "to_gguf",
     "to_hf",
     "verdict_log_probs",
     "with_adapters",

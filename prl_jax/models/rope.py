@@ -25,12 +25,16 @@ def rotation(positions: Int[Array, "..."], head_dim: int, theta: float, scaling:
     frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
     factor = 1.0
     if scaling is not None:
-        stretch = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}[scaling.kind]
-        frequencies = stretch(frequencies, head_dim, theta, scaling)
+        frequencies = stretched(frequencies, head_dim, theta, scaling)
         factor = scaling.attention_factor if scaling.kind == "yarn" else 1.0
     places = positions[..., None].astype(jnp.float32)
     angles = places * jax.lax.broadcast_to_rank(jnp.asarray(frequencies, jnp.float32), places.ndim)
     return Rotation(jnp.cos(angles) * factor, jnp.sin(angles) * factor)
+
+
+def stretched(frequencies: np.ndarray, head_dim: int, theta: float, scaling: RopeScaling) -> np.ndarray:
+    """Rotary frequencies, `[head_dim / 2]`, as a scaling leaves them."""
+    return {"linear": _linear, "llama3": _llama3, "yarn": _yarn}[scaling.kind](frequencies, head_dim, theta, scaling)
 
 
 def rotate(x: Float[Array, "... n H"], angles: Rotation) -> Float[Array, "... n H"]:

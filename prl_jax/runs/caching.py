@@ -12,7 +12,7 @@ from pathlib import Path
 import filelock
 import jax
 
-from prl_jax.files import local_path
+from prl_jax.files import local_path, user_cache
 
 MAX_BYTES = 4 * 2**30  # then the least recently used go
 _MIN_COMPILE_SECONDS = 0.2
@@ -46,7 +46,7 @@ def use_compilation_cache(directory: str | None) -> None:
 
 def default_directory() -> Path:
     """The user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prl_jax" / "jax"
+    return user_cache() / "jax"
 
 
 def host() -> str:

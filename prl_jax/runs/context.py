@@ -22,6 +22,7 @@ from prl_jax.data.lines import Limits
 from prl_jax.data.sources import Records, SourceSpec, load_records, mixed
 from prl_jax.errors import UserError, naming
 from prl_jax.file_names import DATA_DIR, PAIRS_FILE, TOKENIZER_DIR
+from prl_jax.gguf_file import SUFFIX
 from prl_jax.measuring.records import valid_records
 from prl_jax.models import Decoder, LoraConfig, with_adapters, with_param_dtype
 from prl_jax.processes import is_leader
@@ -151,8 +152,8 @@ def source_key(source: ConfigDict, what: str) -> tuple[Any, ...]:
 
 
 def is_directory(name: str) -> bool:
-    """Whether a config names a model directory (`./model`, `/models/qwen`) where it could name a stage."""
-    return "/" in name
+    """Whether a config names a model directory (`./model`, `/models/qwen`) or GGUF file where it could name a stage."""
+    return "/" in name or name.lower().endswith(SUFFIX)
 
 
 def model_defaults(config: ConfigDict) -> Defaults:

@@ -15,6 +15,8 @@ from prl_jax.costs.functions import Step
 from prl_jax.costs.models import AbstractModels, Held
 from prl_jax.costs.work import Call, Estimate
 from prl_jax.errors import UserError, naming
+from prl_jax.gguf_file import is_gguf
+from prl_jax.models.gguf import check_gguf
 from prl_jax.models.hf.load import check_weights
 from prl_jax.models.hf.peft import adapter_base
 from prl_jax.runs.context import (
@@ -222,7 +224,9 @@ def check_directory(config: ConfigDict, key: str, directory: str) -> ModelCard:
         if not key.endswith(".init_from"):
             check_lengths(card, directory)
         weights = adapter_base(directory) or Path(directory)
-        if is_huggingface(weights):
+        if is_gguf(weights):
+            check_gguf(weights)
+        elif is_huggingface(weights):
             check_weights(weights)
     return card
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prl_jax.errors import UserError
 from prl_jax.files import local_path, read_object
+from prl_jax.gguf_file import is_gguf
 from prl_jax.text.common import one_line
+from prl_jax.text.gguf import read_gguf_tokenizer
+from prl_jax.text.quiet import quiet
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 TEMPLATE_FILE = "chat_template.jinja"
@@ -20,8 +20,8 @@ _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
 def holds_tokenizer(directory: Path) -> bool:
-    """Whether a directory has files of a tokenizer."""
-    return any((directory / name).is_file() for name in FILES)
+    """Whether a directory has files of a tokenizer; a GGUF file has its own."""
+    return (is_gguf(directory) and directory.is_file()) or any((directory / name).is_file() for name in FILES)
 
 
 def read_tokenizer(directory: Path) -> Any:
@@ -30,6 +30,8 @@ def read_tokenizer(directory: Path) -> Any:
     Raises:
       UserError: the directory holds none, or one that cannot be read.
     """
+    if is_gguf(local_path(directory)):
+        return read_gguf_tokenizer(local_path(directory))
     if not holds_tokenizer(local_path(directory)):
         raise UserError(f"{directory}: no tokenizer files (expected one of {', '.join(FILES)})")
     _check_packages(directory)
@@ -96,21 +98,3 @@ def own_template(hf: Any, where: str) -> str | None:
     if template and not isinstance(template, str):
         raise UserError(f"{where}: chat_template is no text")
     return template or None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps transformers from telling the terminal that it found no PyTorch; leaves its log level as it was."""
-    logger = logging.getLogger("transformers")
-
-    def errors_only(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-    filtered = [logger, *logger.handlers]  # records of its modules come by the handlers alone
-    for part in filtered:
-        part.addFilter(errors_only)
-    try:
-        yield
-    finally:
-        for part in filtered:
-            part.removeFilter(errors_only)

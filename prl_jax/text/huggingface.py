@@ -13,7 +13,8 @@ import numpy as np
 from prl_jax.errors import UserError
 from prl_jax.files import moving_into
 from prl_jax.text.common import valid_text, write_json
-from prl_jax.text.hf_files import own_template, quiet, read_tokenizer
+from prl_jax.text.hf_files import own_template, read_tokenizer
+from prl_jax.text.quiet import quiet
 from prl_jax.text.templates import ChatTemplate
 
 DEFAULT_CHAT_TEMPLATE = (

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from prl_jax.errors import UserError
 from prl_jax.files import local_path, read_object
+from prl_jax.gguf_file import is_gguf
 from prl_jax.text import export
 from prl_jax.text.common import FILE_NAME, one_line, valid_text, write_json
 from prl_jax.text.huggingface import NO_ARGUMENTS, HFTokenizer
@@ -137,10 +138,10 @@ class BPETokenizer:
 
 
 def load_tokenizer(directory: Path, template_args: Mapping[str, Any] = NO_ARGUMENTS) -> Tokenizer:
-    """Reads what `save` wrote, or a Hugging Face tokenizer directory.
+    """Reads what `save` wrote, a Hugging Face tokenizer directory, or the tokenizer of a GGUF file.
 
     Args:
-      directory: holds the tokenizer.
+      directory: holds the tokenizer; or a GGUF file.
       template_args: what the chat template is given beside the conversation; only Hugging Face tokenizers take any.
 
     Raises:
@@ -148,6 +149,8 @@ def load_tokenizer(directory: Path, template_args: Mapping[str, Any] = NO_ARGUME
     """
     directory = local_path(directory)
     path = directory / FILE_NAME
+    if is_gguf(directory):
+        return HFTokenizer(directory, template_args)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory (expected one with {FILE_NAME} or Hugging Face files)")
     data = read_object(path) if path.is_file() else {"kind": "huggingface"}

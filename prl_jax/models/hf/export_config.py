@@ -32,7 +32,7 @@ def export_config(
     if source is None:
         values = _chosen(config, reward_model)
     else:
-        differing = _differences(config, decoder_config(source, "source"), reward_model)
+        differing = differences(config, decoder_config(source, "source"), reward_model)
         if differing:
             raise UserError(f"source: describes another decoder than the model's: {', '.join(differing)}")
         values = dict(source)
@@ -53,7 +53,7 @@ def _chosen(config: DecoderConfig, reward_model: bool) -> dict[str, Any]:
     for name, family in FAMILIES.items():
         values = {"model_type": name, **_written(config, family)}
         try:
-            differing = _differences(config, decoder_config(values, name), reward_model)
+            differing = differences(config, decoder_config(values, name), reward_model)
         except UserError as error:
             differing = [str(error)]
         if not differing:
@@ -94,8 +94,8 @@ def _written(config: DecoderConfig, family: Family) -> dict[str, Any]:
     return {key: value for key, value in known.items() if key in family.defaults}
 
 
-def _differences(config: DecoderConfig, other: DecoderConfig, reward_model: bool) -> list[str]:
-    """Fields that make the first decoder another one than the second."""
+def differences(config: DecoderConfig, other: DecoderConfig, reward_model: bool) -> list[str]:
+    """The fields that make the first decoder another one than the second, each with both values."""
     one, two = _comparable(config), _comparable(other)
     if reward_model:  # has no output embedding
         one.pop("tied_embeddings"), one.pop("logit_softcap")

@@ -6,9 +6,9 @@ import dataclasses
 import functools
 import gc
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,15 @@ _COMPARED_ROWS = 4096
 _NARROW = ("I8", "U8", "I16", "I32", "U32", "F8_E4M3", "F8_E5M2", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
 _PACKED = (".absmax", ".quant_map", ".qweight", ".qzeros", ".SCB", ".weight_packed", ".weight_scale")
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """Tensors by the names of a Hugging Face checkpoint, each with its `shape`, read slice by slice."""
+
+    @property
+    def index(self) -> Mapping[str, Any]: ...
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray: ...
 
 
 def from_hf(
@@ -72,19 +81,36 @@ def from_hf(
     mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     with Tensors(directory) as tensors:
         _check_layers(where, tensors, config)
-        places = parameters(_shapes(config, reward_model), config)
+        places = parameters(abstract(config, reward_model), config)
         _check(directory, tensors, places.values(), tied=config.tied_embeddings and not reward_model)
         stored = {tensors.index[name].dtype for place in places.values() for name in place.names if name != SCORE}
         dtype = dtype or ("bfloat16" if stored == {"BF16"} else "float32")
         settings = dict(param_dtype=dtype, dtype=compute_dtype or dtype, remat=remat, attention=attention)
-        like = _shapes(dataclasses.replace(config, **settings, unused=unused), reward_model)
-        shardings, broken = flatten(tree_shardings(like, mesh, LOGICAL_AXES)), {}
-        arrays = {
-            name: _load(tensors, places[name], leaf, shardings[name], broken) for name, leaf in flatten(like).items()
-        }
+        config = dataclasses.replace(config, **settings, unused=unused)
+        return read_parameters(tensors, config, mesh, str(directory), reward_model=reward_model)
+
+
+def read_parameters(
+    tensors: Readable, config: DecoderConfig, mesh: Mesh, where: str, *, reward_model: bool = False
+) -> Any:
+    """A model whose arrays are read from tensors that have been checked.
+
+    Args:
+      tensors: by the names of a Hugging Face checkpoint.
+      config: of the decoder, with the dtypes that it gets.
+      mesh: where the parameters go.
+      where: the file, for messages.
+      reward_model: whether it gives one number in place of logits.
+
+    Raises:
+      UserError: weights that are not finite, all in one message.
+    """
+    like, broken = abstract(config, reward_model), dict[str, int]()
+    places, shardings = parameters(like, config), flatten(tree_shardings(like, mesh, LOGICAL_AXES))
+    arrays = {name: _load(tensors, places[name], leaf, shardings[name], broken) for name, leaf in flatten(like).items()}
     if broken:
-        names = _list([f"{name} ({count})" for name, count in broken.items()])
-        raise UserError(f"{directory}: {sum(broken.values())} weights are not finite (NaN or infinity): {names}")
+        names = listed([f"{name} ({count})" for name, count in broken.items()])
+        raise UserError(f"{where}: {sum(broken.values())} weights are not finite (NaN or infinity): {names}")
     return unflatten(like, arrays)
 
 
@@ -106,12 +132,13 @@ def _check_layers(where: str, tensors: Tensors, config: DecoderConfig) -> None:
         raise UserError(f"{where}: num_hidden_layers={config.layers}, but the weights have {max(found) + 1} layers")
 
 
-def _shapes(config: DecoderConfig, reward_model: bool) -> Any:
+def abstract(config: DecoderConfig, reward_model: bool) -> Any:
+    """The shapes and dtypes of a model, without its arrays."""
     return jax.eval_shape(functools.partial(make_model, config, reward_model))
 
 
 def _load(
-    tensors: Tensors, place: Parameter, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding, broken: dict[str, int]
+    tensors: Readable, place: Parameter, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding, broken: dict[str, int]
 ) -> jax.Array:
     """One parameter. Transposing and casting happen on the devices. `broken` counts numbers that are not finite."""
     spec = (*sharding.spec, *(None for _ in range(leaf.ndim - len(sharding.spec))))
@@ -145,7 +172,7 @@ def _programs(
     return start, jax.jit(put, out_shardings=sharding, donate_argnums=0)
 
 
-def _read(tensors: Tensors, name: str, sharding: NamedSharding, broken: dict[str, int]) -> jax.Array:
+def _read(tensors: Readable, name: str, sharding: NamedSharding, broken: dict[str, int]) -> jax.Array:
     """A tensor as it is stored, spread over the mesh. Devices with the same part share one read."""
     parts: dict[str, np.ndarray] = {}
 
@@ -173,31 +200,45 @@ def _check(directory: Path, tensors: Tensors, places: Collection[Parameter], *, 
     differs = stored_twice and not _same(tensors, EMBEDDING, LM_HEAD)
     if stored_twice and not differs:
         extra.remove(LM_HEAD)
-    found = {name: tensors.index[name] for name in expected if name in tensors.index}
-    wrong = {
-        "missing": [name for name in expected if name not in found],
-        "not expected": extra,
-        "of another shape": [
-            f"{name} {list(tensor.shape)} (expected {list(expected[name])})"
-            for name, tensor in found.items()
-            if tensor.shape != expected[name]
-        ],
-        f"of another dtype than {', '.join(DTYPES)}": [
-            f"{name} {tensor.dtype}" for name, tensor in found.items() if tensor.dtype not in DTYPES
-        ],
-    }
+    others = [
+        f"{name} {tensors.index[name].dtype}"
+        for name in expected
+        if name in tensors.index and tensors.index[name].dtype not in DTYPES
+    ]
     packed = [
         f"{n} {tensor.dtype}" for n, tensor in tensors.index.items() if n.endswith(_PACKED) or tensor.dtype in _NARROW
     ]
     if packed:
-        raise UserError(f"{directory}: {QUANTISED}; of its tensors: {_list(packed[:3])}")
-    lines = [f"{kind}: {_list(names)}" for kind, names in wrong.items() if names]
+        raise UserError(f"{directory}: {QUANTISED}; of its tensors: {listed(packed[:3])}")
+    lines = misfits(tensors.index, expected, extra)
+    lines += [f"of another dtype than {', '.join(DTYPES)}: {listed(others)}"] if others else []
     if lines:
         advice = f"; tie_word_embeddings is true, but {LM_HEAD} differs from {EMBEDDING}" if differs else ""
         raise UserError(f"{directory}: tensors do not fit {CONFIG_FILE}: {'; '.join(lines)}{advice}")
 
 
-def _list(names: list[str]) -> str:
+def misfits(index: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], extra: list[str]) -> list[str]:
+    """How tensors differ from those that a model has, one line per kind of mistake.
+
+    Args:
+      index: the tensors by name, each with its `shape`.
+      expected: name -> shape.
+      extra: names of further ones.
+    """
+    wrong = {
+        "missing": [name for name in expected if name not in index],
+        "not expected": extra,
+        "of another shape": [
+            f"{name} {list(index[name].shape)} (expected {list(shape)})"
+            for name, shape in expected.items()
+            if name in index and index[name].shape != shape
+        ],
+    }
+    return [f"{kind}: {listed(names)}" for kind, names in wrong.items() if names]
+
+
+def listed(names: list[str]) -> str:
+    """Names in one line, the first of many."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from prl_jax.errors import UserError
 from prl_jax.files import appearing, parse_json, write_json
+from prl_jax.gguf_file import is_gguf
 from prl_jax.models.config import LoraConfig
 from prl_jax.models.decoder import LOGICAL_AXES, Decoder
 from prl_jax.models.hf.files import not_finite
@@ -156,16 +157,18 @@ def adapter_base(path: Path | str) -> Path | None:
 
 
 def _named_base(directory: Path) -> Path | None:
-    """The directory that the `adapter_config.json` of a directory names; None where there is no such file."""
+    """The directory, or GGUF file, that the `adapter_config.json` of a directory names; None where there is none."""
     if not (directory / CONFIG).is_file():
         return None
     try:
         name = parse_json((directory / CONFIG).read_text())["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{directory / CONFIG}: cannot be read ({type(error).__name__}: {error})") from error
-    if not isinstance(name, str) or not (directory / name).is_dir():
+    found = isinstance(name, str) and (directory / name).exists()
+    if not found or not ((directory / name).is_dir() or is_gguf(directory / name)):
         raise UserError(
-            f"{directory / CONFIG}: base_model_name_or_path={name!r} is no directory here; set it to the model's"
+            f"{directory / CONFIG}: base_model_name_or_path={name!r} is no directory here and no GGUF file; set it to "
+            "the model's"
         )
     return directory / name
 

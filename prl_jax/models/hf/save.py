@@ -141,7 +141,7 @@ def _write_weights(model: Decoder | ScalarModel, folder: Path | None, max_shard_
         file = SINGLE_FILE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         tensors = {}
         for name, place, leaf, layer in (rows[i] for i in members):
-            tensor = _gather(place, leaf, layer)
+            tensor = gathered(place, leaf, layer)
             tensors[name] = _head(tensor, model.config.param_dtype) if name == SCORE else tensor
             weight_map[name] = file
         if folder is not None:
@@ -152,8 +152,8 @@ def _write_weights(model: Decoder | ScalarModel, folder: Path | None, max_shard_
         write_json(folder / INDEX_FILE, {"metadata": total, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
 
 
-def _gather(place: Parameter, leaf: jax.Array, layer: int) -> np.ndarray:
-    """A tensor as it is stored, on every process."""
+def gathered(place: Parameter, leaf: jax.Array, layer: int) -> np.ndarray:
+    """One layer's tensor as a checkpoint stores it, on every process."""
     sharding = leaf.sharding
     whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
     return np.asarray(_stored(place.stacked, place.transposed, place.shape, whole)(leaf, layer))

@@ -213,7 +213,7 @@ def test_an_index_has_to_belong_to_its_files(tmp_path):
 
 def test_layers_are_held_against_the_weights_before_anything_is_built(tmp_path, monkeypatch):
     write(tmp_path, LLAMA)
-    monkeypatch.setattr("prl_jax.models.hf.load._shapes", lambda *_: pytest.fail("the model was built"))
+    monkeypatch.setattr("prl_jax.models.hf.load.abstract", lambda *_: pytest.fail("the model was built"))
     for layers in (2, 4000):
         (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": layers}))
         refused(tmp_path, f"num_hidden_layers={layers}, but the weights have 3 layers")

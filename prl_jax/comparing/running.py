@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +67,7 @@ def run_cells(
       Stopped: `stop` said so.
     """
     waiting = [cell for cell in comparison.cells if not finished(folder, cell)]
+    shared = {cell: frozenset(places(config_of(cell), folder / SHARED_DIR).values()) for cell in waiting}
     total, begun, failed = len(waiting), time.monotonic(), {}
     running: list[Running] = []
     try:
@@ -80,7 +81,7 @@ def run_cells(
                 done = total - len(waiting) - len(running)
                 tell(_line(one, done, total, begun, failed.get(one.cell, "")))
                 after()
-            while len(running) < jobs and (started := _started(waiting, running, experiment, folder, config_of)):
+            while len(running) < jobs and (started := _started(waiting, running, experiment, folder, shared)):
                 running.append(started)
             time.sleep(_POLL)
     finally:
@@ -102,13 +103,12 @@ def _started(
     running: list[Running],
     experiment: Path,
     folder: Path,
-    config_of: Callable[[Cell], ConfigDict],
+    shared: Mapping[Cell, frozenset[Path]],
 ) -> Running | None:
     """Starts the first cell that waits for none of the running ones, and takes it from the list."""
     busy = {place for one in running for place in one.shared if not place.exists()}
     for cell in waiting:
-        shared = frozenset(places(config_of(cell), folder / SHARED_DIR).values())
-        if busy & shared:
+        if busy & shared[cell]:
             continue
         command = [sys.executable, "-m", "prl_jax", "run", "--config", f"{experiment}:{cell.words}"]
         command += [f"--config.seed={cell.seed}", f"--config.gold.seed={cell.seed}"]
@@ -118,7 +118,7 @@ def _started(
         with log.open("ab") as file:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
         waiting.remove(cell)
-        return Running(cell, process, shared, time.monotonic())
+        return Running(cell, process, shared[cell], time.monotonic())
     return None
 
 

@@ -204,7 +204,8 @@ def _config(condition: str, arm: str, coefficient: float | None, repetitions: in
         stages |= {name: c.direct("dpo", **{**training(size), **data}) for name in policies}
     stages["evaluation"] = c.evaluation(
         judges=[name for name in ("bt", "genrm") if name in stages],
-        pairs=c.source(split="test", limit=size.pairs),
+        # Pairs of the kind that judges train on: of other kinds their accuracy says little about what they are for.
+        pairs=data["validation"] if where.of_policy else c.source(split="test", limit=size.pairs),
         prompts=c.source(split="test", limit=size.evaluation),
         arms=_arms(asks, policies),
     )

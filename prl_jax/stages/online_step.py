@@ -44,7 +44,8 @@ def iteration(
     """One step: sample (unless that is done), judge, freeze, update."""
     method, schedule = setup.method, setup.schedule
     state = scheduled(state, n, setup.total, method)
-    done, before_updates = roll_out(setup, state, index, n, sampled), jnp.copy(state.policy.step)
+    done = roll_out(setup, state, index, n, sampled)
+    staleness = None if sampled is None else state.policy.step - sampled.updates
     check_finite(done.reward, f"{setup.context.name}: the judge's rewards at step {n}")
     kept = None if schedule.flat_groups == "keep" else ~flat_groups(done.reward, schedule.group_size)
     train_policy &= kept is None or bool(kept.any())
@@ -84,8 +85,8 @@ def iteration(
         metrics["anchors_replaced"] = jnp.asarray(left)
     if setup.reference_every:
         metrics["reference_age"] = jnp.asarray((n - 1) % setup.reference_every)
-    if sampled is not None:
-        metrics["staleness"] = before_updates - sampled.updates
+    if staleness is not None:
+        metrics["staleness"] = staleness
     if state.entropy is not None:
         metrics["entropy_weight"] = jnp.copy(state.entropy)
     if kept is not None:

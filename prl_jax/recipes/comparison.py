@@ -175,7 +175,8 @@ def cell_config(arguments: str) -> ConfigDict:
             f"{arguments!r}: expected CONDITION,ARM[,coefficient=X][,repetitions=N][,quick], a condition of "
             f"{', '.join(CONDITIONS)}, and an arm of {', '.join(ARMS)}"
         )
-    coefficient = float(keys["coefficient"]) if "coefficient" in keys else None
+    own = (*ARMS[plain[1]].coefficients, None)[0]
+    coefficient = float(keys["coefficient"]) if "coefficient" in keys else own
     size = _QUICK if "quick" in words else FULL
     return _config(*plain, coefficient, int(keys.get("repetitions", 1)), size)
 

@@ -25,6 +25,9 @@ def test_every_cell_has_a_config_that_can_run():
         assert len(trained) == (2 if ARMS[arm].method else 0)
         assert list(config.evaluation.arms) == (trained or ["sft"])
     assert cell_config("main,ppo,coefficient=0.7").ppo_1.regulariser.coefficient == 0.7
+    for arm in ("ppo", "pairwise"):  # without a word it is the arm's own
+        own = cell_config(f"main,{arm}")[f"{arm}_1"].regulariser.coefficient
+        assert own == ARMS[arm].coefficients[0]
 
 
 def test_a_comparison_has_a_cell_for_each_set_arm_and_coefficient():

@@ -99,9 +99,9 @@ class Condition(NamedTuple):
 CONDITIONS: Mapping[str, Condition] = MappingProxyType(
     {
         "main": Condition(
-            "judges train on SFT's own samples, 5 % of the labels are flipped, each prompt has its scale"
+            "judges train on samples of SFT, 5 % of the labels are flipped, each prompt has its scale"
         ),
-        "constructed": Condition("judges train on constructed pairs, not on SFT's samples", of_policy=False),
+        "constructed": Condition("judges train on constructed pairs, not on samples of SFT", of_policy=False),
         "noise_0": Condition("no label is flipped", dict(noise=0.0)),
         "noise_10": Condition("10 % of the labels are flipped", dict(noise=0.1)),
         "noise_25": Condition("25 % of the labels are flipped", dict(noise=0.25)),

@@ -15,23 +15,23 @@ from ml_collections import ConfigDict
 
 from prl_jax.stages import KINDS
 
-_SHARED = ("policy", "judge", "anchors", "pairs")  # families
-
 
 def places(config: ConfigDict, folder: Path) -> dict[str, Path]:
     """Where the stages of a run that others may have too are kept, by their names: `folder/NAME_DIGEST`.
 
     Two runs have a stage in common where its section is the same, and so are the seed, the data, the model, the judges
-    and every stage that the section names. A policy that learns is a run's own, and what follows on it too.
+    and every stage that the section names. A policy that nothing but the last stage names is what a run is about: its
+    own, as that stage is.
     """
     common = [config[name].to_dict() for name in ("gold", "model", "judges")]
     start = json.dumps([config.seed, *common], sort_keys=True, default=str)
     digests: dict[str, str] = {}
-    for name in config.stages:
-        section = config[name]
-        named = set(_texts(section.to_dict())) & set(config.stages) - {name}
-        learns = section.kind in ("online", "direct")
-        if learns or KINDS[section.kind].family not in _SHARED or not named <= digests.keys():
+    names = {name: set(_texts(config[name].to_dict())) & set(config.stages) - {name} for name in config.stages}
+    read = set().union(*(names[name] for name in config.stages[:-1]))
+    for name in config.stages[:-1]:
+        section, named = config[name], names[name]
+        own = KINDS[section.kind].family == "policy" and name not in read
+        if own or not named <= digests.keys():
             continue
         text = json.dumps([start, name, section.to_dict(), [digests[one] for one in sorted(named)]], sort_keys=True)
         digests[name] = hashlib.sha256(text.encode()).hexdigest()[:16]

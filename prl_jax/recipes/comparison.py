@@ -98,9 +98,7 @@ class Condition(NamedTuple):
 
 CONDITIONS: Mapping[str, Condition] = MappingProxyType(
     {
-        "main": Condition(
-            "judges train on samples of SFT, 5 % of the labels are flipped, each prompt has its scale"
-        ),
+        "main": Condition("judges train on samples of SFT, 5 % of the labels are flipped, each prompt has its scale"),
         "constructed": Condition("judges train on constructed pairs, not on samples of SFT", of_policy=False),
         "noise_0": Condition("no label is flipped", dict(noise=0.0)),
         "noise_10": Condition("10 % of the labels are flipped", dict(noise=0.1)),
@@ -204,7 +202,7 @@ def _config(condition: str, arm: str, coefficient: float | None, repetitions: in
     elif asks.method == "dpo":
         stages |= {name: c.direct("dpo", **{**training(size), **data}) for name in policies}
     stages["evaluation"] = c.evaluation(
-        judges=[name for name in ("bt", "genrm") if name in stages],
+        judges=tuple(name for name in ("bt", "genrm") if name in stages),
         # Pairs of the kind that judges train on: of other kinds their accuracy says little about what they are for.
         pairs=data["validation"] if where.of_policy else c.source(split="test", limit=size.pairs),
         prompts=c.source(split="test", limit=size.evaluation),

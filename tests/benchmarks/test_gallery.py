@@ -101,20 +101,6 @@ def test_the_figure_has_a_line_for_each_method(script):
     assert points["online"] == [(2.0, 0)] and points["direct"] == [(1.0, 1)]
 
 
-def test_a_stage_that_another_run_has_made_is_taken_from_it(script, tmp_path):
-    configs = [script.experiment("direct").get_config(name) for name in ("dpo", "kto")]
-    one, other = (tmp_path / name for name in ("one", "other"))
-    places = script.borrow(configs[0], one, tmp_path / "shared")
-    assert list(places) == ["sft"] and not (one / "sft").exists()
-    (one / "sft").mkdir()
-    (one / "sft" / "result.json").write_text("{}")
-    script.lend(one, places)
-    assert script.borrow(configs[1], other, tmp_path / "shared") == places
-    assert (other / "sft" / "result.json").is_file() and (other / "config.json").is_file()
-    different = script.experiment("direct").get_config("dpo,smoke")
-    assert script.borrow(different, tmp_path / "third", tmp_path / "shared") != places
-
-
 def test_a_method_that_failed_stays_in_the_table(script):
     numbers = dict.fromkeys((*script.NUMBERS, *script.COUNTS), 0.5)
     rows = [{"seed": seed, "family": "direct", "method": "dpo", **numbers, "win_rate": 0.5 + seed} for seed in (0, 1)]

@@ -190,7 +190,7 @@ def another(value: Any) -> Any:
 def test_every_key_can_be_overridden(name, monkeypatch, tmp_path):
     captured = []
 
-    def capture(config: ConfigDict, path: Path, stop: Any) -> None:
+    def capture(config: ConfigDict, path: Path, stop: Any, **_: Any) -> None:
         captured.append(config)
         raise UserError("captured")
 

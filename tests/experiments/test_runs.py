@@ -156,12 +156,7 @@ RUNS = {
     ),
 }  # fmt: skip
 # One of each kind; adapters alone, and families of models, are in tests/stages/test_huggingface.py.
-LONG = (
-    "direct:mm_dpo,smoke",
-    "own_model",
-    "quickstart",
-    "hh_pairwise_ppo",
-)
+LONG = ("own_model", "quickstart")
 MARKS = {"ukp_judges": (), **dict.fromkeys(LONG, pytest.mark.long)}
 
 

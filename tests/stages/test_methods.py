@@ -65,7 +65,9 @@ OTHERS = [name for name in METHODS if name not in FIRST]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [FIRST, pytest.param(OTHERS, marks=pytest.mark.nightly)], ids=["one a shape", "others"])
+@pytest.mark.parametrize(
+    "names", [FIRST, pytest.param(OTHERS, marks=pytest.mark.nightly)], ids=["one a shape", "others"]
+)
 def test_every_method_of_the_table_runs(tmp_path, names):
     """Two steps each: the second one moves the policy; a critic exists where the method has values."""
     (tmp_path / "rule.py").write_text(RULE)

@@ -44,7 +44,7 @@ def load(path: Path) -> torch.nn.Module:
 
 @pytest.mark.parametrize("kind", ["F32", "Q8_0"])
 @pytest.mark.parametrize("case", CASES)
-def test_logits(case, kind, tmp_path):
+def test_logits_of_files(case, kind, tmp_path):
     """Whole rows longer than the windows, left-padded and right-padded ones, of the dequantised weights."""
     config = {**CASES[case], "hidden_size": 64, "intermediate_size": 64}
     words = {
@@ -59,7 +59,7 @@ def test_logits(case, kind, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["qwen2.5", "gemma"])
-def test_tokens(family, tmp_path):
+def test_tokens_of_files(family, tmp_path):
     """Of the rules that transformers knows; it gives text neither the normal form of Qwen nor SmolLM's digits."""
     directory = chat_families.write_tokenizer(tmp_path / "hf", chat_families.FAMILIES[family])
     tokens = gguf_files.tokens_of(directory, "qwen2" if family == "qwen2.5" else None)

@@ -29,11 +29,12 @@ from common import experiment, write_result
 from gallery_figure import draw
 from ml_collections import ConfigDict
 
-from prl_jax.comparing.budget import COUNTS, taken_by
+from prl_jax.comparing.budget import spent_by
 from prl_jax.methods import METHODS
 from prl_jax.methods.direct_table import DIRECT
 from prl_jax.recipes.rounds import ITERATIVE
 from prl_jax.reporting.means import t_interval
+from prl_jax.stages.spent import Spent
 
 FAMILIES: Mapping[str, Mapping[str, Any]] = {"online": METHODS, "direct": DIRECT, "iterative": ITERATIVE}
 NUMBERS = ("win_rate", "utility", "correctness", "kl", "length", "seconds")
@@ -100,14 +101,14 @@ def told(config: ConfigDict, workdir: Path) -> Row:
     arm = json.loads((workdir / "summary.json").read_text())["arms"][-1]
     found = {"win_rate": arm["win_rate"], "utility": arm["utility"], "kl": arm["kl"], "length": arm["response_length"]}
     found["correctness"] = arm["attributes"]["correctness"]
-    counts, seconds = dict.fromkeys(COUNTS, 0), 0.0
-    for name in config.stages:
-        taken = taken_by(config, name, workdir)
-        if taken is None:
-            continue
-        counts = {key: counts[key] + taken.get(key, 0) for key in COUNTS}
-        seconds += json.loads((workdir / name / "result.json").read_text())["seconds"]
-    return {**found, **counts, "seconds": round(seconds, 1)}
+    counts, seconds = spent(config, workdir)
+    return {**found, **counts._asdict(), "seconds": round(seconds, 1)}
+
+
+def spent(config: ConfigDict, workdir: Path) -> tuple[Spent, float]:
+    """What the stages of a method have taken, SFT left out, which all methods share."""
+    parts = [spent_by(config, name, workdir) for name in config.stages if name != "sft"]
+    return sum((one for one, _ in parts), Spent()), sum(seconds for _, seconds in parts)
 
 
 def table(rows: Sequence[Row]) -> list[Row]:
@@ -117,7 +118,7 @@ def table(rows: Sequence[Row]) -> list[Row]:
         own = [row for row in rows if (row["family"], row["method"]) == (family, name)]
         whole = [row for row in own if "failed" not in row]
         line: Row = {"family": family, "method": name, "seeds": len(whole), "failed": len(own) - len(whole)}
-        for key in (*NUMBERS, *COUNTS) if whole else ():
+        for key in (*NUMBERS, *Spent._fields) if whole else ():
             mean, low, high = t_interval([row[key] for row in whole])
             line |= {key: mean, f"{key}_low": low, f"{key}_high": high}
         found.append(line)
@@ -126,7 +127,7 @@ def table(rows: Sequence[Row]) -> list[Row]:
 
 def page(found: Sequence[Row]) -> str:
     """The table as Markdown, the best method first."""
-    head = ["method", "family", "seeds", "wins against SFT", "utility", "correctness", "KL", *COUNTS, "seconds"]
+    head = ["method", "family", "seeds", "wins against SFT", "utility", "correctness", "KL", *Spent._fields, "seconds"]
     lines = [head, ["---"] * len(head)]
     for line in found:
         if not line["seeds"]:
@@ -136,7 +137,7 @@ def page(found: Sequence[Row]) -> str:
         interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
         seeds = f"{line['seeds']}" + (f" ({line['failed']} failed)" if line["failed"] else "")
         numbers = [f"{line[key]:.3f}" for key in ("utility", "correctness")] + [f"{line['kl']:.2f}"]
-        counts = [f"{line[key]:,.0f}" for key in (*COUNTS, "seconds")]
+        counts = [f"{line[key]:,.0f}" for key in (*Spent._fields, "seconds")]
         wins = f"{line['win_rate']:.3f}{interval}"
         lines.append([f"`{line['method']}`", line["family"], seeds, wins, *numbers, *counts])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -27,12 +27,12 @@ class Compared(NamedTuple):
     Attributes:
       title: its name in tables.
       judge: the judge that it learns from, or that chooses: "bt" or "genrm"; "" for none.
-      method: a row of `METHODS`; "dpo" for the direct loss on the pairs that judges train on; "" for the best of
-        several samples of SFT.
+      method: a row of `METHODS`; "" for a direct loss, or for the best of several samples of SFT.
       values: keys of its stage beside those of the method.
       coefficients: of the divergence; the first is its own, the others are for comparisons at one divergence.
       best_of: of how many samples the judge chooses one.
       answers: whether its anchors are the answers that prompts carry.
+      loss: a row of `DIRECT`, a loss on the pairs that judges train on; "" for none.
     """
 
     title: str
@@ -42,6 +42,7 @@ class Compared(NamedTuple):
     coefficients: tuple[float, ...] = ()
     best_of: int = 1
     answers: bool = False
+    loss: str = ""
 
 
 _SEES = dict(baseline=dict(sees_opponent=True))
@@ -73,7 +74,7 @@ ARMS: Mapping[str, Compared] = MappingProxyType(
             "rloo",
             dict(opponents=dict(kind="group"), reward=dict(kind="win_probability")),
         ),
-        "dpo": Compared("DPO on the judges' pairs", "", "dpo"),
+        "dpo": Compared("DPO on the judges' pairs", "", loss="dpo"),
         "best_of_8_bt": Compared("best of 8 by BT", "bt", best_of=8),
         "best_of_8_genrm": Compared("best of 8 by the pairwise judge", "genrm", best_of=8),
     }
@@ -192,15 +193,15 @@ def _config(condition: str, arm: str, coefficient: float | None, repetitions: in
     if asks.judge:
         stages[asks.judge] = {"bt": bradley_terry, "genrm": generative}[asks.judge](size) | data
     policies = [f"{arm}_{number}" for number in range(1, repetitions + 1)]
-    if asks.method and asks.method != "dpo":
+    if asks.method:
         prompts = c.source(limit=size.prompts)
         section = _online(asks, coefficient, size, prompts)
         if METHODS[asks.method].method.opponents.candidates == Anchors.candidates and not _among_samples(asks):
             choice = dict(choice="reference") if asks.answers else dict(judge=asks.judge)
             stages["anchors"] = c.anchors(prompts=prompts, **choice)
         stages |= {name: section for name in policies}
-    elif asks.method == "dpo":
-        stages |= {name: c.direct("dpo", **{**training(size), **data}) for name in policies}
+    elif asks.loss:
+        stages |= {name: c.direct(asks.loss, **{**training(size), **data}) for name in policies}
     stages["evaluation"] = c.evaluation(
         judges=tuple(name for name in ("bt", "genrm") if name in stages),
         # Pairs of the kind that judges train on: of other kinds their accuracy says little about what they are for.
@@ -242,7 +243,7 @@ def _online(asks: Compared, coefficient: float | None, size: Size, prompts: Sect
 
 
 def _arms(asks: Compared, policies: Sequence[str]) -> dict[str, Section]:
-    if not asks.method:
+    if asks.best_of > 1:
         return {"sft": dict(title=asks.title, judge=asks.judge, best_of=asks.best_of)}
     titles = [f"{asks.title}, {number}" for number in range(1, len(policies) + 1)]
     return {name: dict(title=title, judge=asks.judge) for name, title in zip(policies, titles, strict=True)}

@@ -30,6 +30,7 @@ from prl_jax.stages.direct_section import LABELS, check_section, declare, loss_i
 from prl_jax.stages.kind import Checking, Kind, Reads
 from prl_jax.stages.preferences import SOURCES, different
 from prl_jax.stages.shown import shown_samples
+from prl_jax.stages.spent import by_records
 from prl_jax.training.direct import LENGTHS, direct_objective
 from prl_jax.types import DirectPairs, SFTBatch
 
@@ -243,6 +244,7 @@ KIND = Kind(
     run=run,
     reads=reads,
     costs=direct_costs(FIT),
+    spent=lambda context, check: by_records(context, "preference", 2),
     writes="policy",
     card=supervised.policy_card,
 )

@@ -30,6 +30,7 @@ from prl_jax.runs.context import (
 )
 from prl_jax.runs.judges import JUDGES, behind, scores
 from prl_jax.sampling import SamplingConfig, check_ids
+from prl_jax.stages.spent import Spent
 from prl_jax.text.tokenizer import Tokenizer
 
 _ANY_STOP, _ANY_ROOM = -1, 2**31 - 1  # what no config tells
@@ -102,6 +103,7 @@ class Kind:
       words: raises `UserError` where a section's words are none to the tokenizer of the model that the stage trains.
       rows: how the rows of a batch are called, and how many the mesh has to divide; 0 of a stage without batches.
       costs: what it takes of the devices.
+      spent: what a finished stage has taken; None of a kind whose work is no part of a method's budget.
       writes: kind of the model directory that it writes, as its card has it ("policy", "scalar_judge",
         "generative_judge"); "" where it writes none.
       card: section -> card of that directory, as far as a config tells; None where it is that of the policy which the
@@ -118,6 +120,7 @@ class Kind:
     words: Callable[[ConfigDict, Tokenizer], None] | None = None
     rows: Callable[[ConfigDict], tuple[str, int]] = batch_rows
     costs: Costs = Costs()
+    spent: Callable[[StageContext, Checking], Spent] | None = None
     writes: str = ""
     card: Callable[[ConfigDict], ModelCard] | None = None
 

@@ -27,7 +27,7 @@ from prl_jax.stages.kind import Kind
 from prl_jax.stages.online_ahead import Ahead
 from prl_jax.stages.online_anchors import KeptAnchors
 from prl_jax.stages.online_checks import CHECKS
-from prl_jax.stages.online_costs import COSTS
+from prl_jax.stages.online_costs import COSTS, spent
 from prl_jax.stages.online_models import Learner, construct
 from prl_jax.stages.online_samples import Setup, sample
 from prl_jax.stages.online_section import (
@@ -184,5 +184,6 @@ KIND = Kind(
     reads=reads,
     rows=batch_rows,
     costs=COSTS,
+    spent=spent,
     writes="policy",
 )

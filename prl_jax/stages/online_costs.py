@@ -17,13 +17,14 @@ from prl_jax.methods import Critic, Method, opponents
 from prl_jax.methods.surrogates import Frozen
 from prl_jax.models import MixedDecoder
 from prl_jax.processes import whole_batch
-from prl_jax.runs.context import sampling_of
+from prl_jax.runs.context import StageContext, sampling_of
 from prl_jax.runs.models import Policy
 from prl_jax.sharding import batch_parts
-from prl_jax.stages.kind import Costs
+from prl_jax.stages.kind import Checking, Costs
 from prl_jax.stages.online_models import Learner, construct
 from prl_jax.stages.online_samples import prompts_to_read
 from prl_jax.stages.online_section import anchors_stage, judges_of, method_in, schedule_in, steps_of, warmup_of
+from prl_jax.stages.spent import Spent, by_rollouts
 from prl_jax.training.policy import make_updates, prepare
 from prl_jax.training.rollout import CriticContext, Critique, Experience
 from prl_jax.training.state import learning
@@ -180,6 +181,14 @@ def judged_rows(config: ConfigDict, section: ConfigDict, method: Method) -> int:
         return prompts * (group + outside) + likeliest
     orders = 2 if met.orders == "both" else 1
     return orders * (prompts * met.pairs(group, kept) + likeliest * met.pairs(1, kept))
+
+
+def spent(context: StageContext, check: Checking) -> Spent:
+    """The work of a finished stage."""
+    section, config = context.section, context.config
+    steps, method = steps_of(section, context.name, 0), method_in(section)
+    rows = steps * section.prompts_per_step * section.group_size
+    return by_rollouts(context, rows, steps * len(judges_of(section)) * judged_rows(config, section, method))
 
 
 def smaller(section: ConfigDict, stage: str, function: str, mesh: Mapping[str, int]) -> list[str]:

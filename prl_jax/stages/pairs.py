@@ -24,7 +24,7 @@ from prl_jax.runs.pieces import Pieces, batches, pieces
 from prl_jax.stages.candidates import Candidates, compared, rankings, sampled, scored
 from prl_jax.stages.judging import judge_counters
 from prl_jax.stages.kind import Kind
-from prl_jax.stages.pairs_costs import COSTS, construct
+from prl_jax.stages.pairs_costs import COSTS, construct, spent
 from prl_jax.stages.pairs_section import check, declare, reads, responses_of, selection_in
 from prl_jax.streams import selection_seed
 from prl_jax.text.chat import Prompt
@@ -213,4 +213,5 @@ KIND = Kind(
     run=run,
     reads=reads,
     costs=COSTS,
+    spent=spent,
 )

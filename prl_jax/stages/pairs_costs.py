@@ -8,10 +8,11 @@ from typing import Any
 from prl_jax.costs.functions import Step, generating, judging
 from prl_jax.costs.models import AbstractModels, Held, held_judges
 from prl_jax.costs.work import Call, Estimate
-from prl_jax.runs.context import sampling_of
+from prl_jax.runs.context import StageContext, sampling_of
 from prl_jax.runs.models import Models, Policy
-from prl_jax.stages.kind import Costs
+from prl_jax.stages.kind import Checking, Costs
 from prl_jax.stages.pairs_section import judges_in, responses_of
+from prl_jax.stages.spent import Spent, by_candidates
 
 
 def construct(models: Models, name: str) -> tuple[list[Policy], dict[str, Any]]:
@@ -45,6 +46,13 @@ def _calls(estimate: Estimate, name: str) -> Iterator[Call]:
     for judge in judges_in(section):
         rows = count * (number if estimate.models.scores(judge) else number * (number - 1))
         yield from estimate.judge(estimate.models.judge(judge), section.batch_size, rows)
+
+
+def spent(context: StageContext, check: Checking) -> Spent:
+    """The work of a finished stage."""
+    section, number = context.section, responses_of(context.section)
+    judged = sum(number if check.scores(judge) else number * (number - 1) for judge in judges_in(section))
+    return by_candidates(context, number - section.include_reference, judged)
 
 
 COSTS = Costs(_functions, _held, _calls)

@@ -19,6 +19,7 @@ from prl_jax.runs.models import LoadedModels, origin_of
 from prl_jax.stages import supervised
 from prl_jax.stages.kind import Kind, Reads
 from prl_jax.stages.shown import shown_samples
+from prl_jax.stages.spent import by_records
 from prl_jax.stages.supervised_costs import demonstrations, fitting_costs
 from prl_jax.training.sft import sft_objective
 
@@ -85,6 +86,7 @@ KIND = Kind(
     run=run,
     reads=lambda name, section, key: iter([Reads(name, train_on=section.train_on)]),
     costs=fitting_costs(FIT, demonstrations, every_token=True),
+    spent=lambda context, check: by_records(context, "sft", 1),
     writes="policy",
     card=supervised.policy_card,
 )

@@ -37,18 +37,15 @@ def counted(script, family, words, tmp_path):
     config = script.experiment(family).get_config(words).unlock()
     config.gold.train_rows = 64
     Workdir(tmp_path, config).create()
-    total = dict.fromkeys(script.COUNTS, 0)
     for name in config.stages:
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "result.json").write_text(json.dumps({"metrics": {"prompts": 100}}))
+        (folder / "result.json").write_text(json.dumps({"kind": "any", "metrics": {"prompts": 100}, "seconds": 1.0}))
         (folder / "metrics.jsonl").write_text('{"step": 0, "kl": 0}\n{"step": 1, "response_length": 4}\n')
         rows = [{"prompt": "p", "chosen": "abc", "rejected": "cba"}, {"prompt": "p", "response": "abc"}]
         made = rows[config[name].get("select", {}).get("kind") == "softmax"]
         (folder / "pairs.jsonl").write_text(100 * f"{json.dumps(made)}\n")
-        for key, value in (script.taken_by(config, name, tmp_path) or {}).items():
-            total[key] += value
-    return tuple(total.values())
+    return tuple(script.spent(config, tmp_path)[0])
 
 
 @pytest.mark.parametrize(
@@ -71,7 +68,7 @@ def test_the_built_in_pairs_are_counted_in_tokens(script, tmp_path):
 
 
 def test_what_a_result_has_already_is_not_run_again(script, tmp_path, monkeypatch):
-    ran, numbers = [], dict.fromkeys((*script.NUMBERS, *script.COUNTS), 0.5)
+    ran, numbers = [], dict.fromkeys((*script.NUMBERS, *script.Spent._fields), 0.5)
     results = {"dpo": numbers, "kto": {"failed": "prl: it diverged"}}
 
     def one_run(family, words, seed, folder):
@@ -90,7 +87,7 @@ def test_what_a_result_has_already_is_not_run_again(script, tmp_path, monkeypatc
 
 
 def test_the_figure_has_a_line_for_each_method(script):
-    numbers = dict.fromkeys((*script.NUMBERS, *script.COUNTS), 2.0)
+    numbers = dict.fromkeys((*script.NUMBERS, *script.Spent._fields), 2.0)
     rows = [{"seed": seed, "family": "direct", "method": "dpo", **numbers, "win_rate": 0.5 + seed} for seed in (0, 1)]
     rows += [{"seed": 0, "family": "online", "method": "ppo", **numbers}]
     rows += [{"seed": 0, "family": "direct", "method": "dro", "failed": "prl: dro: it diverged"}]
@@ -102,7 +99,7 @@ def test_the_figure_has_a_line_for_each_method(script):
 
 
 def test_a_method_that_failed_stays_in_the_table(script):
-    numbers = dict.fromkeys((*script.NUMBERS, *script.COUNTS), 0.5)
+    numbers = dict.fromkeys((*script.NUMBERS, *script.Spent._fields), 0.5)
     rows = [{"seed": seed, "family": "direct", "method": "dpo", **numbers, "win_rate": 0.5 + seed} for seed in (0, 1)]
     rows += [{"seed": 0, "family": "direct", "method": "dro", "failed": "prl: dro: it diverged"}]
     found = script.table(rows)

@@ -54,7 +54,7 @@ def write(folder, mean, kl, rng, repetitions):
         }
         arms.append({"name": f"arm {r}", "is_opponent": False, **own})
     (folder / "summary.json").write_text(json.dumps({"arms": arms}))
-    config = {"stages": ["evaluation"], "evaluation": {"kind": "evaluation"}}
+    config = {"stages": ["evaluation"], "evaluation": {"kind": "evaluation", "arms": {}, "opponent": "sft"}}
     (folder / "config.json").write_text(json.dumps({"config": config}))
     return samples.mean(2)
 

@@ -99,10 +99,9 @@ OTHER_MEANINGS = {
         "training/direct.py": "a term of a loss",
         "recipes/built_in.py": "a stage of the recipe",
         "reporting/inputs.py": "workdirs from before results said their family",
-        "comparing/budget.py": "what stages of each kind have taken",
         "recipes/comparison.py": "a stage of the recipe",
     },
-    "online": {"comparing/budget.py": "what stages of each kind have taken"},
+    "online": {},
     "bradley_terry": {"reporting/inputs.py": "workdirs from before results said their family"},
     "generative": {"reporting/inputs.py": "workdirs from before results said their family"},
     "anchors": {
@@ -114,7 +113,6 @@ OTHER_MEANINGS = {
         "recipes/comparison.py": "a stage of the recipe",
     },
     "pairs": {
-        "comparing/budget.py": "what stages of each kind have taken",
         "cli.py": "a command",
         "commands/flags.py": "a command",
         "inputs/checks.py": "a family",
@@ -130,7 +128,6 @@ OTHER_MEANINGS = {
     "direct": {
         "methods/__init__.py": "a module",
         "training/direct.py": "a term of a loss",
-        "comparing/budget.py": "what stages of each kind have taken",
     },
     "evaluation": {
         "commands/shortage.py": "a function",

@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
       value: the mean over sets of the mean over repetitions and prompts.
       low, high: its 95 % interval; None where nothing was repeated.
       error: its standard error.
-      freedom: degrees of freedom of the interval: one less than there are sets, or of one set repetitions.
+      freedom: degrees of freedom of the interval: one less than there are sets or, of one set, repetitions.
       sets, repetitions: how many there are, of all sets together.
     """
 
@@ -57,51 +57,46 @@ class Compared(NamedTuple):
     detectable: float | None
 
 
-def arm_estimate(wins: Sets, *, seed: int = 0, samples: int = 2000) -> Estimate:
+def arm_estimate(wins: Sets) -> Estimate:
     """The win rate of an arm.
 
-    The hierarchical bootstrap draws sets with replacement, then repetitions of each, then prompts (Davison and Hinkley
-    1997, section 3.8). Its spread is too small by `(n - 1) / n` where only `n` sets are drawn from, and of three sets
-    its quantiles are far too near: so the standard error is corrected by that, and the interval is Student's with
-    `n - 1` degrees of freedom. Of one set it is over the repetitions, and says nothing of other judges.
+    The mean of a set carries the luck of the set, of its repetitions and of its prompts, which no other set shares. So
+    the spread of these means is all that the standard error needs, as in a hierarchical bootstrap that draws with
+    replacement at the top alone, corrected by `n / (n - 1)` (Davison and Hinkley 1997, section 3.8); the interval is
+    Student's with `n - 1` degrees of freedom. Of one set, repetitions share their prompts: the error is that of
+    repetitions and that of prompts, and says nothing of other judges.
 
     Args:
       wins: see `Sets`; every number is finite.
-      seed, samples: of the bootstrap.
 
     Raises:
       UserError: there is no set, or a number that is not finite.
     """
-    sets = [_checked(one) for one in wins]
-    draws = _draws([[one] for one in sets], seed, samples)[:, 0]
-    return _estimate(float(np.mean([one.mean() for one in sets])), draws, [len(one) for one in sets])
+    return _estimate([_checked(one) for one in wins])
 
 
-def compare_arms(first: Sets, second: Sets, *, seed: int = 0, samples: int = 2000) -> Compared:
+def compare_arms(first: Sets, second: Sets) -> Compared:
     """How two arms differ that were trained on the same sets of judges, and evaluated on the same prompts.
 
-    Sets and prompts are drawn for both at once, what is hard for both cancels; repetitions for each by itself.
+    Sets and prompts are the same for both, so that what is hard for both cancels; repetitions are each arm's own.
 
     Args:
       first, second: see `Sets`, in the same order.
-      seed, samples: of the bootstrap.
 
     Raises:
       UserError: as `arm_estimate`.
       ValueError: the arms have different numbers of sets, or of prompts in one.
     """
-    pairs = [[_checked(a), _checked(b)] for a, b in zip(first, second, strict=True)]
+    pairs = [(_checked(a), _checked(b)) for a, b in zip(first, second, strict=True)]
     for a, b in pairs:
         if a.shape[1] != b.shape[1]:
             raise ValueError(f"two arms of one set were evaluated on {a.shape[1]} and {b.shape[1]} prompts")
-    draws = _draws(pairs, seed, samples)
-    value = float(np.mean([a.mean() - b.mean() for a, b in pairs]))
-    difference = _estimate(value, draws[:, 0] - draws[:, 1], [min(len(a), len(b)) for a, b in pairs])
+    difference = _estimate([a for a, _ in pairs], [b for _, b in pairs])
     if difference.error is None:
         return Compared(difference, None, None)
     if difference.error == 0:
-        return Compared(difference, 1.0 if value == 0 else 0.0, 0.0)
-    p_value = 2 * stdtr(difference.freedom, -abs(value) / difference.error)
+        return Compared(difference, 1.0 if difference.value == 0 else 0.0, 0.0)
+    p_value = 2 * stdtr(difference.freedom, -abs(difference.value) / difference.error)
     reach = stdtrit(difference.freedom, 0.975) + stdtrit(difference.freedom, 0.8)
     return Compared(difference, float(p_value), float(reach * difference.error))
 
@@ -137,33 +132,26 @@ def _checked(wins: Float[np.ndarray, "_ _"]) -> Float[np.ndarray, "_ _"]:
     return wins
 
 
-def _draws(sets: Sequence[Sequence[Float[np.ndarray, "_ _"]]], seed: int, samples: int) -> Float[np.ndarray, "S A"]:
-    """`[S, A]` means of `A` arms over bootstrap draws: sets and their prompts together, repetitions of each arm."""
-    if not sets:
+def _estimate(wins: Sets, less: Sets = ()) -> Estimate:
+    """The mean of an arm, or by how much it is ahead of another one of the same sets."""
+    if not wins:
         raise UserError("an interval needs wins of at least one set of judges")
-    rng = np.random.default_rng(seed)
-    chosen, out = rng.integers(0, len(sets), (samples, len(sets))), np.zeros((samples, len(sets[0])))
-    for slot in range(len(sets)):
-        for j, arms in enumerate(sets):
-            drawn = np.flatnonzero(chosen[:, slot] == j)
-            prompts = _shares(rng, arms[0].shape[1], len(drawn))
-            for a, wins in enumerate(arms):
-                out[drawn, a] += np.einsum(
-                    "sr,rn,sn->s", _shares(rng, len(wins), len(drawn)), wins, prompts, optimize=True
-                )
-    return out / len(sets)
-
-
-def _shares(rng: np.random.Generator, count: int, samples: int) -> Float[np.ndarray, "_ _"]:
-    """`[samples, count]`, how large a share of a draw with replacement each of `count` things has."""
-    return rng.multinomial(count, np.full(count, 1 / count), samples) / count
-
-
-def _estimate(value: float, draws: Float[np.ndarray, "S"], repetitions: Sequence[int]) -> Estimate:
-    units = len(repetitions) if len(repetitions) > 1 else repetitions[0]
-    counts = len(repetitions), sum(repetitions)
+    arms = [wins, less] if less else [wins]
+    signs = (1.0, -1.0)
+    per_prompt = [
+        sum(sign * one.mean(0) for sign, one in zip(signs, of_set, strict=False)) for of_set in zip(*arms, strict=True)
+    ]
+    means = np.array([one.mean() for one in per_prompt])
+    repetitions = sum(min(map(len, of_set)) for of_set in zip(*arms, strict=True))
+    units = len(means) if len(means) > 1 else repetitions
+    value, counts = float(means.mean()), (len(means), repetitions)
     if units < 2:
         return Estimate(value, None, None, None, 0, *counts)
-    error = float(draws.std() * math.sqrt(units / (units - 1)))
+    if len(means) > 1:
+        error = float(means.std(ddof=1)) / math.sqrt(units)
+    else:
+        of_runs = sum(one[0].mean(1).var(ddof=1) / len(one[0]) for one in arms)
+        of_prompts = per_prompt[0].var() / len(per_prompt[0])
+        error = math.sqrt(of_runs + of_prompts)
     half = float(stdtrit(units - 1, 0.975)) * error
     return Estimate(value, value - half, value + half, error, units - 1, *counts)

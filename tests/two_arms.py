@@ -1,6 +1,7 @@
 """Policies that are compared: three little ones, of which two are equal, as curves and as the final table."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from fakes import LetterTokenizer, UtilityJudge, make_decoder, one_device
@@ -65,9 +66,11 @@ def tables(folder, prompts: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     monkeypatch.setattr(models, "load_policy", lambda path, *_, **__: (card, POLICIES[path.name], TOKENIZER))
     monkeypatch.setattr(models, "named_judge", lambda *_, **__: chosen["judge"])
     monkeypatch.setattr(win_rate, "read_card", lambda *_: card)
+    of_judge = lambda *_: SimpleNamespace(kind="scalar_judge" if hasattr(chosen["judge"], "scored") else "judge")  # noqa: E731
+    monkeypatch.setattr(arms, "read_card", of_judge)
     monkeypatch.setattr(win_rate, "model_tokenizer", lambda *_: TOKENIZER)
 
-    def compare(judge=None, arms_of=None, choosers=None, **values):
+    def compare(judge=None, arms_of=None, **values):
         chosen["judge"] = judge or make_judge()
         two = dict(alike=dict(title="Twin", judge=""), other=dict(title="", judge="genrm"))
         section = c.evaluation(
@@ -83,12 +86,11 @@ def tables(folder, prompts: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         context = make_context(folder / str(len(values)) / str(id(judge)), "evaluation", **stages)
         context.workdir.create()
         records = list(context.records(context.section.prompts, "prompt"))
-        asks, known = choosers or {}, {"genrm": {"accuracy": 0.7}}
-        count = arms.arms_pieces(context.section, records, asks)
+        count, known = arms.arms_pieces(context, records), {"genrm": {"accuracy": 0.7}}
         with pieces(context, count) as piece:
-            first = arms.compare_arms(context, records, known, piece, asks)
+            first = arms.compare_arms(context, records, known, piece)
         with pieces(context, count) as piece:  # an interrupted evaluation reads what was kept
-            again = arms.compare_arms(context, records, known, piece, asks)
+            again = arms.compare_arms(context, records, known, piece)
         assert first == again
         return first
 

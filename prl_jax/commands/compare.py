@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,14 @@ from ml_collections import ConfigDict
 from prl_jax.comparing import Cell, Comparison, collect, run_cells
 from prl_jax.errors import UserError
 from prl_jax.file_names import COMPARISON_FILE, LOCK_FILE
-from prl_jax.files import lock, make_directory, open_lock, write_json
+from prl_jax.files import leaves, lock, make_directory, open_lock, write_json
 from prl_jax.inputs.checks import check_config
 from prl_jax.reporting.compared import build_comparison
 from prl_jax.runs.stopping import StopSignal
+from prl_jax.runs.workdir import kept_config
+
+_LENGTHS = ("max_prompt", "max_response", "max_length")
+_FREE = ("mesh.", "profile.", "logging.", "limits.")
 
 
 def compare(
@@ -52,7 +57,9 @@ def compare(
         return config.lock()
 
     for cell in comparison.cells:
-        check_config(config_of(cell))
+        config = config_of(cell)
+        check_config(config)
+        _check_same(folder / cell.folder, config)
     make_directory(folder)
     with open_lock(folder / LOCK_FILE) as held:
         if not lock(held):
@@ -72,6 +79,21 @@ def compare(
     return page, [f"{cell.name}: {line}" for cell, line in failed.items()]
 
 
+def _check_same(workdir: Path, config: ConfigDict) -> None:
+    """Raises `UserError` where a cell is there already and was made with another config, such as a `--quick` one.
+
+    Lengths that the config leaves open were taken from the data when the cell was made.
+    """
+    before, now = (dict(leaves(one)) for one in (kept_config(workdir), json.loads(json.dumps(config.to_dict()))))
+    for key, value in now.items():
+        is_open = value == 0 and key.rpartition(".")[2] in _LENGTHS
+        if key in before and before[key] != value and not is_open and not key.startswith(_FREE):
+            raise UserError(
+                f"{workdir}: was made with {key}={before[key]!r}, and now it is {value!r}; name another --workdir, or "
+                "the flags that it was made with"
+            )
+
+
 def _counted(comparison: Comparison, folder: Path) -> Path:
     """Writes what the finished cells say; returns the path of the page."""
     found = collect(comparison, folder)
@@ -87,6 +109,7 @@ def _load(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise UserError(f"--config: {path}: expected a Python file")
     module, loader = importlib.util.module_from_spec(spec), spec.loader
+    sys.modules[spec.name] = module  # dataclasses look for the module that they stand in
     _called(str(path), "", lambda: loader.exec_module(module))
     for name in ("get_comparison", "get_config"):
         if not hasattr(module, name):

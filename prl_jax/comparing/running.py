@@ -58,7 +58,7 @@ def run_cells(
       jobs: how many run at once.
       stop: whether to end; the cells at work are told, and continue next time.
       tell: is given a line for each cell that ends.
-      after: called after each cell that ends.
+      after: called once some have ended, while others are at work.
 
     Returns:
       The cells that failed, with the last line that each of them said.
@@ -75,14 +75,15 @@ def run_cells(
             if stop():
                 raise Stopped(f"{total - len(waiting) - len(running)} of {total} cells have ended")
             running, ended = _parted(running)
+            done = total - len(waiting) - len(running)
+            while len(running) < jobs and (started := _started(waiting, running, experiment, folder, shared)):
+                running.append(started)
             for one in ended:
                 if one.process.returncode:
                     failed[one.cell] = last_line(log_of(folder, one.cell))
-                done = total - len(waiting) - len(running)
                 tell(_line(one, done, total, begun, failed.get(one.cell, "")))
+            if ended:
                 after()
-            while len(running) < jobs and (started := _started(waiting, running, experiment, folder, shared)):
-                running.append(started)
             time.sleep(_POLL)
     finally:
         for one in running:  # only where something went wrong, or it is to end
@@ -116,7 +117,9 @@ def _started(
         log = log_of(folder, cell)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+            # In a session of its own: a signal to all of this one is passed on once, and a second would end it unsaved.
+            apart = dict(stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
+            process = subprocess.Popen(command, **apart)
         waiting.remove(cell)
         return Running(cell, process, shared[cell], time.monotonic())
     return None

@@ -164,7 +164,8 @@ def _best_of_n(context: StageContext, records: Sequence[PromptRecord]) -> tuple[
     count, size = section.samples, section.batch_size
     policy, judge = construct(LoadedModels(context), context.name)
     prompts = [record.prompt for record in records]
-    with pieces(context, (count + rankings(judge, count)) * batches(len(prompts), size)) as piece:
+    parts = count + rankings(count, scores=isinstance(judge, ScoringJudge))
+    with pieces(context, parts * batches(len(prompts), size)) as piece:
         candidates = sampled(context, [policy], prompts, piece)
         scores, cuts = rank_scores(judge, prompts, candidates, size, piece)
     chosen, counters = choose(candidates, scores, section.keep)

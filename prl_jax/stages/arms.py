@@ -7,13 +7,13 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from prl_jax.artifacts.cards import read_card
 from prl_jax.config.declare import sampling
 from prl_jax.data.gold import attributes, utility
 from prl_jax.data.records import PromptRecord
@@ -27,7 +27,7 @@ from prl_jax.evaluation import (
 )
 from prl_jax.judges import Judge, judge_pairs
 from prl_jax.runs.context import StageContext, sampling_of
-from prl_jax.runs.judges import JUDGES
+from prl_jax.runs.judges import JUDGES, scores
 from prl_jax.runs.models import LoadedModels
 from prl_jax.runs.pieces import Pieces, batches
 from prl_jax.stages.anchors import rank_scores
@@ -81,16 +81,25 @@ def arm_rows(section: ConfigDict) -> list[ArmRow]:
     return rows
 
 
-def arms_pieces(section: ConfigDict, records: Sequence[PromptRecord], choosers: Mapping[str, Judge]) -> int:
-    """In how many pieces `compare_arms` comes; `choosers` are the judges that choose among responses, by name."""
+def arms_pieces(context: StageContext, records: Sequence[PromptRecord]) -> int:
+    """In how many pieces `compare_arms` comes."""
+    section = context.section
     if not section.opponent:
         return 0
     rows = arm_rows(section)
     columns = [section.samples * row.best_of if row.temperature else 1 for row in rows]
-    chosen = [section.samples * rankings(choosers[row.judge], row.best_of) for row in rows if row.best_of > 1]
+    chosen = [
+        section.samples * rankings(row.best_of, scores=_scores(context, row.judge)) for row in rows if row.best_of > 1
+    ]
     opponents = section.samples if section.temperature else 1
     judged = len(columns) * section.samples * (1 + has_anchors(section, records))
     return (opponents + sum(columns) + sum(chosen) + judged) * batches(len(records), section.batch_size)
+
+
+def _scores(context: StageContext, judge: str) -> bool:
+    """Whether a judge scores single responses, told by the cards of its models."""
+    is_scalar = lambda one: read_card(context.stage(one), context.defaults).kind == "scalar_judge"  # noqa: E731
+    return scores(context.config.judges, judge, is_scalar)
 
 
 def has_anchors(section: ConfigDict, records: Sequence[PromptRecord]) -> bool:
@@ -102,10 +111,8 @@ def compare_arms(
     records: Sequence[PromptRecord],
     judges: Mapping[str, Mapping[str, Any]],
     piece: Pieces,
-    choosers: Mapping[str, Judge] = MappingProxyType({}),
 ) -> Table:
-    """Samples, judges and compares all arms; `judges` holds what is known of judges that arms learned from, `choosers`
-    are those that choose the best of several responses."""
+    """Samples, judges and compares all arms; `judges` holds what is known of judges that arms learned from."""
     section = context.section
     models = LoadedModels(context)
     judge = models.judge(section.judge, batch_size=section.batch_size)
@@ -118,9 +125,8 @@ def compare_arms(
         policy = opponent if row.stage == section.opponent else models.policy(row.stage).model
         sampled = draw(policy, f"arm_{i}", temperature=row.temperature, times=row.best_of)
         if row.best_of > 1:
-            sampled = _best_of(
-                sampled, row.best_of, choosers[row.judge], records, piece, f"arm_{i}", section.batch_size
-            )
+            chooser = models.judge(row.judge, batch_size=section.batch_size)
+            sampled = _best_of(sampled, row.best_of, chooser, records, piece, f"arm_{i}", section.batch_size)
         arms.append(Arm(row.name, row.stage, i < len(rows) - len(section.arms), row.judge or None, sampled))
     ask = functools.partial(_judged, piece, judge, [record.prompt for record in records], section.batch_size)
     both = [ask(f"orders_{i}", arm.sampled.texts, opponents) for i, arm in enumerate(arms)]

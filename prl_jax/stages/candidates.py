@@ -108,9 +108,9 @@ class Met(NamedTuple):
     cuts: int
 
 
-def rankings(judge: Judge, count: int) -> int:
-    """How often `scored` or `compared` ask for all prompts."""
-    return count if isinstance(judge, ScoringJudge) else count * (count - 1) // 2
+def rankings(count: int, *, scores: bool) -> int:
+    """How often `scored` or `compared` ask for all prompts, of a judge that scores responses or compares them."""
+    return count if scores else count * (count - 1) // 2
 
 
 def scored(

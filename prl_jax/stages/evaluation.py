@@ -116,13 +116,10 @@ def run(context: StageContext) -> dict[str, float]:
     pairs = list(context.records(section.pairs, "preference")) if section.judges else []
     judged = len(section.judges) * batches(len(pairs), section.batch_size)
     table = Table({"arms": [], "notes": []}, [], [])
-    models = LoadedModels(context)
-    named = {row.judge for row in arm_rows(section) if row.best_of > 1} if section.opponent else set()
-    choosers = {judge: models.judge(judge, batch_size=section.batch_size) for judge in sorted(named)}
-    with pieces(context, judged + arms_pieces(section, prompts, choosers)) as piece:
+    with pieces(context, judged + arms_pieces(context, prompts)) as piece:
         judges = {name: evaluate_judge(context, name, pairs, piece) for name in section.judges}
         if section.opponent:
-            table = compare_arms(context, prompts, judges, piece, choosers)
+            table = compare_arms(context, prompts, judges, piece)
     summary = {"title": context.config.title, "seed": context.config.seed, "judges": judges, **table.summary}
     if is_leader():
         if section.opponent:

@@ -65,7 +65,9 @@ def run(context: StageContext) -> dict[str, float]:
     records = list(context.records(section.prompts, "prompt").with_unique_ids())
     prompts = [record.prompt for record in records]
     policies, judges = construct(LoadedModels(context), context.name)
-    parts = section.samples * len(policies) + sum(rankings(one, responses_of(section)) for one in judges.values())
+    number = responses_of(section)
+    asked = sum(rankings(number, scores=isinstance(one, ScoringJudge)) for one in judges.values())
+    parts = section.samples * len(policies) + asked
     with pieces(context, parts * batches(len(prompts), section.batch_size)) as piece:
         candidates = with_references(sampled(context, policies, prompts, piece), records, section.include_reference)
         ranked = {name: ranking(one, prompts, candidates, f"{name}_", piece, context) for name, one in judges.items()}

@@ -67,6 +67,10 @@ def test_a_comparison_runs_its_arms_and_counts_them_together(experiment, tmp_pat
     assert all(row["sampled"] > 0 and row["judged"] > 0 for row in condition["arms"])
     again = prl(*command)
     assert again.code == 0 and "[" not in again.err
+    # A cell of another config is not taken for one of this comparison.
+    experiment.write_text(EXPERIMENT.replace('duration="1 steps", save_every', 'duration="2 steps", save_every'))
+    other = prl(*command)
+    assert other.code == 2 and "ppo_1.duration='1 steps', and now it is '2 steps'" in other.err
 
 
 def test_what_cannot_be_compared_is_told_before_anything_runs(experiment, tmp_path):

@@ -66,7 +66,7 @@ def test_a_model_is_fetched_once_and_checked(index, tmp_path, monkeypatch):
     assert says(refused("models", "get", "tiny"), "has SHA-256", f"expected {TINY.sha256}", "--overwrite")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("")
-    assert says(refused("models", "get", "tiny", "--out", tmp_path / "mine"), "is there already, without tiny.gguf")
+    assert says(refused("models", "get", "tiny", "--out", tmp_path / "mine"), "is there already; delete it")
 
 
 def test_what_is_not_the_model_is_not_kept(index, tmp_path, monkeypatch):

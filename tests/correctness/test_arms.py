@@ -46,7 +46,7 @@ def test_the_best_of_several_is_the_one_that_its_judge_prefers(world, scores, tm
     compare = tables(tmp_path, prompts, monkeypatch)
     one = compare(arms_of=dict(other=dict(title="alone", judge="")))
     monkeypatch.setattr(arms, "sample_policy", spied(arms.sample_policy, seen := []))
-    more = compare(arms_of=best, choosers={"genrm": judge}, judge=judge)
+    more = compare(arms_of=best, judge=judge)
     drawn = next(texts for texts in seen if len(texts) == 6)  # three for each of two samples
     letters = "abcdefg"
     for n, sample in enumerate(more.samples):

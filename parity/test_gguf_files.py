@@ -60,7 +60,7 @@ def test_logits_of_files(case, kind, tmp_path):
 
 @pytest.mark.parametrize("family", ["qwen2.5", "gemma"])
 def test_tokens_of_files(family, tmp_path):
-    """Of the rules that transformers knows; it gives text neither the normal form of Qwen nor SmolLM's digits."""
+    """Texts become the same tokens. Transformers gives text neither the normal form of Qwen nor SmolLM's digits."""
     directory = chat_families.write_tokenizer(tmp_path / "hf", chat_families.FAMILIES[family])
     tokens = gguf_files.tokens_of(directory, "qwen2" if family == "qwen2.5" else None)
     tokens["tokenizer.ggml.add_space_prefix"] = False

@@ -72,8 +72,11 @@ class Surrogate(Protocol):
         """The denominator that the loss will have, from the mask alone."""
         ...
 
-    def corrected(self, frozen: Frozen, logp_sampled: Float[Array, "N T"], cap: float) -> Frozen:
-        """The same for responses of a policy older than `logp_old` has it, whose log-probs are `logp_sampled`.
+    def corrected(
+        self, frozen: Frozen, logp_sampled: Float[Array, "N T"], cap: float
+    ) -> tuple[Frozen, Float[Array, "N T"] | None]:
+        """The same for responses of a policy older than `logp_old` has it, whose log-probs are `logp_sampled`; and the
+        weights of their tokens, None of a loss that asks by itself who sampled.
 
         `cap` is that of `losses.truncated_importance`.
         """
@@ -95,10 +98,12 @@ class _OfTokens:
     def _level(self) -> str:
         return "token"
 
-    def corrected(self, frozen: Frozen, logp_sampled: Float[Array, "N T"], cap: float) -> Frozen:
+    def corrected(
+        self, frozen: Frozen, logp_sampled: Float[Array, "N T"], cap: float
+    ) -> tuple[Frozen, Float[Array, "N T"] | None]:
         # The loss of a token is as many times as large as its advantage: a weight of one is a weight of the other.
         weights = truncated_importance(frozen.logp_old, logp_sampled, frozen.mask, cap=cap, level=self._level)
-        return frozen._replace(advantages=weights * frozen.advantages)
+        return frozen._replace(advantages=weights * frozen.advantages), weights
 
     def denominator(self, mask):
         return reduce_tokens(jnp.zeros(mask.shape, jnp.float32), mask, self.reduce)[1]
@@ -198,8 +203,10 @@ class CISPO(_OfTokens):
 class _OfResponses:
     """Losses of whole responses, which hold the divergence themselves. What they ask of `logp_old` is who sampled."""
 
-    def corrected(self, frozen: Frozen, logp_sampled: Float[Array, "N T"], cap: float) -> Frozen:
-        return frozen._replace(logp_old=logp_sampled)
+    def corrected(
+        self, frozen: Frozen, logp_sampled: Float[Array, "N T"], cap: float
+    ) -> tuple[Frozen, Float[Array, "N T"] | None]:
+        return frozen._replace(logp_old=logp_sampled), None
 
 
 class _OfPairs(_OfResponses):

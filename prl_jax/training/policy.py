@@ -14,13 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from prl_jax import masked
-from prl_jax.losses import (
-    overlong_penalty,
-    reduce_tokens,
-    relative_brevity,
-    token_rewards,
-    truncated_importance,
-)
+from prl_jax.losses import overlong_penalty, reduce_tokens, relative_brevity, token_rewards
 from prl_jax.methods import Critic, Method, Values
 from prl_jax.methods.baselines import Rewards
 from prl_jax.methods.surrogates import Frozen
@@ -92,8 +86,9 @@ def prepare(
     if values is not None and critic_rows is not None and returns is not None:
         critique = Critique(critic_rows, values.before, returns)
     frozen = Frozen(logp, method.regulariser.reference(logp, logp_ref), advantages, trained)
+    weights = None
     if schedule.rollouts_ahead and schedule.importance_cap:
-        frozen = method.surrogate.corrected(frozen, rollout.logp, schedule.importance_cap)
+        frozen, weights = method.surrogate.corrected(frozen, rollout.logp, schedule.importance_cap)
     experience = Experience(rows, rollout.response, mask, frozen, critique)
     sequence_kl = masked.masked_sum(logp - logp_ref, mask, axis=1)
     metrics = {
@@ -107,10 +102,9 @@ def prepare(
     metrics |= {name: jnp.abs(term).mean() for name, term in by_length.items()}
     if schedule.rollouts_ahead:
         metrics["sampler_kl"] = masked.masked_mean(rollout.logp - logp, mask)
-        if cap := schedule.importance_cap:
-            weights = truncated_importance(logp, rollout.logp, mask, cap=cap)
-            metrics["importance"] = masked.masked_mean(weights, mask)
-            metrics["importance_capped"] = masked.masked_mean(jnp.float32(weights >= cap), mask)
+    if weights is not None:
+        metrics["importance"] = masked.masked_mean(weights, trained)
+        metrics["importance_capped"] = masked.masked_mean(jnp.float32(weights >= schedule.importance_cap), trained)
     if critique is not None:
         metrics["value_mean"] = masked.masked_mean(critique.values_old, mask)
         metrics["explained_variance"] = _explained(critique.values_old, critique.returns, mask)

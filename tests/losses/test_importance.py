@@ -65,7 +65,8 @@ def test_each_token_weighs_as_its_ratio_to_the_sampler(surrogate):
     weights = np.asarray(truncated_importance(LOGP, OLDER, KEPT, cap=1.5, level=level))
     trained, older, logp, adv = (jnp.where(KEPT, x, 0.0) for x in (LOGP + 0.3, OLDER, LOGP, ADV))
     frozen = Frozen(logp, logp, adv, KEPT)
-    older = surrogate.corrected(frozen, older, 1.5)
+    older, found = surrogate.corrected(frozen, older, 1.5)
+    np.testing.assert_array_equal(found, weights)
     for i, t in zip(*np.nonzero(MASK), strict=True):
         alone = np.zeros_like(MASK)
         alone[i, t] = True
@@ -82,6 +83,7 @@ def test_losses_of_whole_responses_ask_who_sampled():
     frozen = Frozen(*(jnp.asarray(RNG.normal(size=(2, 3)), jnp.float32) for _ in range(3)), kept)
     sampled = frozen.logp_old - 0.5
     for surrogate in (PairClip(), SingleRegression()):
-        found = surrogate.corrected(frozen, sampled, 2.0)
+        found, weights = surrogate.corrected(frozen, sampled, 2.0)
+        assert weights is None
         np.testing.assert_array_equal(found.logp_old, sampled)
         np.testing.assert_array_equal(found.advantages, frozen.advantages)

@@ -9,6 +9,7 @@ import numpy as np
 
 from prl_jax.errors import UserError
 from prl_jax.gguf_file import Header
+from prl_jax.models.config import LARGEST
 from prl_jax.models.gguf.families import (
     ARCHITECTURES,
     FIXED,
@@ -23,7 +24,7 @@ from prl_jax.models.gguf.families import (
     Architecture,
 )
 from prl_jax.models.gguf.rope import FACTORS, read_scaling, scaling_of
-from prl_jax.models.gguf.tensors import EMBEDDING, OUTPUT, read_tensor
+from prl_jax.models.gguf.tensors import EMBEDDING, OUTPUT, read_tensor, readable
 from prl_jax.models.hf.families import FAMILIES, FULL, SLIDING
 from prl_jax.models.hf.values import KINDS, is_a, short
 
@@ -32,6 +33,7 @@ _ENDS = ("eos", "eot", "eom")
 _INTEGERS = frozenset({"max_position_embeddings", "hidden_size", "num_hidden_layers", "intermediate_size"}) | frozenset(
     {"num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window"}
 )
+BLOCKS = "block_count"
 
 
 def architecture_of(header: Header) -> tuple[str, Architecture]:
@@ -128,6 +130,8 @@ def _said(header: Header, name: str, known: Architecture) -> dict[str, Any]:
             wrong.append(f"{prefix}{key}={short(value)} (unknown)")
     if wrong:
         raise UserError(f"{header.path}: not supported: {'; '.join(wrong)}")
+    if said[BLOCKS] > LARGEST["layers"]:  # before anything is made for each of them
+        raise UserError(f"{header.path}: {prefix}{BLOCKS}={said[BLOCKS]}, expected at most {LARGEST['layers']}")
     return said
 
 
@@ -138,9 +142,10 @@ def _scaling(header: Header, said: Mapping[str, Any], values: Mapping[str, Any])
         return scaling
     if scaling is not None:
         raise UserError(f"{where}: has both rope.scaling.type={scaling['rope_type']!r} and {FACTORS}, expected one")
-    size = values["head_dim"] // 2
-    if header.tensors[FACTORS].shape != (size,):
-        raise UserError(f"{where}: {FACTORS} {list(header.tensors[FACTORS].shape)}, expected {size} factors")
+    size, factors = values["head_dim"] // 2, header.tensors[FACTORS]
+    if factors.shape != (size,) or not readable(factors.kind):
+        found = f"{list(factors.shape)} of type {factors.kind}"
+        raise UserError(f"{where}: {FACTORS} {found}, expected {size} factors that the gguf library dequantises")
     return scaling_of(read_tensor(header, FACTORS), values["head_dim"], values["rope_theta"], where)
 
 

@@ -57,7 +57,8 @@ class GGUFTensors:
             for name, place in places.items()
             if place in header.tensors
         }
-        self.unknown = [name for name in header.tensors if name not in set(places.values())]
+        known_places = set(places.values())
+        self.unknown = [name for name in header.tensors if name not in known_places]
         self._path = header.path
         try:
             self._file = open(header.path, "rb", buffering=0)

@@ -47,8 +47,9 @@ def write_file(out: BinaryIO | None, metadata: Mapping[str, Any], tensors: Mappi
             out.write(_text(key) + b"".join(_value(value)))
         _describe(out, tensors)
     for tensor in tensors.values():
-        data = encoded(tensor.make(), tensor.kind)
+        array = tensor.make()
         if out is not None:
+            data = encoded(array, tensor.kind)
             out.write(memoryview(data.reshape(-1)))
             out.write(bytes(-data.size % _ALIGNMENT))
 

@@ -82,6 +82,7 @@ REFUSED = {
     "llama.attention.sliding_window=7 (unknown)": dict(llama__attention__sliding_window=7),
     "llama.logit_scale=2.0 (unknown)": dict(llama__logit_scale=2.0),
     "llama.block_count is missing": dict(llama__block_count=None),
+    "llama.block_count=4294967295, expected at most 4096": dict(llama__block_count=2**32 - 1),
     "llama.embedding_length='x' (expected a whole number above 0)": dict(llama__embedding_length="x"),
     "llama.attention.head_count=True": dict(llama__attention__head_count=True),
     "llama.attention.layer_norm_rms_epsilon=nan": dict(llama__attention__layer_norm_rms_epsilon=float("nan")),
@@ -114,6 +115,14 @@ def test_other_architectures_are_refused(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"llama", b"phi22"))
     with pytest.raises(UserError, match="general.architecture='phi22' is not supported; supported: llama, qwen2"):
         hf_config(read_header(path))
+
+
+def test_factors_that_cannot_be_read_are_refused(tmp_path):
+    header = read_header(gguf_files.write(tmp_path / "m.gguf", CASES["llama-llama3"]))
+    factors = header.tensors["rope_freqs.weight"]
+    wrong = {**header.tensors, "rope_freqs.weight": factors._replace(kind="I32")}
+    with pytest.raises(UserError, match="rope_freqs.weight .* of type I32, expected 16 factors"):
+        hf_config(header._replace(tensors=wrong))
 
 
 def test_both_ways_to_stretch_positions_are_one_too_many(tmp_path):

@@ -65,6 +65,8 @@ def run_stages(
     wait_for_all("all have looked at the workdir")
     if is_leader():
         workdir.create()
+        if shared is not None:
+            make_directory(shared)
     with _alone(workdir.path):
         if is_leader():
             measurements.keep(workdir)
@@ -73,29 +75,33 @@ def run_stages(
         for name in config.stages:
             if workdir.finished(name) and is_leader():
                 print(f"{name:<16} finished before, skipped", file=sys.stderr)
-        for name in kept:
-            if workdir.finished(name) and is_leader():
-                keep(workdir.stage(name), kept[name])
+                if name in kept:
+                    keep(workdir.stage(name), kept[name])
         for context in contexts:
             if stop():
                 raise Stopped(f"{context.name} is not started")
             if context.name in kept and _taken(context, kept[context.name]):
                 continue
             stop.starts()
-            make_directory(context.directory)
-            start = time.monotonic()
-            with jax.set_mesh(context.mesh):
-                metrics = _run_stage(context)
-            seconds = time.monotonic() - start
-            if is_leader():
-                metrics |= context.counters
-                kind = KINDS[context.section.kind]
-                workdir.finish(context.name, kind=kind.name, family=kind.family, metrics=metrics, seconds=seconds)
-                drop_pieces(context.directory)
-                if context.name in kept:
-                    keep(context.directory, kept[context.name])
+            _finish(context)
+            if context.name in kept and is_leader():
+                keep(context.directory, kept[context.name])
             wait_for_all(f"{context.name} is finished")
     return workdir
+
+
+def _finish(context: StageContext) -> None:
+    """Runs a stage to its end, and says so in the workdir."""
+    make_directory(context.directory)
+    start = time.monotonic()
+    with jax.set_mesh(context.mesh):
+        metrics = _run_stage(context)
+    seconds = time.monotonic() - start
+    if is_leader():
+        metrics |= context.counters
+        kind = KINDS[context.section.kind]
+        context.workdir.finish(context.name, kind=kind.name, family=kind.family, metrics=metrics, seconds=seconds)
+        drop_pieces(context.directory)
 
 
 def _taken(context: StageContext, place: Path) -> bool:
